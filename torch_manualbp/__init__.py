@@ -1,0 +1,14 @@
+"""Explicit backpropagation for PyTorch: backward formulas derived by hand, written out, and verified against autograd.
+
+- :mod:`torch_manualbp.rules`: the calculus, one ``torch.autograd.Function`` for each operation
+- :mod:`torch_manualbp.functional`: ``torch.nn.functional`` over the rules
+- :mod:`torch_manualbp.nn`: ``torch.nn`` over the rules
+- :mod:`torch_manualbp.verify`: gradients held against autograd's
+- :mod:`torch_manualbp.lightning`: training under PyTorch Lightning (imported on its own: it loads Lightning)
+"""
+
+from torch_manualbp import functional, nn, rules
+from torch_manualbp.rules import Rule
+
+__all__ = ["Rule", "functional", "nn", "rules"]
+__version__ = "0.1.0"

@@ -1,0 +1,30 @@
+"""``torch.nn`` with our layers in place of torch's::
+
+    from torch_manualbp import nn        # was: from torch import nn
+
+Ours, each a subclass of the torch class of its name with the same constructor, repr and ``state_dict``:
+
+- linear: ``Linear``, ``Identity``
+- activations: ``ReLU``, ``Sigmoid``, ``Tanh``
+- losses: ``MSELoss``, ``CrossEntropyLoss``
+
+and ``nn.functional`` is :mod:`torch_manualbp.functional`. Every other name (``Module``, ``Sequential``, ``Flatten``, ``Parameter``,
+``init``, …) is torch's own, handed on as it is. ``nn.X.__module__`` tells which one an ``X`` is.
+"""
+
+from torch.nn import *  # noqa: F403
+from torch.nn import attention as attention
+from torch.nn import init as init
+from torch.nn import modules as modules
+from torch.nn import parallel as parallel
+from torch.nn import parameter as parameter
+from torch.nn import utils as utils
+
+from torch_manualbp import functional as functional
+from torch_manualbp.nn.activation import ReLU as ReLU
+from torch_manualbp.nn.activation import Sigmoid as Sigmoid
+from torch_manualbp.nn.activation import Tanh as Tanh
+from torch_manualbp.nn.linear import Identity as Identity
+from torch_manualbp.nn.linear import Linear as Linear
+from torch_manualbp.nn.loss import CrossEntropyLoss as CrossEntropyLoss
+from torch_manualbp.nn.loss import MSELoss as MSELoss

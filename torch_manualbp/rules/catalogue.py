@@ -1,0 +1,76 @@
+"""What the catalogue says of a rule: its torch twin, and inputs on which the two must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_manualbp.rules.rule import Rule
+
+__all__ = ["Entry", "Make", "Sample"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of a rule: ``rule.apply(*args)`` and ``twin(*args)``."""
+
+    name: str
+    args: tuple[Any, ...]
+
+
+class Make:
+    """Makes the tensors of samples: the same for the same seed, in every dtype the same numbers rounded."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64, device: str | torch.device = "cpu", seed: int = 0) -> None:
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int) -> Tensor:
+        """Standard normal numbers; of a complex dtype, in both parts."""
+        wide = torch.complex128 if self.dtype.is_complex else torch.float64
+        return torch.randn(shape, dtype=wide, generator=self._generator).to(self.device, self.dtype)
+
+    def positive(self, *shape: int) -> Tensor:
+        """Uniform numbers from 0.5 to 1.5."""
+        return (torch.rand(shape, dtype=torch.float64, generator=self._generator) + 0.5).to(self.device, self.dtype)
+
+    def probabilities(self, *shape: int, dim: int) -> Tensor:
+        """Positive numbers that sum to 1 along ``dim``."""
+        logits = torch.randn(shape, dtype=torch.float64, generator=self._generator)
+        return logits.softmax(dim).to(self.device, self.dtype)
+
+    def indices(self, classes: int, *shape: int) -> Tensor:
+        """Integers from 0 to ``classes`` − 1."""
+        return torch.randint(classes, shape, generator=self._generator).to(self.device)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A rule, the torch function of the same arguments, and samples that between them take every branch."""
+
+    rule: type[Rule]
+    twin: Callable[..., Tensor]
+    samples: Callable[[Make], Iterator[Sample]]
+    constants: frozenset[int] = frozenset()
+    """Positions of floating-point arguments that torch gives no gradient."""
+    complex: bool = False
+    """Whether the twin takes complex numbers."""
+    smooth: bool = True
+    """Whether every derivative is continuous; a rule that is not has kinks, where only the convention decides."""
+
+    @property
+    def name(self) -> str:
+        return self.rule.__name__
+
+    def differentiable(self, sample: Sample) -> tuple[int, ...]:
+        """Positions of the arguments that take a gradient."""
+        return tuple(
+            i
+            for i, arg in enumerate(sample.args)
+            if isinstance(arg, Tensor) and (arg.is_floating_point() or arg.is_complex()) and i not in self.constants
+        )
