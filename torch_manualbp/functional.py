@@ -1,7 +1,8 @@
 """``torch.nn.functional`` over the rules: the same signatures, defaults, reductions and autocast behaviour.
 
-Ours: ``linear``, ``identity``, ``relu``, ``sigmoid``, ``tanh``, ``mse_loss``, ``cross_entropy``. Each is one call of the rule
-that it names. Every other name of ``torch.nn.functional`` is handed on as it is, so that a model file changes one import::
+Ours: ``linear``, ``identity``, ``relu``, ``sigmoid``, ``tanh``, ``mse_loss``, ``cross_entropy``. Each is one call of
+the rule that it names. Every other name of ``torch.nn.functional`` is handed on as it is, so that a model file changes
+one import::
 
     import torch_manualbp.functional as F      # was: import torch.nn.functional as F
 """
@@ -40,7 +41,7 @@ def identity(input: Tensor) -> Tensor:
     """a = z as a node of the graph, with :class:`~torch_manualbp.rules.Identity`."""
     if has_torch_function_unary(input):
         return _overridden(identity, (input,), input)
-    return rules.Identity.apply(input)  # type: ignore[no-any-return]
+    return rules.Identity.apply(input)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -49,21 +50,21 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         return _overridden(relu, (input,), input, inplace=inplace)
     output = rules.ReLU.apply(input)
     # Function's own in-place protocol, mark_dirty, fails under vmap and torch.compile.
-    return input.copy_(output) if inplace else output  # type: ignore[no-any-return]
+    return input.copy_(output) if inplace else output
 
 
 def sigmoid(input: Tensor) -> Tensor:
     """a = σ(z), with :class:`~torch_manualbp.rules.Sigmoid`; as :func:`torch.nn.functional.sigmoid`."""
     if has_torch_function_unary(input):
         return _overridden(sigmoid, (input,), input)
-    return rules.Sigmoid.apply(input)  # type: ignore[no-any-return]
+    return rules.Sigmoid.apply(input)
 
 
 def tanh(input: Tensor) -> Tensor:
     """a = tanh(z), with :class:`~torch_manualbp.rules.Tanh`; as :func:`torch.nn.functional.tanh`."""
     if has_torch_function_unary(input):
         return _overridden(tanh, (input,), input)
-    return rules.Tanh.apply(input)  # type: ignore[no-any-return]
+    return rules.Tanh.apply(input)
 
 
 def mse_loss(
@@ -74,9 +75,9 @@ def mse_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """C_i = (s_i − y_i)², with :class:`~torch_manualbp.rules.MeanSquaredError`; as :func:`torch.nn.functional.mse_loss`.
+    """C_i = (s_i − y_i)², with :class:`~torch_manualbp.rules.MeanSquaredError`.
 
-    The reduction of a weighted loss, Σ v_i C_i / Σ v_i, is left to autograd.
+    As :func:`torch.nn.functional.mse_loss`. The reduction of a weighted loss, Σ v_i C_i / Σ v_i, is left to autograd.
     """
     if has_torch_function_variadic(input, target, weight):
         return _overridden(
@@ -94,7 +95,8 @@ def mse_loss(
     if weight is None:
         return _apply_in_full_precision(rules.MeanSquaredError, input, target, reduction)
     if weight.shape != input.shape or reduction not in ("none", "sum", "mean"):
-        return _torch_functional.mse_loss(input, target, reduction=reduction, weight=weight)  # which says what is wrong
+        # torch says what is wrong; its stub for type checkers has no weight
+        return _torch_functional.mse_loss(input, target, reduction=reduction, weight=weight)  # type: ignore[call-arg]
     weighted: Tensor = rules.MeanSquaredError.apply(input, target, "none") * weight
     if reduction == "none":
         return weighted
@@ -142,21 +144,33 @@ def cross_entropy(
 
 def _overridden(function: Any, relevant: tuple[Any, ...], *args: Any, **kwargs: Any) -> Tensor:
     """Hand the call to a tensor subclass or mode, which fx's symbolic tracing is one of."""
-    return handle_torch_function(function, relevant, *args, **kwargs)  # type: ignore[no-any-return]
+    return handle_torch_function(function, relevant, *args, **kwargs)
 
 
 def _apply_in_low_precision(rule: type[Rule], *args: Any) -> Tensor:
     """``rule.apply(*args)``, under autocast in its dtype, as autocast runs matrix products."""
     if _autocasts(args[0]):
         return _apply_cast(rule, torch.get_autocast_dtype(args[0].device.type), args)
-    return rule.apply(*args)  # type: ignore[no-any-return]
+    return rule.apply(*_distinct(args))
 
 
 def _apply_in_full_precision(rule: type[Rule], *args: Any) -> Tensor:
     """``rule.apply(*args)``, under autocast in float32, as autocast runs losses."""
     if _autocasts(args[0]):
         return _apply_cast(rule, torch.float32, args)
-    return rule.apply(*args)  # type: ignore[no-any-return]
+    return rule.apply(*_distinct(args))
+
+
+def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """No tensor twice, under torch.compile: it refuses such a call of a Function, and older versions lost half of the
+    gradient (pytorch#183604)."""
+    if not torch.compiler.is_compiling():
+        return args
+    distinct: list[Any] = []
+    for arg in args:
+        again = isinstance(arg, Tensor) and any(arg is other for other in distinct)
+        distinct.append(arg.view_as(arg) if again else arg)
+    return tuple(distinct)
 
 
 def _autocasts(input: Any) -> bool:
@@ -177,4 +191,4 @@ def _apply_cast(rule: type[Rule], dtype: torch.dtype, args: tuple[Any, ...]) -> 
         return arg if arg.dtype == torch.float64 else arg.to(dtype)
 
     with torch.autocast(device, enabled=False):
-        return rule.apply(*map(cast, args))  # type: ignore[no-any-return]
+        return rule.apply(*_distinct(tuple(cast(arg) for arg in args)))

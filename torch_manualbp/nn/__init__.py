@@ -8,8 +8,8 @@ Ours, each a subclass of the torch class of its name with the same constructor, 
 - activations: ``ReLU``, ``Sigmoid``, ``Tanh``
 - losses: ``MSELoss``, ``CrossEntropyLoss``
 
-and ``nn.functional`` is :mod:`torch_manualbp.functional`. Every other name (``Module``, ``Sequential``, ``Flatten``, ``Parameter``,
-``init``, …) is torch's own, handed on as it is. ``nn.X.__module__`` tells which one an ``X`` is.
+and ``nn.functional`` is :mod:`torch_manualbp.functional`. Every other name (``Module``, ``Sequential``, ``Flatten``,
+``Parameter``, ``init``, …) is torch's own, handed on as it is. ``nn.X.__module__`` tells which one an ``X`` is.
 """
 
 from torch.nn import *  # noqa: F403
@@ -20,7 +20,7 @@ from torch.nn import parallel as parallel
 from torch.nn import parameter as parameter
 from torch.nn import utils as utils
 
-from torch_manualbp import functional as functional
+from torch_manualbp import functional as functional  # type: ignore[no-redef]
 from torch_manualbp.nn.activation import ReLU as ReLU
 from torch_manualbp.nn.activation import Sigmoid as Sigmoid
 from torch_manualbp.nn.activation import Tanh as Tanh

@@ -13,13 +13,16 @@ __all__ = ["Identity", "Linear"]
 class Identity(torch.nn.Identity):
     """``torch.nn.Identity``: a = z ⇒ ∂C/∂z = ∂C/∂a.
 
-    Returns its very input, like torch's class, whose users change the output in place and compare with ``is``; for a node of
-    its own in the graph there is :func:`torch_manualbp.functional.identity`.
+    Returns its very input, like torch's class, whose users change the output in place and compare with ``is``. For a
+    node of its own in the graph there is :func:`torch_manualbp.functional.identity`.
     """
 
 
 class Linear(torch.nn.Linear):
-    """``torch.nn.Linear`` by :class:`torch_manualbp.rules.Linear`: z = a Wᵀ + b ⇒ ∂C/∂a = δ W, ∂C/∂W = δᵀ a, ∂C/∂b = Σ δ."""
+    """``torch.nn.Linear`` by :class:`torch_manualbp.rules.Linear`.
+
+    z = a Wᵀ + b ⇒ ∂C/∂a = δ W, ∂C/∂W = δᵀ a, ∂C/∂b = Σ_samples δ.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight, self.bias)

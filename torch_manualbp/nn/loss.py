@@ -11,7 +11,10 @@ __all__ = ["CrossEntropyLoss", "MSELoss"]
 
 
 class MSELoss(torch.nn.MSELoss):
-    """``torch.nn.MSELoss`` by :class:`torch_manualbp.rules.MeanSquaredError`: C = Σ (s − y)² / n ⇒ ∂C/∂s = 2 (s − y) / n."""
+    """``torch.nn.MSELoss`` by :class:`torch_manualbp.rules.MeanSquaredError`.
+
+    C = Σ (s − y)² / n ⇒ ∂C/∂s = 2 (s − y) / n.
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(input, target, reduction=self.reduction)
@@ -19,8 +22,10 @@ class MSELoss(torch.nn.MSELoss):
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss`` by :class:`torch_manualbp.rules.CrossEntropy` for class indices and
-    :class:`torch_manualbp.rules.CrossEntropyProbabilities` for class probabilities:
-    C = −Σ_k q_k log p_k ⇒ ∂C/∂s = (p Σ_k q_k − q) / n."""
+    :class:`torch_manualbp.rules.CrossEntropyProbabilities` for class probabilities.
+
+    C = −Σ_k q_k log p_k ⇒ ∂C/∂s = (p Σ_k q_k − q) / n.
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(

@@ -54,7 +54,10 @@ class ReLU(KeepsOutput):
 
 
 def relu_delta(da: Tensor, a: Tensor) -> Tensor:
-    """δ = ∂C/∂a where a > 0, else 0. A choice and no product: inf · 0 would be NaN; ``<=`` lets a NaN pass as torch does."""
+    """δ = ∂C/∂a where a > 0, else 0.
+
+    A choice and no product, since inf · 0 is NaN; by ``<=``, which lets the upstream pass at NaN as torch does.
+    """
     return torch.where(a <= 0, 0, da)
 
 
@@ -87,7 +90,7 @@ class Sigmoid(KeepsOutput):
 
 @rounded_once
 def sigmoid_delta(da: Tensor, a: Tensor) -> Tensor:
-    """δ = ∂C/∂a ⊙ a (1 − a). The factor stays whole: in a − a² the digits of 1 − a cancel as a nears 1."""
+    """δ = ∂C/∂a ⊙ a (1 − a), in this form because the digits of a − a² cancel as a nears 1."""
     return da * ((1 - a) * a)
 
 
@@ -120,5 +123,5 @@ class Tanh(KeepsOutput):
 
 @rounded_once
 def tanh_delta(da: Tensor, a: Tensor) -> Tensor:
-    """δ = ∂C/∂a ⊙ (1 − a²), as (1 − a)(1 + a): each factor is exact near its zero, where 1 − a² loses the digits of 1 − |a|."""
+    """δ = ∂C/∂a ⊙ (1 − a²), as (1 − a)(1 + a): each factor is exact near its zero, where 1 − a² loses its digits."""
     return da * ((1 - a) * (1 + a))

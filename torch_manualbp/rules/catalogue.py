@@ -63,6 +63,9 @@ class Entry:
     smooth: bool = True
     """Whether every derivative is continuous; a rule that is not has kinks, where only the convention decides."""
 
+    cancels: bool = False
+    """Whether the gradient is a sum whose terms cancel, which leaves an entry near 0 few right digits in any order."""
+
     @property
     def name(self) -> str:
         return self.rule.__name__

@@ -21,6 +21,7 @@ __all__ = [
     "CrossEntropyProbabilities",
     "MeanSquaredError",
     "cross_entropy_gradient",
+    "squared_error_gradient",
 ]
 
 
@@ -51,36 +52,44 @@ class MeanSquaredError(Rule):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         s, y = ctx.saved_tensors
         needs_ds, needs_dy, _ = ctx.needs_input_grad
-        r = widened(s) - widened(y)
-        n = r.numel() if ctx.reduction == "mean" else 1
-        dC = r * (widened(g) * 2 / n)
-        ds = dC.sum_to_size(s.shape).to(s.dtype) if needs_ds else None
-        dy = dC.neg().sum_to_size(y.shape).to(y.dtype) if needs_dy else None
+        n = _number_of_entries(s, y) if ctx.reduction == "mean" else 1
+        dr = squared_error_gradient(widened(s), widened(y), widened(g) / n)
+        ds = dr.sum_to_size(s.shape).to(s.dtype) if needs_ds else None
+        dy = dr.neg().sum_to_size(y.shape).to(y.dtype) if needs_dy else None
         return ds, dy, None
 
     @staticmethod
     def jvp(ctx: Any, ds: Tensor | None, dy: Tensor | None, _: None) -> Tensor:
         s, y = ctx.saved_tensors
-        r = widened(s) - widened(y)
-        n = r.numel() if ctx.reduction == "mean" else 1
+        n = _number_of_entries(s, y) if ctx.reduction == "mean" else 1
         dr = (0 if ds is None else ds) - (0 if dy is None else dy)
-        dC = 2 * r * dr
+        dC = squared_error_gradient(widened(s), widened(y), dr)
         return (dC if ctx.reduction == "none" else dC.sum() / n).to(torch.result_type(s, y))
+
+
+def squared_error_gradient(s: Tensor, y: Tensor, g: Tensor | float = 1) -> Tensor:
+    """∂C/∂s = 2 (s − y) g, with one g for all or one for each entry."""
+    return (s - y) * (2 * g)
+
+
+def _number_of_entries(s: Tensor, y: Tensor) -> int:
+    """n, and 1 where there are none, so that no derivative is the empty sum's 0 times 1 / 0."""
+    return max(math.prod(torch.broadcast_shapes(s.shape, y.shape)), 1)
 
 
 class CrossEntropy(Rule):
     """The cross-entropy of scores s over K classes with the index y of the true class.
 
-    With the class weights w (1 where there are none), label smoothing ε and p = softmax(s), the target is a distribution
-    q over the classes::
+    With class weights w (1 where there are none), label smoothing ε and p = softmax(s), the target is a distribution q
+    over the classes::
 
         q_k = w_k ((1 − ε) [k = y] + ε / K)
         C_i = −Σ_k q_k log p_k             C = Σ C_i / n,  n = Σ w_y
         ⇒
         ∂C/∂s_k = (p_k Σ_j q_j − q_k) g / n
 
-    which without weights and smoothing is the textbook's p − onehot(y). A sample with y = ``ignore_index`` has no part in
-    any of the sums; its gradient is 0.
+    which without weights and smoothing is the textbook's p − onehot(y). A sample with y = ``ignore_index`` has no part
+    in any of the sums; its gradient is 0.
 
     Shapes: s (K) with y (), or s (samples, K, *) with y (samples, *) of integers. ``"sum"`` and ``"none"`` have n = 1.
     Kept: s, y, w. As in torch, w takes no gradient.
@@ -105,26 +114,26 @@ class CrossEntropy(Rule):
         if ctx.reduction == "mean":
             g = g / _weight_of_samples(counted, y, w)
         g = torch.where(counted, g, 0)
-        return cross_entropy_gradient(s, y, w, ctx.epsilon, g), None, None, None, None, None
+        return cross_entropy_gradient(s, y, g, w, ctx.epsilon), None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, ds: Tensor, *_: None) -> Tensor:
         s, y, w = ctx.saved_tensors
         counted = y != ctx.ignore_index
         y = torch.where(counted, y, 0)
-        gradient = cross_entropy_gradient(s, y, w, ctx.epsilon, counted.to(ds.dtype))
+        gradient = cross_entropy_gradient(s, y, counted.to(ds.dtype), w, ctx.epsilon)
         dC = torch.linalg.vecdot(gradient, ds, dim=_class_dim(s))
         if ctx.reduction != "none":
             dC = dC.sum()
         return dC / _weight_of_samples(counted, y, w) if ctx.reduction == "mean" else dC
 
 
-def cross_entropy_gradient(s: Tensor, y: Tensor, w: Tensor | None, epsilon: float, g: Tensor) -> Tensor:
+def cross_entropy_gradient(s: Tensor, y: Tensor, g: Tensor, w: Tensor | None = None, epsilon: float = 0.0) -> Tensor:
     """∂C/∂s_k = (p_k Σ_j q_j − q_k) g, with one y in 0 … K−1 and one g for each sample: (samples, K, *)."""
     k = _class_dim(s)
     y, g = y.unsqueeze(k), g.unsqueeze(k)
     p = torch.softmax(widened(s), k)
-    g_y = g if w is None else g * widened(w)[y]
+    g_y = g if w is None else g * _weight_of(y, w)
     if epsilon == 0:
         ds = p * g_y
     else:
@@ -133,14 +142,18 @@ def cross_entropy_gradient(s: Tensor, y: Tensor, w: Tensor | None, epsilon: floa
         if w is None:
             ds = p * (g_y + smooth * s.shape[k]) - smooth
         else:
-            w = widened(w)
-            ds = p * (g_y + smooth * w.sum()) - smooth * _along_classes(w, s)
+            ds = p * (g_y + smooth * widened(w).sum()) - _weighted(smooth, w, s)
     return ds.scatter_add(k, y, -g_y.to(ds.dtype)).to(s.dtype)
+
+
+def _weight_of(y: Tensor, w: Tensor) -> Tensor:
+    """w_y of each sample. As an index_select, since ``w[y]`` makes torch.compile read a y of shape ()."""
+    return widened(w).index_select(0, y.reshape(y.numel())).reshape(y.shape)
 
 
 def _weight_of_samples(counted: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """n = Σ w_y over the samples that count."""
-    return counted.sum() if w is None else torch.where(counted, widened(w)[y], 0).sum()
+    return counted.sum() if w is None else torch.where(counted, _weight_of(y, w), 0).sum()
 
 
 class CrossEntropyProbabilities(Rule):
@@ -155,7 +168,8 @@ class CrossEntropyProbabilities(Rule):
         ∂C/∂y_k = −(1 − ε) w_k log p_k g / n
         ∂C/∂w_k = −Σ_samples ((1 − ε) y_k + ε / K) log p_k g / n
 
-    Shapes: s and y (K), or (samples, K, *). ``"sum"`` and ``"none"`` have n = 1. Kept: s, y, w.
+    Shapes: s and y (K), or (samples, K, *). ``"sum"`` and ``"none"`` have n = 1. Kept: s, and of y and w
+    what the needed gradients use.
     """
 
     @staticmethod
@@ -165,61 +179,72 @@ class CrossEntropyProbabilities(Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         s, y, w, _, ctx.reduction, ctx.epsilon = inputs
-        ctx.save_for_backward(s, y, w)
+        needs_ds, needs_dy, needs_dw, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(s, y if needs_ds or needs_dw else None, w if needs_ds or needs_dy else None)
         ctx.save_for_forward(s, y, w)
+        ctx.dtypes = s.dtype, y.dtype, s.dtype if w is None else w.dtype
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         s, y, w = ctx.saved_tensors
         needs_ds, needs_dy, needs_dw, *_ = ctx.needs_input_grad
-        k, epsilon = _class_dim(s), ctx.epsilon
+        s_dtype, y_dtype, w_dtype = ctx.dtypes
+        k = _class_dim(s)
         g = widened(g)
         if ctx.reduction == "mean":
             g = g / _number_of_samples(s)
         elif ctx.reduction == "none":
             g = g.unsqueeze(k)
         log_p = torch.log_softmax(widened(s), k)
-        smoothed = (1 - epsilon) * widened(y) + epsilon / s.shape[k]
-        q = smoothed if w is None else smoothed * _along_classes(w, s)
         ds = dy = dw = None
         if needs_ds:
-            ds = ((log_p.exp() * q.sum(k, keepdim=True) - q) * g).to(s.dtype)
+            q = _weighted(_smoothed(y, ctx.epsilon, s), w, s)
+            ds = ((log_p.exp() * q.sum(k, keepdim=True) - q) * g).to(s_dtype)
         if needs_dy:
-            dy = log_p * (g * -(1 - epsilon))
-            dy = (dy if w is None else dy * _along_classes(w, s)).to(y.dtype)
+            dy = (_weighted(log_p, w, s) * (g * -(1 - ctx.epsilon))).to(y_dtype)
         if needs_dw:
-            dw = (-smoothed * log_p * g).sum_to_size(_along_classes(w, s).shape).reshape(w.shape).to(w.dtype)
+            dw = -_smoothed(y, ctx.epsilon, s) * log_p * g
+            dw = dw.sum_to_size(_class_shape(s)).reshape(s.shape[k]).to(w_dtype)
         return ds, dy, dw, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, ds: Tensor | None, dy: Tensor | None, dw: Tensor | None, *_: None) -> Tensor:
         s, y, w = ctx.saved_tensors
-        k, epsilon = _class_dim(s), ctx.epsilon
+        k = _class_dim(s)
         log_p = torch.log_softmax(widened(s), k)
-        smoothed = (1 - epsilon) * widened(y) + epsilon / s.shape[k]
-        q = smoothed if w is None else smoothed * _along_classes(w, s)
+        smoothed = _smoothed(y, ctx.epsilon, s)
+        q = _weighted(smoothed, w, s)
         dC = torch.zeros_like(log_p)
         if ds is not None:
             dC = dC + (log_p.exp() * q.sum(k, keepdim=True) - q) * ds
         if dy is not None:
-            dq = (1 - epsilon) * dy
-            dC = dC - log_p * (dq if w is None else dq * _along_classes(w, s))
+            dC = dC - _weighted(log_p, w, s) * (1 - ctx.epsilon) * dy
         if dw is not None:
-            dC = dC - log_p * smoothed * _along_classes(dw, s)
+            dC = dC - _weighted(smoothed, dw, s) * log_p
         dC = dC.sum(k) if ctx.reduction == "none" else dC.sum()
         if ctx.reduction == "mean":
             dC = dC / _number_of_samples(s)
         return dC.to(torch.result_type(s, y))
 
 
+def _smoothed(y: Tensor, epsilon: float, s: Tensor) -> Tensor:
+    """(1 − ε) y_k + ε / K."""
+    return widened(y) if epsilon == 0 else (1 - epsilon) * widened(y) + epsilon / s.shape[_class_dim(s)]
+
+
+def _weighted(t: Tensor, w: Tensor | None, s: Tensor) -> Tensor:
+    """w_k t_k."""
+    return t if w is None else t * widened(w).reshape(_class_shape(s))
+
+
 def _class_dim(s: Tensor) -> int:
     return 0 if s.dim() == 1 else 1
 
 
-def _along_classes(w: Tensor, s: Tensor) -> Tensor:
-    """(K) → (K, 1, …), which broadcasts against s."""
-    return widened(w).reshape(-1, *[1] * (s.dim() - 1 - _class_dim(s)))
+def _class_shape(s: Tensor) -> list[int]:
+    """The shape in which a tensor of the K classes broadcasts against s: (1, K, 1, …)."""
+    return [size if d == _class_dim(s) else 1 for d, size in enumerate(s.shape)]
 
 
 def _number_of_samples(s: Tensor) -> int:
-    return math.prod(size for d, size in enumerate(s.shape) if d != _class_dim(s))
+    return max(s.numel() // max(s.shape[_class_dim(s)], 1), 1)

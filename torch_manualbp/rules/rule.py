@@ -1,4 +1,4 @@
-"""What every rule shares: a fast ``apply``, forward mode beside ``torch.compile``, and rounding once in low precision."""
+"""What every rule shares: a fast ``apply``, forward mode beside torch.compile, and one rounding in low precision."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Rule(Function):
     A rule is written with static methods, as torch documents them for ``Function``:
 
     - ``forward(*args)`` computes the operation, out of place, and returns a new tensor;
-    - ``setup_context(ctx, inputs, output)`` keeps what the needed gradients use, with ``ctx.save_for_backward``, and for
-      forward mode with ``ctx.save_for_forward`` (which holds nothing once ``apply`` has returned);
+    - ``setup_context(ctx, inputs, output)`` keeps what the needed gradients use, with ``ctx.save_for_backward``, and
+      for forward mode with ``ctx.save_for_forward`` (which holds nothing once ``apply`` has returned);
     - ``backward(ctx, upstream)`` is the formula: one gradient, or ``None``, for each argument of ``forward``;
     - ``jvp(ctx, *tangents)`` is the formula of forward mode; a tangent is ``None`` where its argument has none.
 
@@ -56,12 +56,12 @@ class Rule(Function):
         # Function.apply inspects the signature of forward at every call: 42 µs for a tiny Linear, against 8 µs for its
         # base class's apply, which does all that is needed when no functorch transform is active.
         if torch._C._are_functorch_transforms_active():
-            return super(Rule, cls.with_jvp).apply(*args)
+            return super(Rule, cls.with_jvp).apply(*args)  # type: ignore[no-untyped-call]
         if forward_ad._current_level >= 0:
-            return super(Function, cls.with_jvp).apply(*args)
+            return super(Function, cls.with_jvp).apply(*args)  # type: ignore[misc]
         if not torch.is_grad_enabled():
             return cls.forward(*args)  # there is nothing to keep: 5 µs against 12
-        return super(Function, cls).apply(*args)
+        return super(Function, cls).apply(*args)  # type: ignore[misc]
 
     # Restated, because Function declares backward without keywords, and a type checker would then refuse the rules'
     # own argument names.

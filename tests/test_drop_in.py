@@ -1,0 +1,397 @@
+"""Changing ``from torch import nn`` to ``from torch_manualbp import nn`` changes no number, name, pickle or error."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import contract
+import pytest
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+from torch import nn as torch_nn
+
+import torch_manualbp
+from torch_manualbp import functional, nn
+
+OURS = {name for name, value in vars(nn).items() if getattr(value, "__module__", "").startswith("torch_manualbp.")}
+
+LAYERS: dict[str, Callable[[Any], torch_nn.Module]] = {
+    "Linear": lambda nn: nn.Linear(4, 3),
+    "Linear without bias": lambda nn: nn.Linear(4, 3, bias=False),
+    "Linear in float64": lambda nn: nn.Linear(4, 3, dtype=torch.float64),
+    "Identity": lambda nn: nn.Identity(),
+    "ReLU": lambda nn: nn.ReLU(),
+    "ReLU in place": lambda nn: nn.ReLU(inplace=True),
+    "Sigmoid": lambda nn: nn.Sigmoid(),
+    "Tanh": lambda nn: nn.Tanh(),
+    "MSELoss": lambda nn: nn.MSELoss(reduction="sum"),
+    "CrossEntropyLoss": lambda nn: nn.CrossEntropyLoss(
+        torch.tensor([1.0, 2.0, 0.5, 1.0]), ignore_index=1, label_smoothing=0.1
+    ),
+}
+every_layer = pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
+
+
+def pair(build: Callable[[Any], torch_nn.Module]) -> tuple[torch_nn.Module, torch_nn.Module]:
+    """Our layer and torch's, made from the same random state."""
+    torch.manual_seed(1)
+    ours = build(nn)
+    torch.manual_seed(1)
+    return ours, build(torch_nn)
+
+
+def call(layer: torch_nn.Module) -> tuple[Tensor, ...]:
+    """The layer's output and all gradients on an input of its own dtype."""
+    dtype = next((p.dtype for p in layer.parameters()), torch.float32)
+    x = torch.randn(5, 4, dtype=dtype, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    target: tuple[Tensor, ...] = ()
+    if isinstance(layer, torch_nn.MSELoss):
+        target = (torch.ones(5, 4),)
+    elif isinstance(layer, torch_nn.CrossEntropyLoss):
+        target = (torch.tensor([0, 1, 2, 3, 3]),)
+    output = layer(x * 1, *target)
+    upstream = torch.randn(output.shape, dtype=dtype, generator=torch.Generator().manual_seed(3))
+    return output.detach(), *torch.autograd.grad(output, [x, *layer.parameters()], upstream)
+
+
+@every_layer
+def test_same_numbers(build: Callable[[Any], torch_nn.Module]) -> None:
+    ours, theirs = pair(build)
+    for actual, expected in zip(call(ours), call(theirs), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=4 * torch.finfo(expected.dtype).eps, atol=1e-7)
+
+
+@every_layer
+def test_same_names(build: Callable[[Any], torch_nn.Module]) -> None:
+    ours, theirs = pair(build)
+    assert repr(ours) == repr(theirs)
+    assert isinstance(ours, type(theirs))
+    assert type(ours).__name__ == type(theirs).__name__
+    assert inspect.signature(type(ours)) == inspect.signature(type(theirs))
+    assert list(inspect.signature(ours.forward).parameters) == list(inspect.signature(theirs.forward).parameters)
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+
+
+@every_layer
+def test_pickles_and_copies(build: Callable[[Any], torch_nn.Module]) -> None:
+    ours, _ = pair(build)
+    for twin in (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)):
+        assert type(twin) is type(ours)
+        for a, b in zip(call(twin), call(ours), strict=True):
+            assert torch.equal(a, b)
+
+
+def network(nn: Any) -> torch_nn.Module:
+    torch.manual_seed(1)
+    layers = [nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Identity(), nn.Linear(8, 8), nn.Sigmoid()]
+    built: torch_nn.Module = nn.Sequential(*layers, nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3, bias=False))
+    return built
+
+
+def test_a_network_trains_to_the_same_parameters() -> None:
+    ours, theirs = network(nn).double(), network(torch_nn).double()
+    x, y = torch.randn(16, 4, dtype=torch.float64), torch.randint(3, (16,))
+    for model, loss in ((ours, nn.CrossEntropyLoss()), (theirs, torch_nn.CrossEntropyLoss())):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        for _ in range(50):
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "relu", "sigmoid", "tanh", "mse_loss", "cross_entropy"])
+def test_same_signatures(name: str) -> None:
+    ours = inspect.signature(getattr(functional, name))
+    if name == "linear":  # a builtin, whose signature stands in its documentation
+        assert list(ours.parameters) == ["input", "weight", "bias"]
+        return
+    theirs = inspect.signature(getattr(torch_functional, name))
+    assert [(p.name, p.default, p.kind) for p in ours.parameters.values()] == [
+        (p.name, p.default, p.kind) for p in theirs.parameters.values()
+    ]
+
+
+x54, y5 = torch.ones(5, 4), torch.zeros(5, dtype=torch.long)
+BAD_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
+    "features": ("linear", (x54, torch.ones(3, 5), torch.ones(3)), {}),
+    "bias": ("linear", (x54, torch.ones(3, 4), torch.ones(2)), {}),
+    "dtype of the weight": ("linear", (x54, torch.ones(3, 4, dtype=torch.float64)), {}),
+    "integers": ("linear", (y5, torch.ones(3, 5)), {}),
+    "no tensor": ("linear", ([1.0], torch.ones(3, 1)), {}),
+    "relu of a list": ("relu", ([1.0],), {}),
+    "relu of bools": ("relu", (torch.tensor([True]),), {}),
+    "relu of complex": ("relu", (torch.ones(2, dtype=torch.complex64),), {}),
+    "relu of a leaf in place": ("relu", (torch.ones(2, requires_grad=True), True), {}),
+    "mse shapes": ("mse_loss", (torch.ones(5, 4), torch.ones(5, 4, 2)[..., :0]), {}),
+    "mse reduction": ("mse_loss", (x54, x54), {"reduction": "average"}),
+    "mse of complex": ("mse_loss", (x54.to(torch.complex64), x54.to(torch.complex64)), {}),
+    "mse of integers": ("mse_loss", (y5, y5), {}),
+    "mse weight's shape": ("mse_loss", (x54, x54), {"weight": torch.ones(4)}),
+    "mse weighted reduction": ("mse_loss", (x54, x54), {"weight": x54, "reduction": "average"}),
+    "mse without tensors": ("mse_loss", ([1.0], [2.0]), {}),
+    "class out of range": ("cross_entropy", (x54, y5 + 4), {}),
+    "negative class": ("cross_entropy", (x54, y5 - 1), {}),
+    "number of targets": ("cross_entropy", (x54, y5[:3]), {}),
+    "target of floats": ("cross_entropy", (x54, y5.float()), {}),
+    "probabilities as integers": ("cross_entropy", (x54, x54.long()), {}),
+    "probabilities with ignore_index": ("cross_entropy", (x54, x54), {"ignore_index": 1}),
+    "number of weights": ("cross_entropy", (x54, y5), {"weight": torch.ones(3)}),
+    "dtype of the weights": ("cross_entropy", (x54, y5), {"weight": torch.ones(4).double()}),
+    "weight that learns": ("cross_entropy", (x54, y5), {"weight": torch.ones(4, requires_grad=True)}),
+    "smoothing": ("cross_entropy", (x54, y5), {"label_smoothing": 1.5}),
+    "reduction": ("cross_entropy", (x54, y5), {"reduction": "average"}),
+    "scores without classes": ("cross_entropy", (torch.tensor(1.0), torch.tensor(0)), {}),
+    "scores as a list": ("cross_entropy", ([1.0], y5), {}),
+    "target as a list": ("cross_entropy", (x54, [1]), {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize(("name", "args", "kwargs"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_same_errors(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], learns: bool) -> None:
+    def outcome(function: Callable[..., Tensor]) -> tuple[type[BaseException], str]:
+        fresh = [
+            a.detach().clone().requires_grad_(learns or a.requires_grad)
+            if isinstance(a, Tensor) and a.is_floating_point()
+            else a
+            for a in args
+        ]
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - the one to expect is torch's
+            function(*fresh, **kwargs)
+        return caught.type, str(caught.value)
+
+    assert outcome(getattr(functional, name)) == outcome(getattr(torch_functional, name))
+
+
+def test_same_warnings() -> None:
+    wide, narrow = torch.ones(5, 4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    for module in (functional, torch_functional):
+        with pytest.warns(UserWarning, match="target size"):
+            loss = module.mse_loss(wide, narrow)
+        d_wide, d_narrow = torch.autograd.grad(loss, [wide, narrow])
+        assert torch.equal(d_wide, torch.full((5, 4), 0.1))
+        assert torch.equal(d_narrow, torch.full((4,), -0.5))
+        with pytest.warns(UserWarning, match="reduction='sum'"):
+            module.mse_loss(narrow, narrow, size_average=False)
+        with pytest.warns(UserWarning, match="reduction='none'"):
+            module.cross_entropy(wide, y5, reduce=False)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_weighted_mse(reduction: str) -> None:
+    tensors = [torch.rand(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    results = []
+    for module in (functional, torch_functional):
+        loss = module.mse_loss(tensors[0], tensors[1], weight=tensors[2], reduction=reduction)
+        results.append([loss, *torch.autograd.grad(loss.sum(), tensors)])
+    for ours, theirs in zip(*results, strict=True):
+        contract.assert_same(ours, theirs, "weighted")
+
+
+def test_bias_of_each_position() -> None:
+    """torch's linear broadcasts a bias of several dimensions, outside vmap."""
+    args = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 5, 4), (3, 4), (5, 3))]
+    for ours, theirs in zip(
+        contract.gradients(functional.linear, args), contract.gradients(torch_functional.linear, args), strict=True
+    ):
+        contract.assert_same(ours, theirs, "gradient")
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.float64), (torch.bfloat16, torch.float32), (torch.float32, torch.int64)]
+)
+def test_mse_of_mixed_dtypes(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    results = []
+    for module in (functional, torch_functional):
+        s = torch.arange(4.0, dtype=dtypes[0]).requires_grad_()
+        y = torch.ones(4, dtype=dtypes[1])
+        loss = module.mse_loss(s, y)
+        results.append((loss, *torch.autograd.grad(loss, s)))
+    for ours, theirs in zip(*results, strict=True):
+        contract.assert_same(ours, theirs, "mixed dtypes")
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_cross_entropy_where_every_sample_is_ignored(weighted: bool) -> None:
+    results = []
+    for module in (functional, torch_functional):
+        s = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        loss = module.cross_entropy(s, y5, weight=torch.ones(4) if weighted else None, ignore_index=0)
+        results.append((loss.detach(), *torch.autograd.grad(loss, s)))
+    for ours, theirs in zip(*results, strict=True):
+        contract.assert_same(ours, theirs, "all ignored")
+
+
+@pytest.mark.parametrize("function", ["linear", "mse_loss", "cross_entropy"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_the_same_tensor_in_two_places(function: str, compiled: bool) -> None:
+    """Both places add to the gradient, also under torch.compile, which refuses such a call of a bare Function."""
+    torch._dynamo.reset()
+    grads = []
+    for module in (functional, torch_functional):
+        x = torch.rand(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        run = getattr(module, function)
+        run = torch.compile(run, fullgraph=True, backend="aot_eager") if compiled else run
+        grads.append(torch.autograd.grad(run(x, x).sum(), x)[0])
+    contract.assert_same(grads[0], grads[1], "gradient")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_autocast(dtype: torch.dtype, compiled: bool) -> None:
+    """Outputs and gradients have torch's dtypes and its numbers to the rounding of the autocast dtype."""
+    torch._dynamo.reset()
+    results = []
+    for module in (nn, torch_nn):
+        model, loss = network(module), module.CrossEntropyLoss()
+        run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with torch.autocast("cpu", dtype):
+            scores = run(x)
+            cost = loss(scores, torch.arange(16) % 3) + module.MSELoss()(scores, torch.ones(16, 3, dtype=dtype))
+        results.append((scores.detach(), cost.detach(), *torch.autograd.grad(cost, [x, *model.parameters()])))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=8 * torch.finfo(dtype).eps * theirs.abs().max().item())
+
+
+def test_autocast_leaves_float64_to_torchs_error() -> None:
+    args = torch.ones(5, 4, dtype=torch.float64), torch.ones(3, 4)
+    messages = []
+    for function in (functional.linear, torch_functional.linear):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError) as caught:
+            function(*args)
+        messages.append(str(caught.value).split(":")[0])
+    assert messages[0] == messages[1]
+
+
+def test_backward_inside_autocast() -> None:
+    grads = []
+    for module in (nn, torch_nn):
+        model = network(module)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(torch.ones(8, 4)).float().square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+
+
+def test_relu_in_place_changes_its_input() -> None:
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    z = x * 1
+    a = functional.relu(z, inplace=True)
+    assert a is z
+    assert torch.equal(z, torch.tensor([0.0, 2.0]))
+    (dx,) = torch.autograd.grad(a.sum(), x)
+    assert torch.equal(dx, torch.tensor([0.0, 1.0]))
+    doubled = torch.func.vmap(torch.func.grad(lambda x: functional.relu(x * 2, inplace=True)))
+    assert torch.equal(doubled(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
+
+
+def test_identity_returns_its_very_input() -> None:
+    x = torch.ones(3, requires_grad=True) * 1
+    assert nn.Identity(54, unused=0.1)(x) is x
+    y = functional.identity(x)
+    y.relu_()  # a tensor of its own, which may be changed in place
+    assert y is not x
+
+
+def test_without_gradients_nothing_is_recorded() -> None:
+    model = network(nn)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert not model(torch.ones(2, 4)).requires_grad
+    assert not model.requires_grad_(False)(torch.ones(2, 4)).requires_grad
+
+
+def test_meta_device_and_fake_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = network(nn).to("meta")
+    x = torch.ones(5, 4, device="meta")
+    loss = functional.cross_entropy(model(x), torch.zeros(5, dtype=torch.long, device="meta"))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert network(nn)(torch.ones(5, 4)).shape == (5, 3)
+
+
+class Tagged(torch.Tensor):
+    """A tensor subclass with torch's default behaviour: results carry the subclass."""
+
+
+def test_tensor_subclasses() -> None:
+    x = torch.ones(5, 4).as_subclass(Tagged)
+    weight = torch.ones(3, 4, requires_grad=True)
+    output = functional.mse_loss(functional.relu(functional.linear(x, weight)), torch.zeros(5, 3))
+    assert type(output) is Tagged
+    assert torch.autograd.grad(output, weight)[0].shape == (3, 4)
+
+
+def test_symbolic_tracing() -> None:
+    model = network(nn)
+    traced = torch.fx.symbolic_trace(model)
+    assert any(node.target is functional.linear for node in traced.graph.nodes)
+    assert torch.equal(traced(torch.ones(2, 4)), model(torch.ones(2, 4)))
+
+
+def test_export_runs_the_forward() -> None:
+    model = network(nn)
+    exported = torch.export.export(model, (torch.ones(2, 4),))
+    assert torch.equal(exported.module()(torch.ones(2, 4)), model(torch.ones(2, 4)))
+
+
+def test_a_tensor_that_escaped_a_functorch_transform() -> None:
+    escaped: list[Tensor] = []
+
+    def square(x: Tensor) -> Tensor:
+        escaped.append(x)
+        return (x * x).sum()
+
+    torch.func.grad(square)(torch.ones(5, 4))
+    assert functional.linear(escaped[0], torch.ones(3, 4)).shape == (5, 3)
+
+
+def test_nn_hands_on_the_rest_of_torch_nn() -> None:
+    for name in vars(torch_nn):
+        if not name.startswith("_") and name[0].isupper():
+            assert hasattr(nn, name), name
+            assert (getattr(nn, name) is getattr(torch_nn, name)) == (name not in OURS), name
+    assert nn.init is torch_nn.init
+    assert nn.functional is functional
+    assert functional.dropout is torch_functional.dropout
+    with pytest.raises(
+        AttributeError, match=r"neither torch_manualbp\.functional nor torch\.nn\.functional has a 'nope'"
+    ):
+        _ = functional.nope
+
+
+def test_the_documentation_lists_what_is_ours() -> None:
+    assert nn.__doc__ is not None
+    assert functional.__doc__ is not None
+    for name in OURS:
+        assert f"``{name}``" in nn.__doc__, name
+    for name in functional.__all__:
+        assert f"``{name}``" in functional.__doc__, name
+
+
+def test_import_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, torch; before = set(sys.modules); import torch_manualbp;"
+        "print([m for m in sorted(set(sys.modules) - before) if not m.startswith(('torch_manualbp', 'torch.'))])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]", result.stdout
+    assert torch_manualbp.__version__
