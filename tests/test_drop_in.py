@@ -201,6 +201,11 @@ def test_weighted_mse(reduction: str) -> None:
 
 def test_bias_of_each_position() -> None:
     """torch's linear broadcasts a bias of several dimensions, outside vmap."""
+    with torch.no_grad():
+        try:
+            torch_functional.linear(torch.ones(2, 5, 4), torch.ones(3, 4), torch.ones(5, 3))
+        except RuntimeError as error:
+            pytest.skip(f"this torch refuses: {error}")
     args = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 5, 4), (3, 4), (5, 3))]
     for ours, theirs in zip(
         contract.gradients(functional.linear, args), contract.gradients(torch_functional.linear, args), strict=True
@@ -217,7 +222,12 @@ def test_mse_of_mixed_dtypes(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
         s = torch.arange(4.0, dtype=dtypes[0]).requires_grad_()
         y = torch.ones(4, dtype=dtypes[1])
         loss = module.mse_loss(s, y)
-        results.append((loss, *torch.autograd.grad(loss, s)))
+        try:
+            results.append((loss, *torch.autograd.grad(loss, s)))
+        except RuntimeError as error:
+            if module is functional:
+                raise
+            pytest.skip(f"this torch has no gradient here: {error}")
     for ours, theirs in zip(*results, strict=True):
         contract.assert_same(ours, theirs, "mixed dtypes")
 
@@ -241,10 +251,14 @@ def test_the_same_tensor_in_two_places(function: str, compiled: bool) -> None:
     grads = []
     for module in (functional, torch_functional):
         x = torch.rand(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        run = getattr(module, function)
+        run = _twice(getattr(module, function))
         run = torch.compile(run, fullgraph=True, backend="aot_eager") if compiled else run
-        grads.append(torch.autograd.grad(run(x, x).sum(), x)[0])
+        grads.append(torch.autograd.grad(run(x).sum(), x)[0])
     contract.assert_same(grads[0], grads[1], "gradient")
+
+
+def _twice(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: function(x, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
