@@ -1,0 +1,46 @@
+"""What README says is what happens."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from torch_manualbp import functional, nn
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_quick_start_prints_what_it_says() -> None:
+    program, printed = blocks("python")[0], blocks("text")[0]
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout == printed
+
+
+def test_the_quick_start_begins_with_two_commands() -> None:
+    after = README.split("## Quick start")[1].lstrip()
+    assert after.startswith("```shell\n")
+    commands = after.split("```")[1].splitlines()[1:]
+    assert len(commands) == 2
+    assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
+    assert all("-c .ci/constraints.txt" in command for command in commands)
+
+
+def test_the_table_lists_every_layer_and_function_of_ours() -> None:
+    rows = [line.split("|")[1:3] for line in README.splitlines() if line.startswith("| `") and "torch_manualbp.nn" not in line]
+    ours = {name for name, value in vars(nn).items() if getattr(value, "__module__", "").startswith("torch_manualbp.")}
+    assert {layer.strip(" `") for layer, _ in rows} == ours
+    assert {function.strip(" `") for _, function in rows} == set(functional.__all__)
+
+
+def test_every_file_that_it_names_is_there() -> None:
+    names = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"(?:examples|tests|\.ci)/[\w.]+\.\w+", README)
+    assert names
+    for name in names:
+        assert (ROOT / name).exists(), name
