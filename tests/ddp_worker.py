@@ -1,0 +1,82 @@
+"""Run by test_lightning.py under as many processes as it is told: train, and write down what came of it.
+
+python ddp_worker.py <processes> <batch size of each> <folder for the results>
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from torch_manualbp import nn
+from torch_manualbp.lightning import DigitsDataModule, ManualBackpropModule
+
+ACCURACY = {"class_path": "torchmetrics.classification.MulticlassAccuracy", "init_args": {"num_classes": 10}}
+
+
+class RandomNumbersOfEachProcess(pl.Callback):
+    """Gives every process a random state of its own, and notes the one that each epoch begins with."""
+
+    def __init__(self) -> None:
+        self.at_epoch_start: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.manual_seed(100 + trainer.global_rank)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.rand(1)
+        self.at_epoch_start.append(torch.get_rng_state())
+
+
+def fit(processes: int, batch_size: int, folder: Path, epochs: int, **kwargs: Any) -> tuple[pl.Trainer, list[Any]]:
+    """Train ``epochs`` epochs of 4 steps, in float64."""
+    torch.manual_seed(0)
+    module = ManualBackpropModule(
+        nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)),
+        nn.CrossEntropyLoss(),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        metrics={"accuracy": ACCURACY},
+    )
+    random = RandomNumbersOfEachProcess()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        precision="64-true",
+        max_epochs=epochs,
+        limit_train_batches=4,
+        callbacks=[ModelCheckpoint(folder, "last", enable_version_counter=False), random],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = DigitsDataModule(batch_size, val_fraction=0.251, test_fraction=0.2005)
+    trainer.fit(module, data, **kwargs)
+    assert (len(data.val_set), len(data.test_set)) == (451, 361)  # odd: two processes have unequal shares
+    return trainer, random.at_epoch_start
+
+
+def main(processes: int, batch_size: int, folder: Path) -> None:
+    """Two epochs, and the second again, resumed after the first."""
+    trainer, states = fit(processes, batch_size, folder / "two", epochs=2)
+    module = trainer.lightning_module
+    values = dict(trainer.callback_metrics)
+    trainer.test(module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+    result = {"parameters": module.state_dict(), "values": values | dict(trainer.callback_metrics), "states": states}
+
+    fit(processes, batch_size, folder / "one", epochs=1)
+    _, resumed = fit(processes, batch_size, folder / "one", epochs=2, ckpt_path=folder / "one" / "last.ckpt")
+    torch.save(result | {"resumed": resumed}, folder / f"result{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,19 @@
+"""Training under PyTorch Lightning: the one part of the package that imports it.
+
+- :class:`ManualBackpropModule` trains a model of our layers under ``pytorch_lightning.Trainer``
+- :class:`GradientFlow` records the gradient norm of every layer over training
+- :class:`NonFiniteLossError` stops a training whose loss is NaN or infinite, and names the layer that it comes from
+- :class:`DigitsDataModule` serves the handwritten digits that scikit-learn ships
+
+::
+
+    module = ManualBackpropModule(model, torch_manualbp.nn.CrossEntropyLoss(), lambda p: torch.optim.SGD(p, lr=0.1))
+    pytorch_lightning.Trainer(max_epochs=20, callbacks=[GradientFlow("flow.png")]).fit(module, DigitsDataModule())
+"""
+
+from torch_manualbp.lightning.digits import DigitsDataModule
+from torch_manualbp.lightning.gradient_flow import GradientFlow
+from torch_manualbp.lightning.module import ManualBackpropModule
+from torch_manualbp.lightning.nonfinite import NonFiniteLossError
+
+__all__ = ["DigitsDataModule", "GradientFlow", "ManualBackpropModule", "NonFiniteLossError"]

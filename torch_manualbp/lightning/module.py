@@ -1,0 +1,228 @@
+"""The LightningModule."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import Metric
+
+from torch_manualbp.lightning.config import instantiate, plain_copy
+from torch_manualbp.lightning.metrics import EpochMetrics
+from torch_manualbp.lightning.nonfinite import NonFiniteLossError, cause_of_nonfinite_loss, is_finite
+
+__all__ = ["ManualBackpropModule"]
+
+Config = Mapping[str, Any]
+ADAM: Config = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
+
+_RNG_STATES = "torch_manualbp.rng_states"
+_GIVEN_AS_OBJECT = "given_as_object"
+
+
+class ManualBackpropModule(pl.LightningModule):
+    """Trains ``model`` on batches ``(inputs, target)`` with ``loss(model(inputs), target)``.
+
+    Each argument is a configuration (see :mod:`torch_manualbp.lightning.config`) or an object. What was given by
+    configuration is saved in the checkpoint: given everything so, ``ManualBackpropModule.load_from_checkpoint(path)``
+    needs no more. What was given as an object is then passed again: ``load_from_checkpoint(path, model=...)``.
+
+    Logged over each epoch, on all samples of all processes: ``train_loss``, ``val_loss``, ``test_loss``, and under
+    ``train_<name>``, ``val_<name>``, ``test_<name>`` the metrics.
+
+    The checkpoint carries the state of torch's CPU random numbers, and ``Trainer.fit(..., ckpt_path=...)`` goes on with
+    it: resumed from a checkpoint of an epoch's end, a run ends with the parameters, to the last bit, that it would have
+    ended with uninterrupted, also where the model draws random numbers. The data loader must not draw from the same
+    stream: give it a ``generator`` of its own, and an order that follows from the epoch.
+
+    Args:
+        model: the network.
+        loss: a function or module of (output, target) that returns one number, for epochs the mean over the samples.
+        optimizer: a configuration without the parameters, or a function of them.
+        scheduler: of learning rates; a configuration without the optimizer, or a function of it. The configuration
+            takes Lightning's ``interval`` ("epoch"), ``frequency`` (1) and ``monitor`` besides; ``ReduceLROnPlateau``
+            monitors "val_loss" unless told otherwise.
+        metrics: names and what to measure: ``torchmetrics.Metric`` of (output, target), or configurations of them.
+
+    Raises:
+        ValueError: a configuration cannot be followed; the message names the place in it.
+        TypeError: an argument is neither a configuration nor an object of its kind; a batch is not (inputs, target).
+        NonFiniteLossError: the training loss is NaN or infinite; the message names the first layer whose output is.
+    """
+
+    def __init__(
+        self,
+        model: Module | Config,
+        loss: Callable[[Any, Any], Tensor] | Config,
+        optimizer: Callable[[Iterable[Parameter]], Optimizer] | Config = ADAM,
+        scheduler: Callable[[Optimizer], Any] | Config | None = None,
+        metrics: Mapping[str, Metric | Config] | None = None,
+    ) -> None:
+        super().__init__()
+        given = {"model": model, "loss": loss, "optimizer": optimizer, "scheduler": scheduler, "metrics": metrics}
+        _refuse_missing(given)
+        self.save_hyperparameters({name: _hyperparameter(value) for name, value in given.items()})
+        self.model: Module = _built("model", model, Module, "a torch.nn.Module")
+        self.loss = _built("loss", loss, Callable, "a function of (output, target)")
+        measured = _built_metrics(metrics)
+        self.train_metrics = EpochMetrics("train", measured)
+        self.val_metrics = EpochMetrics("val", measured)
+        self.test_metrics = EpochMetrics("test", measured)
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._rng_states: list[Tensor] | None = None
+
+    def forward(self, inputs: Any) -> Any:
+        """The model's output."""
+        return self.model(inputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of the batch, checked to be finite."""
+        inputs, target = _inputs_and_target(batch, "training_step")
+        rng_state = torch.get_rng_state()
+        output = self.model(inputs)
+        loss: Tensor = self.loss(output, target)
+        if not is_finite(loss):
+            cause = cause_of_nonfinite_loss(self.model, self.loss, inputs, target, rng_state)
+            value = loss.item() if loss.numel() == 1 else loss.detach()
+            raise NonFiniteLossError(f"the loss is {value} at global step {self.global_step}: {cause}")
+        self.train_metrics.update(loss, output, target, _batch_size(inputs, target))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure the batch."""
+        self._evaluate(batch, "validation_step", self.val_metrics)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure the batch."""
+        self._evaluate(batch, "test_step", self.test_metrics)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """The model's output for inputs with or without a target: ``inputs``, ``(inputs,)`` or ``(inputs, target)``."""
+        if isinstance(batch, list | tuple) and len(batch) == 1:
+            return self.model(batch[0])
+        return self.model(batch if isinstance(batch, Tensor) else _inputs_and_target(batch, "predict_step")[0])
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the last epoch's samples."""
+        self.train_metrics.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's samples."""
+        self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last epoch's samples."""
+        self.test_metrics.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log(self.train_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log(self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log(self.test_metrics)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer of all parameters, and the scheduler with Lightning's settings for it."""
+        optimizer = _built("optimizer", self._optimizer, Callable, "a function of the parameters", self.parameters())
+        if self._scheduler is None:
+            return optimizer
+        scheduler, settings = self._scheduler, {}
+        if isinstance(scheduler, Mapping):
+            settings = {k: v for k, v in scheduler.items() if k in ("interval", "frequency", "monitor")}
+            scheduler = {k: v for k, v in scheduler.items() if k not in settings}
+        built = _built("scheduler", scheduler, Callable, "a function of the optimizer", optimizer)
+        if isinstance(built, ReduceLROnPlateau):
+            settings.setdefault("monitor", "val_loss")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": built, **settings}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the random state of every process into the checkpoint, which only one of them writes."""
+        states = cast(Tensor, self.all_gather(torch.get_rng_state().to(self.device)))
+        # Cloned one by one: torch.set_rng_state crashes on a view with an offset into its storage (torch 2.13).
+        checkpoint[_RNG_STATES] = [state.clone() for state in states.cpu().reshape(-1, states.shape[-1])]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the random state out of the checkpoint, if it is to go on training from."""
+        resumed = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        self._rng_states = checkpoint.get(_RNG_STATES) if resumed else None
+
+    def on_train_start(self) -> None:
+        """Go on with the checkpoint's random numbers, now that the loaders and the callbacks have drawn theirs."""
+        states, self._rng_states = self._rng_states, None
+        if states is not None and self.global_rank < len(states):
+            torch.set_rng_state(states[self.global_rank].cpu())
+
+    def _evaluate(self, batch: Any, step: str, metrics: EpochMetrics) -> None:
+        inputs, target = _inputs_and_target(batch, step)
+        output = self.model(inputs)
+        metrics.update(self.loss(output, target), output, target, _batch_size(inputs, target))
+
+    def _log(self, metrics: EpochMetrics) -> None:
+        # The values are those of all processes already; without sync_dist Lightning warns that they might not be.
+        self.log_dict(metrics.compute(), prog_bar=True, sync_dist=True)
+
+
+def _inputs_and_target(batch: Any, step: str) -> tuple[Any, Any]:
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[0], batch[1]
+    form = type(batch).__name__ + (f" of length {len(batch)}" if hasattr(batch, "__len__") else "")
+    raise TypeError(f"{step} takes batches (inputs, target), not a {form}; have the data loader make them so")
+
+
+def _batch_size(inputs: Any, target: Any) -> int:
+    sizes = (t.shape[0] for t in (target, inputs) if isinstance(t, Tensor) and t.dim() > 0)
+    return next(sizes, 1)
+
+
+def _built(name: str, given: Any, kind: Any, accepted: str, *args: Any) -> Any:
+    """What the argument ``name`` stands for; ``args`` are what a configuration or a function of them lacks."""
+    if isinstance(given, Mapping):
+        return instantiate(given, *args, path=name)
+    if not isinstance(given, kind) or (inspect.isclass(given) and not args):
+        raise TypeError(f"{name} is {given!r}: it takes {accepted}, or {{'class_path': ..., 'init_args': ...}}")
+    return given(*args) if args else given
+
+
+def _built_metrics(given: Any) -> dict[str, Metric]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or "class_path" in given:
+        raise TypeError(f"metrics is {given!r}: it takes names and metrics, such as {{'accuracy': ...}}")
+    if "loss" in given:
+        raise ValueError("metrics has the name 'loss', which is the loss's own; call the metric otherwise")
+    return {
+        name: _built(f"metrics[{name!r}]", metric, Metric, "a torchmetrics.Metric") for name, metric in given.items()
+    }
+
+
+def _hyperparameter(given: Any) -> Any:
+    """The argument as plain data if it is, or else what class it was of."""
+    try:
+        return plain_copy(given)
+    except TypeError:
+        cls = given if inspect.isclass(given) or inspect.isfunction(given) else type(given)
+        return {_GIVEN_AS_OBJECT: f"{cls.__module__}.{cls.__qualname__}"}
+
+
+def _refuse_missing(given: dict[str, Any]) -> None:
+    """Say what to pass to ``load_from_checkpoint`` for what the checkpoint holds by name only."""
+    missing = [name for name, value in given.items() if isinstance(value, Mapping) and _GIVEN_AS_OBJECT in value]
+    if missing:
+        call = ", ".join(f"{name}=..." for name in missing)
+        raise TypeError(
+            f"the checkpoint does not hold {' and '.join(missing)}, given as object: load_from_checkpoint(path, {call})"
+        )
