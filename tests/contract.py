@@ -147,11 +147,11 @@ def raw_backward_is_well_formed(case: Case) -> None:
             assert about == (arg.shape, arg.dtype, arg.device), f"argument {i}: gradient is {about}"
 
 
-def passes_gradcheck(case: Case) -> None:
+def passes_gradcheck(case: Case, dtype: torch.dtype = torch.float64) -> None:
     """Finite differences agree in reverse mode, forward mode and both under vmap."""
     assert gradcheck(
         case.entry.rule.apply,
-        case.args(),
+        case.args(Make(dtype)),
         check_forward_ad=True,
         check_batched_grad=True,
         check_batched_forward_grad=True,
@@ -179,6 +179,8 @@ def forward_mode_equals_reverse_mode(case: Case) -> None:
     forward_over_reverse = torch.func.hessian(cost, p)(*args)
     reverse_over_reverse = torch.func.jacrev(torch.func.jacrev(cost, p), p)(*args)
     assert_same(forward_over_reverse, reverse_over_reverse, "Hessian")
+    forward_over_forward = torch.func.jacfwd(torch.func.jacfwd(cost, p), p)(*args)
+    assert_same(forward_over_forward, reverse_over_reverse, "Hessian, forward over forward")
 
 
 def upstream_may_have_any_strides(case: Case) -> None:
@@ -209,9 +211,9 @@ def inputs_may_have_any_strides(case: Case) -> None:
 
 
 def vmap_patterns(case: Case) -> list[tuple[int, ...]]:
-    """Which arguments vmap maps over: all tensors, and each alone."""
+    """Which arguments vmap maps over: all tensors, the first two as in per-sample gradients, and each alone."""
     tensors = tuple(i for i, a in enumerate(case.args()) if isinstance(a, Tensor))
-    return list(dict.fromkeys([tensors, *((t,) for t in tensors)]))
+    return list(dict.fromkeys([tensors, tensors[:2], *((t,) for t in tensors)]))
 
 
 def vmaps(case: Case, mapped: tuple[int, ...]) -> None:
@@ -226,11 +228,12 @@ def vmaps(case: Case, mapped: tuple[int, ...]) -> None:
 
 
 def why_torch_does_not_vmap(case: Case, mapped: tuple[int, ...]) -> str | None:
-    """What the torch twin's forward says under the same vmap, if it refuses."""
+    """What torch says of the gradients of the twin under the same vmap, if it refuses."""
     args = [torch.stack([a] * 3) if i in mapped else a for i, a in enumerate(case.args(frozen=case.differentiable()))]
+    vjp = _vjp(case.entry.twin, case.differentiable())
     try:
-        torch.func.vmap(case.entry.twin, in_dims=tuple(0 if i in mapped else None for i in range(len(args))))(*args)
-    except RuntimeError as error:
+        torch.func.vmap(vjp, in_dims=tuple(0 if i in mapped else None for i in range(len(args))))(*args)
+    except (RuntimeError, ZeroDivisionError) as error:
         return str(error).split(". ")[0]
     return None
 

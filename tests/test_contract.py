@@ -49,6 +49,11 @@ def test_gradcheck(case: Case) -> None:
     contract.passes_gradcheck(case)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.entry.complex], ids=str)
+def test_gradcheck_for_complex_numbers(case: Case) -> None:
+    contract.passes_gradcheck(case, torch.complex128)
+
+
 @every_case
 def test_gradgradcheck(case: Case) -> None:
     if str(case) == "CrossEntropy-mean, empty batch":
@@ -78,7 +83,7 @@ def test_input_strides(case: Case) -> None:
 )
 def test_vmap(case: Case, mapped: tuple[int, ...]) -> None:
     if reason := contract.why_torch_does_not_vmap(case, mapped):
-        pytest.skip(f"torch's own forward refuses: {reason}")
+        pytest.skip(f"torch's own function refuses: {reason}")
     contract.vmaps(case, mapped)
 
 

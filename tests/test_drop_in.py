@@ -179,9 +179,12 @@ def test_same_warnings() -> None:
     for module in (functional, torch_functional):
         with pytest.warns(UserWarning, match="target size"):
             loss = module.mse_loss(wide, narrow)
-        d_wide, d_narrow = torch.autograd.grad(loss, [wide, narrow])
-        assert torch.equal(d_wide, torch.full((5, 4), 0.1))
-        assert torch.equal(d_narrow, torch.full((4,), -0.5))
+        with pytest.warns(UserWarning, match="target size"):
+            reverse = module.mse_loss(narrow, wide)
+        for cost in (loss, reverse):
+            d_wide, d_narrow = torch.autograd.grad(cost, [wide, narrow])
+            assert torch.equal(d_wide, torch.full((5, 4), 0.1))
+            assert torch.equal(d_narrow, torch.full((4,), -0.5))
         with pytest.warns(UserWarning, match="reduction='sum'"):
             module.mse_loss(narrow, narrow, size_average=False)
         with pytest.warns(UserWarning, match="reduction='none'"):
@@ -214,7 +217,13 @@ def test_bias_of_each_position() -> None:
 
 
 @pytest.mark.parametrize(
-    "dtypes", [(torch.float32, torch.float64), (torch.bfloat16, torch.float32), (torch.float32, torch.int64)]
+    "dtypes",
+    [
+        (torch.float32, torch.float64),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.int64),
+        (torch.float32, torch.bool),
+    ],
 )
 def test_mse_of_mixed_dtypes(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     results = []
@@ -241,6 +250,70 @@ def test_cross_entropy_where_every_sample_is_ignored(weighted: bool) -> None:
         results.append((loss.detach(), *torch.autograd.grad(loss, s)))
     for ours, theirs in zip(*results, strict=True):
         contract.assert_same(ours, theirs, "all ignored")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, -0.1, float("nan")])
+@pytest.mark.parametrize("ignored", [0, -100])
+def test_odd_weights_and_targets_of_cross_entropy(smoothing: float, ignored: int) -> None:
+    """An infinite weight of an ignored class, targets of bytes, a smoothing that torch takes for none."""
+    results = []
+    for module in (functional, torch_functional):
+        s = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        weight = torch.tensor([float("inf"), 1.0, 2.0], dtype=torch.float64) if smoothing == 0 else None
+        y = torch.tensor([0 if ignored == 0 else 1, 1, 2], dtype=torch.uint8 if smoothing == 0 else torch.long)
+        loss = module.cross_entropy(s, y, weight=weight, ignore_index=ignored, label_smoothing=smoothing)
+        results.append((loss.detach(), *torch.autograd.grad(loss, s)))
+    for ours, theirs in zip(*results, strict=True):
+        contract.assert_same(ours, theirs, "odd arguments")
+
+
+def test_per_sample_gradients_of_a_weighted_smoothed_mean() -> None:
+    s, y, weight = torch.randn(6, 4), torch.arange(6) % 4, torch.rand(4) + 0.5
+    results = []
+    for module in (functional, torch_functional):
+
+        def cost(s: Tensor, y: Tensor, module: Any = module) -> Tensor:
+            return module.cross_entropy(s, y, weight=weight, label_smoothing=0.1)
+
+        results.append(torch.func.vmap(torch.func.grad(cost))(s, y))
+    contract.assert_same(results[0], results[1], "per-sample gradients", tolerance=1e-6)
+
+
+def test_the_second_derivative_of_relu_is_zero_and_there() -> None:
+    z = torch.tensor([-1.0, 0.0, 2.0], requires_grad=True)
+    (da,) = torch.autograd.grad(functional.relu(z).sum(), z, create_graph=True)
+    da.pow(2).sum().backward()
+    assert z.grad is not None
+    assert torch.equal(z.grad, torch.zeros(3))
+
+
+def test_per_sample_gradients_inside_compile() -> None:
+    torch._dynamo.reset()
+
+    def per_sample(W: Tensor, x: Tensor) -> Tensor:
+        gradient = torch.func.grad(lambda W, x: functional.relu(functional.linear(x, W)).sum())
+        return torch.func.vmap(gradient, (None, 0))(W, x)
+
+    W, x = torch.randn(3, 4), torch.randn(5, 4)
+    compiled = torch.compile(per_sample, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(W, x), per_sample(W, x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+def test_traces() -> None:
+    model = network(nn)
+    traced = torch.jit.trace(model, (torch.ones(2, 4),))
+    assert torch.equal(traced(torch.ones(2, 4)), model(torch.ones(2, 4)))
+
+
+def test_ragged_and_sparse_tensors_are_left_to_torch() -> None:
+    ragged = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
+    layer = nn.Linear(4, 3)
+    layer(ragged).values().sum().backward()
+    assert layer.weight.grad is not None
+    assert torch.equal(layer.weight.grad, torch.full((3, 4), 5.0))
+    sparse = torch.eye(3).to_sparse().requires_grad_()
+    assert functional.relu(sparse).is_sparse
 
 
 @pytest.mark.parametrize("function", ["linear", "mse_loss", "cross_entropy"])

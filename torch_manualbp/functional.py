@@ -20,6 +20,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary, has
 from torch_manualbp import rules
 from torch_manualbp.rules.rule import Rule
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # which torch 2.6 lacks
+
 __all__ = ["cross_entropy", "identity", "linear", "mse_loss", "relu", "sigmoid", "tanh"]
 
 
@@ -28,6 +30,10 @@ def __getattr__(name: str) -> Any:
         return getattr(_torch_functional, name)
     except AttributeError:
         raise AttributeError(f"neither {__name__} nor torch.nn.functional has a {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch_functional)})
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -41,14 +47,14 @@ def identity(input: Tensor) -> Tensor:
     """a = z as a node of the graph, with :class:`~torch_manualbp.rules.Identity`."""
     if has_torch_function_unary(input):
         return _overridden(identity, (input,), input)
-    return rules.Identity.apply(input)
+    return _run(rules.Identity, (input,))
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """a = max(z, 0), with :class:`~torch_manualbp.rules.ReLU`; as :func:`torch.nn.functional.relu`."""
     if has_torch_function_unary(input):
         return _overridden(relu, (input,), input, inplace=inplace)
-    output = rules.ReLU.apply(input)
+    output = _run(rules.ReLU, (input,))
     # Function's own in-place protocol, mark_dirty, fails under vmap and torch.compile.
     return input.copy_(output) if inplace else output
 
@@ -57,14 +63,14 @@ def sigmoid(input: Tensor) -> Tensor:
     """a = σ(z), with :class:`~torch_manualbp.rules.Sigmoid`; as :func:`torch.nn.functional.sigmoid`."""
     if has_torch_function_unary(input):
         return _overridden(sigmoid, (input,), input)
-    return rules.Sigmoid.apply(input)
+    return _run(rules.Sigmoid, (input,))
 
 
 def tanh(input: Tensor) -> Tensor:
     """a = tanh(z), with :class:`~torch_manualbp.rules.Tanh`; as :func:`torch.nn.functional.tanh`."""
     if has_torch_function_unary(input):
         return _overridden(tanh, (input,), input)
-    return rules.Tanh.apply(input)
+    return _run(rules.Tanh, (input,))
 
 
 def mse_loss(
@@ -94,10 +100,10 @@ def mse_loss(
         reduction = _reduction.legacy_get_string(size_average, reduce)
     if weight is None:
         return _apply_in_full_precision(rules.MeanSquaredError, input, target, reduction)
-    if weight.shape != input.shape or reduction not in ("none", "sum", "mean"):
+    if not isinstance(weight, Tensor) or weight.shape != input.shape or reduction not in ("none", "sum", "mean"):
         # torch says what is wrong; its stub for type checkers has no weight
         return _torch_functional.mse_loss(input, target, reduction=reduction, weight=weight)  # type: ignore[call-arg]
-    weighted: Tensor = rules.MeanSquaredError.apply(input, target, "none") * weight
+    weighted = _run(rules.MeanSquaredError, (input, target, "none")) * weight
     if reduction == "none":
         return weighted
     return weighted.sum() if reduction == "sum" else weighted.sum() / weight.sum()
@@ -137,7 +143,7 @@ def cross_entropy(
         rule: type[Rule] = rules.CrossEntropyProbabilities
     else:
         rule = rules.CrossEntropy
-        if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        if isinstance(weight, Tensor) and weight.requires_grad and torch.is_grad_enabled():
             return _torch_functional.cross_entropy(input, target, weight)  # which says that weight takes no gradient
     return _apply_in_full_precision(rule, input, target, weight, ignore_index, reduction, label_smoothing)
 
@@ -151,21 +157,32 @@ def _apply_in_low_precision(rule: type[Rule], *args: Any) -> Tensor:
     """``rule.apply(*args)``, under autocast in its dtype, as autocast runs matrix products."""
     if _autocasts(args[0]):
         return _apply_cast(rule, torch.get_autocast_dtype(args[0].device.type), args)
-    return rule.apply(*_distinct(args))
+    return _run(rule, args)
 
 
 def _apply_in_full_precision(rule: type[Rule], *args: Any) -> Tensor:
     """``rule.apply(*args)``, under autocast in float32, as autocast runs losses."""
     if _autocasts(args[0]):
         return _apply_cast(rule, torch.float32, args)
-    return rule.apply(*_distinct(args))
+    return _run(rule, args)
+
+
+def _run(rule: type[Rule], args: tuple[Any, ...]) -> Tensor:
+    """``rule.apply(*args)``, or where no Function can run, its forward alone, which torch differentiates itself."""
+    input = args[0]
+    if isinstance(input, Tensor) and (input.is_nested or input.layout is not torch.strided):
+        return rule.forward(*args)  # ragged and sparse tensors have other formulas
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active() or _is_exporting():
+            # torch.compile cannot vmap over a Function, and torch.export(strict=True) takes its forward for a constant.
+            return rule.forward(*args)
+        args = _distinct(args)
+    return rule.apply(*args)
 
 
 def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """No tensor twice, under torch.compile: it refuses such a call of a Function, and older versions lost half of the
-    gradient (pytorch#183604)."""
-    if not torch.compiler.is_compiling():
-        return args
+    """No tensor twice: torch.compile refuses such a call of a Function, and older versions lost half of the gradient
+    (pytorch#183604)."""
     distinct: list[Any] = []
     for arg in args:
         again = isinstance(arg, Tensor) and any(arg is other for other in distinct)
@@ -191,4 +208,4 @@ def _apply_cast(rule: type[Rule], dtype: torch.dtype, args: tuple[Any, ...]) -> 
         return arg if arg.dtype == torch.float64 else arg.to(dtype)
 
     with torch.autocast(device, enabled=False):
-        return rule.apply(*_distinct(tuple(cast(arg) for arg in args)))
+        return _run(rule, tuple(cast(arg) for arg in args))

@@ -33,7 +33,7 @@ class ReLU(KeepsOutput):
 
         a = max(z, 0)
         ⇒
-        δ = ∂C/∂a  where a > 0,  else 0
+        δ = ∂C/∂a  where a > 0,  else 0 (= a)
 
     At the kink z = 0 the derivative is 0; at z = NaN the upstream gradient passes, as in torch. Kept: a.
     """
@@ -56,9 +56,10 @@ class ReLU(KeepsOutput):
 def relu_delta(da: Tensor, a: Tensor) -> Tensor:
     """δ = ∂C/∂a where a > 0, else 0.
 
-    A choice and no product, since inf · 0 is NaN; by ``<=``, which lets the upstream pass at NaN as torch does.
+    A choice and no product, since inf · 0 is NaN; by ``<=``, which lets the upstream pass at NaN as torch does. The 0
+    is a's own, so that δ stays a function of z, whose second derivative is 0 and not missing.
     """
-    return torch.where(a <= 0, 0, da)
+    return torch.where(a <= 0, a, da)
 
 
 class Sigmoid(KeepsOutput):

@@ -115,7 +115,7 @@ def linear_bias_gradient(delta: Tensor, shape: torch.Size | None = None) -> Tens
     """∂C/∂b = Σ_samples δ: (*, out) → (out), or → ``shape`` for a bias that was broadcast from it."""
     if shape is None or shape == delta.shape[-1:]:
         return _samples_as_rows(delta).sum(0)
-    return delta.sum_to_size(shape)
+    return delta.sum_to_size(shape[-delta.dim() :]).reshape(shape)
 
 
 def _samples_as_rows(t: Tensor) -> Tensor:

@@ -53,9 +53,12 @@ class MeanSquaredError(Rule):
         s, y = ctx.saved_tensors
         needs_ds, needs_dy, _ = ctx.needs_input_grad
         n = _number_of_entries(s, y) if ctx.reduction == "mean" else 1
-        dr = squared_error_gradient(widened(s), widened(y), widened(g) / n)
-        ds = dr.sum_to_size(s.shape).to(s.dtype) if needs_ds else None
-        dy = dr.neg().sum_to_size(y.shape).to(y.dtype) if needs_dy else None
+        g = widened(g) / n
+        ds = dy = None
+        if needs_ds:
+            ds = squared_error_gradient(*_in_one_dtype(s, y), g).sum_to_size(s.shape).to(s.dtype)
+        if needs_dy:
+            dy = squared_error_gradient(*_in_one_dtype(y, s), g).sum_to_size(y.shape).to(y.dtype)
         return ds, dy, None
 
     @staticmethod
@@ -63,8 +66,8 @@ class MeanSquaredError(Rule):
         s, y = ctx.saved_tensors
         n = _number_of_entries(s, y) if ctx.reduction == "mean" else 1
         dr = (0 if ds is None else ds) - (0 if dy is None else dy)
-        dC = squared_error_gradient(widened(s), widened(y), dr)
-        return (dC if ctx.reduction == "none" else dC.sum() / n).to(torch.result_type(s, y))
+        dC = squared_error_gradient(*_in_one_dtype(s, y), dr)
+        return (dC if ctx.reduction == "none" else dC.sum() / n).to(torch.promote_types(s.dtype, y.dtype))
 
 
 def squared_error_gradient(s: Tensor, y: Tensor, g: Tensor | float = 1) -> Tensor:
@@ -74,7 +77,14 @@ def squared_error_gradient(s: Tensor, y: Tensor, g: Tensor | float = 1) -> Tenso
 
 def _number_of_entries(s: Tensor, y: Tensor) -> int:
     """n, and 1 where there are none, so that no derivative is the empty sum's 0 times 1 / 0."""
-    return max(math.prod(torch.broadcast_shapes(s.shape, y.shape)), 1)
+    shape = s.shape if s.shape == y.shape else torch.broadcast_shapes(s.shape, y.shape)
+    return max(math.prod(shape), 1)
+
+
+def _in_one_dtype(s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """As the forward does, also for a target of bools, which have no minus."""
+    dtype = torch.promote_types(s.dtype, y.dtype)
+    return widened(s.to(dtype)), widened(y.to(dtype))
 
 
 class CrossEntropy(Rule):
@@ -92,68 +102,87 @@ class CrossEntropy(Rule):
     in any of the sums; its gradient is 0.
 
     Shapes: s (K) with y (), or s (samples, K, *) with y (samples, *) of integers. ``"sum"`` and ``"none"`` have n = 1.
-    Kept: s, y, w. As in torch, w takes no gradient.
+    Kept: s, y, w. As in torch, w takes no gradient; forward mode holds it constant.
     """
 
     @staticmethod
     def forward(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str, epsilon: float) -> Tensor:
+        if w is not None and epsilon > 0 and reduction == "mean" and torch._C._are_functorch_transforms_active():
+            # Here torch selects the samples by mask, which vmap cannot; its sum, divided, can.
+            C = F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction="sum", label_smoothing=epsilon)
+            return C / _weight_of_samples(*_counted(y, ignore_index), w).to(C.dtype)
         return F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        s, y, w, ctx.ignore_index, ctx.reduction, ctx.epsilon = inputs
+        s, y, w, ctx.ignore_index, ctx.reduction, epsilon = inputs
+        ctx.epsilon = epsilon if epsilon > 0 else 0.0  # as torch, which takes what is below for 0
         ctx.save_for_backward(s, y, w)
         ctx.save_for_forward(s, y, w)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         s, y, w = ctx.saved_tensors
-        counted = y != ctx.ignore_index
-        y = torch.where(counted, y, 0)
+        counted, y = _counted(y, ctx.ignore_index)
         g = widened(g)
         if ctx.reduction == "mean":
             g = g / _weight_of_samples(counted, y, w)
         g = torch.where(counted, g, 0)
-        return cross_entropy_gradient(s, y, g, w, ctx.epsilon), None, None, None, None, None
+        return cross_entropy_gradient(s, y, g, w, ctx.epsilon, counted), None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, ds: Tensor, *_: None) -> Tensor:
+    def jvp(ctx: Any, ds: Tensor, *_: Any) -> Tensor:
         s, y, w = ctx.saved_tensors
-        counted = y != ctx.ignore_index
-        y = torch.where(counted, y, 0)
-        gradient = cross_entropy_gradient(s, y, counted.to(ds.dtype), w, ctx.epsilon)
+        counted, y = _counted(y, ctx.ignore_index)
+        gradient = cross_entropy_gradient(s, y, counted.to(ds.dtype), w, ctx.epsilon, counted)
         dC = torch.linalg.vecdot(gradient, ds, dim=_class_dim(s))
         if ctx.reduction != "none":
             dC = dC.sum()
         return dC / _weight_of_samples(counted, y, w) if ctx.reduction == "mean" else dC
 
 
-def cross_entropy_gradient(s: Tensor, y: Tensor, g: Tensor, w: Tensor | None = None, epsilon: float = 0.0) -> Tensor:
-    """∂C/∂s_k = (p_k Σ_j q_j − q_k) g, with one y in 0 … K−1 and one g for each sample: (samples, K, *)."""
+def cross_entropy_gradient(
+    s: Tensor,
+    y: Tensor,
+    g: Tensor,
+    w: Tensor | None = None,
+    epsilon: float = 0.0,
+    counted: Tensor | None = None,
+) -> Tensor:
+    """∂C/∂s_k = (p_k Σ_j q_j − q_k) g: (samples, K, *), for a y in 0 … K−1 and a g of each sample, (samples, *).
+
+    Where ``counted`` is False, g is 0 and the weight of y, which may be infinite, has no part.
+    """
     k = _class_dim(s)
-    y, g = y.unsqueeze(k), g.unsqueeze(k)
     p = torch.softmax(widened(s), k)
-    g_y = g if w is None else g * _weight_of(y, w)
+    g_y = g if w is None else g * _weight_of(y, w, counted)
+    y, g, g_y = y.unsqueeze(k), g.unsqueeze(k), g_y.unsqueeze(k)
     if epsilon == 0:
         ds = p * g_y
     else:
         smooth = epsilon / s.shape[k] * g
         g_y = (1 - epsilon) * g_y
-        if w is None:
-            ds = p * (g_y + smooth * s.shape[k]) - smooth
-        else:
-            ds = p * (g_y + smooth * widened(w).sum()) - _weighted(smooth, w, s)
-    return ds.scatter_add(k, y, -g_y.to(ds.dtype)).to(s.dtype)
+        total = s.shape[k] if w is None else widened(w).sum()
+        ds = p * (g_y + smooth * total) - _weighted(smooth, w, s)
+    # In place: ds is fresh, and what made it did not keep it.
+    return ds.scatter_add_(k, y, -g_y.to(ds.dtype)).to(s.dtype)
 
 
-def _weight_of(y: Tensor, w: Tensor) -> Tensor:
-    """w_y of each sample. As an index_select, since ``w[y]`` makes torch.compile read a y of shape ()."""
-    return widened(w).index_select(0, y.reshape(y.numel())).reshape(y.shape)
+def _counted(y: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which samples count, and y with a class for the others too."""
+    counted = y != ignore_index
+    return counted, torch.where(counted, y, 0).long()
+
+
+def _weight_of(y: Tensor, w: Tensor, counted: Tensor | None = None) -> Tensor:
+    """w_y of each sample that counts, else 0. As an index_select, since ``w[y]`` makes torch.compile read a y of ()."""
+    w_y = widened(w).index_select(0, y.reshape(y.numel())).reshape(y.shape)
+    return w_y if counted is None else torch.where(counted, w_y, 0)
 
 
 def _weight_of_samples(counted: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """n = Σ w_y over the samples that count."""
-    return counted.sum() if w is None else torch.where(counted, _weight_of(y, w), 0).sum()
+    return counted.sum() if w is None else _weight_of(y, w, counted).sum()
 
 
 class CrossEntropyProbabilities(Rule):
@@ -178,7 +207,8 @@ class CrossEntropyProbabilities(Rule):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        s, y, w, _, ctx.reduction, ctx.epsilon = inputs
+        s, y, w, _, ctx.reduction, epsilon = inputs
+        ctx.epsilon = epsilon if epsilon > 0 else 0.0
         needs_ds, needs_dy, needs_dw, *_ = ctx.needs_input_grad
         ctx.save_for_backward(s, y if needs_ds or needs_dw else None, w if needs_ds or needs_dy else None)
         ctx.save_for_forward(s, y, w)
@@ -229,7 +259,7 @@ class CrossEntropyProbabilities(Rule):
 
 def _smoothed(y: Tensor, epsilon: float, s: Tensor) -> Tensor:
     """(1 − ε) y_k + ε / K."""
-    return widened(y) if epsilon == 0 else (1 - epsilon) * widened(y) + epsilon / s.shape[_class_dim(s)]
+    return widened(y) if epsilon == 0 else (1 - epsilon) * widened(y) + epsilon / max(s.shape[_class_dim(s)], 1)
 
 
 def _weighted(t: Tensor, w: Tensor | None, s: Tensor) -> Tensor:

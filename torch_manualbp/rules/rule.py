@@ -56,11 +56,14 @@ class Rule(Function):
         # Function.apply inspects the signature of forward at every call: 42 µs for a tiny Linear, against 8 µs for its
         # base class's apply, which does all that is needed when no functorch transform is active.
         if torch._C._are_functorch_transforms_active():
+            if _levels_of_forward_mode() > 1:
+                # Forward over forward, torch takes the tangent of a Function for a constant, silently.
+                return cls.forward(*args)
             return super(Rule, cls.with_jvp).apply(*args)  # type: ignore[no-untyped-call]
         if forward_ad._current_level >= 0:
             return super(Function, cls.with_jvp).apply(*args)  # type: ignore[misc]
-        if not torch.is_grad_enabled():
-            return cls.forward(*args)  # there is nothing to keep: 5 µs against 12
+        if not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
+            return cls.forward(*args)  # nothing to keep: 5 µs against 12; and torch.jit.trace can hold no Function
         return super(Function, cls).apply(*args)  # type: ignore[misc]
 
     # Restated, because Function declares backward without keywords, and a type checker would then refuse the rules'
@@ -69,6 +72,11 @@ class Rule(Function):
     def backward(ctx: Any, *args: Any, **kwargs: Any) -> Any:
         """∂C/∂(each argument of ``forward``) from the upstream gradient ∂C/∂(output)."""
         raise NotImplementedError("a rule must define backward(ctx, upstream)")
+
+
+def _levels_of_forward_mode() -> int:
+    interpreters = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(i.key() == torch._C._functorch.TransformType.Jvp for i in interpreters)
 
 
 def widened(t: Tensor) -> Tensor:
