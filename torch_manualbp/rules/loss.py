@@ -164,8 +164,9 @@ def cross_entropy_gradient(
         g_y = (1 - epsilon) * g_y
         total = s.shape[k] if w is None else widened(w).sum()
         ds = p * (g_y + smooth * total) - _weighted(smooth, w, s)
-    # In place: ds is fresh, and what made it did not keep it.
-    return ds.scatter_add_(k, y, -g_y.to(ds.dtype)).to(s.dtype)
+    # In place, since ds is fresh and what made it did not keep it; but torch 2.6 cannot vmap that.
+    add = ds.scatter_add if torch._C._are_functorch_transforms_active() else ds.scatter_add_
+    return add(k, y, -g_y.to(ds.dtype)).to(s.dtype)
 
 
 def _counted(y: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
