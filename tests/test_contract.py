@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import contract
 import pytest
 import torch
@@ -92,6 +94,7 @@ def test_compile(case: Case) -> None:
     contract.compiles_with_our_backward(case)
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda e: e.name)
 def test_compile_to_machine_code(entry: Entry) -> None:
     contract.compiles_with_our_backward(next(contract.cases([entry])), backend="inductor")
