@@ -120,7 +120,7 @@ def _cross_entropy(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, re
 CATALOGUE: tuple[Entry, ...] = (
     Entry(Identity, torch.Tensor.clone, _elementwise_samples, complex=True),
     Entry(Linear, F.linear, _linear_samples, complex=True, cancels=True),
-    Entry(ReLU, torch.relu, _elementwise_samples, smooth=False),
+    Entry(ReLU, torch.relu, _elementwise_samples),
     Entry(Sigmoid, torch.sigmoid, _elementwise_samples, complex=True),
     Entry(Tanh, torch.tanh, _elementwise_samples, complex=True),
     Entry(MeanSquaredError, _mse_loss, _squared_error_samples),

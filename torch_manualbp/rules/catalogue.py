@@ -60,8 +60,6 @@ class Entry:
     """Positions of floating-point arguments that torch gives no gradient."""
     complex: bool = False
     """Whether the twin takes complex numbers."""
-    smooth: bool = True
-    """Whether every derivative is continuous; a rule that is not has kinks, where only the convention decides."""
 
     cancels: bool = False
     """Whether the gradient is a sum whose terms cancel, which leaves an entry near 0 few right digits in any order."""
