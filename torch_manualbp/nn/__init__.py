@@ -21,10 +21,6 @@ from torch.nn import parameter as parameter
 from torch.nn import utils as utils
 
 from torch_manualbp import functional as functional  # type: ignore[no-redef]
-from torch_manualbp.nn.activation import ReLU as ReLU
-from torch_manualbp.nn.activation import Sigmoid as Sigmoid
-from torch_manualbp.nn.activation import Tanh as Tanh
-from torch_manualbp.nn.linear import Identity as Identity
-from torch_manualbp.nn.linear import Linear as Linear
-from torch_manualbp.nn.loss import CrossEntropyLoss as CrossEntropyLoss
-from torch_manualbp.nn.loss import MSELoss as MSELoss
+from torch_manualbp.nn.activation import *  # noqa: F403
+from torch_manualbp.nn.linear import *  # noqa: F403
+from torch_manualbp.nn.loss import *  # noqa: F403

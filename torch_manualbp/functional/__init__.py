@@ -1,0 +1,39 @@
+"""``torch.nn.functional`` over the rules: the same signatures, defaults, reductions and autocast behaviour.
+
+Ours, each one call of the rule that it names:
+
+- linear: ``linear``, ``identity``
+- activations: ``relu``, ``sigmoid``, ``tanh``
+- losses: ``mse_loss``, ``cross_entropy``
+
+Every other name of ``torch.nn.functional`` is handed on as it is, so that a model file changes one import::
+
+    import torch_manualbp.functional as F      # was: import torch.nn.functional as F
+"""
+
+from typing import Any
+
+from torch.nn import functional as _torch_functional
+
+from torch_manualbp.functional import activation as _activation
+from torch_manualbp.functional import linear as _linear
+from torch_manualbp.functional import loss as _loss
+from torch_manualbp.functional.activation import *  # noqa: F403
+from torch_manualbp.functional.linear import *  # noqa: F403
+from torch_manualbp.functional.loss import *  # noqa: F403
+
+__all__ = _linear.__all__ + _activation.__all__ + _loss.__all__
+
+for _name in __all__:  # where users, pickles and fx's generated code find them, and no module stands in the way
+    globals()[_name].__module__ = __name__
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return getattr(_torch_functional, name)
+    except AttributeError:
+        raise AttributeError(f"neither {__name__} nor torch.nn.functional has a {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch_functional)})

@@ -1,0 +1,105 @@
+"""How a function of ours calls its rule: tensor subclasses, autocast, and the places where no Function can run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction
+from torch.overrides import handle_torch_function, has_torch_function
+
+from torch_manualbp.rules.rule import Rule
+
+__all__ = ["in_full_precision", "in_low_precision", "in_place", "legacy_reduction", "overridable", "run"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # which torch 2.6 lacks
+
+
+def overridable(function: F) -> F:
+    """Let a tensor subclass or a mode, which fx's symbolic tracing is one of, take the call over, as torch's do."""
+
+    @functools.wraps(function)
+    def public(*args: Any, **kwargs: Any) -> Any:
+        relevant = (*args, *kwargs.values()) if kwargs else args
+        if has_torch_function(relevant):
+            tensors = tuple(arg for arg in relevant if isinstance(arg, Tensor) or hasattr(arg, "__torch_function__"))
+            return handle_torch_function(public, tensors, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return public  # type: ignore[return-value]
+
+
+def run(rule: type[Rule], *args: Any) -> Any:
+    """``rule.apply(*args)``, or where no Function can run, its forward alone, which torch differentiates itself."""
+    input = args[0]
+    if isinstance(input, Tensor) and (input.is_nested or input.layout is not torch.strided):
+        return rule.forward(*args)  # ragged and sparse tensors have other formulas
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active() or _is_exporting():
+            # torch.compile cannot vmap over a Function, and torch.export(strict=True) takes its forward for a constant.
+            return rule.forward(*args)
+        args = _distinct(args)
+    return rule.apply(*args)
+
+
+def in_low_precision(rule: type[Rule], *args: Any) -> Any:
+    """``run(rule, *args)``, under autocast in its dtype, as autocast runs matrix products."""
+    if _autocasts(args[0]):
+        return _run_cast(rule, torch.get_autocast_dtype(args[0].device.type), args)
+    return run(rule, *args)
+
+
+def in_full_precision(rule: type[Rule], *args: Any) -> Any:
+    """``run(rule, *args)``, under autocast in float32, as autocast runs losses."""
+    if _autocasts(args[0]):
+        return _run_cast(rule, torch.float32, args)
+    return run(rule, *args)
+
+
+def in_place(input: Tensor, output: Tensor) -> Tensor:
+    """Write the output of a rule over its input: Function's own in-place protocol, mark_dirty, fails under vmap and
+    torch.compile."""
+    return input.copy_(output)
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """The reduction that torch's deprecated flags mean, with torch's warning."""
+    if size_average is not None or reduce is not None:
+        return _reduction.legacy_get_string(size_average, reduce)
+    return reduction
+
+
+def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """No tensor twice: torch.compile refuses such a call of a Function, and older versions lost half of the gradient
+    (pytorch#183604)."""
+    distinct: list[Any] = []
+    for arg in args:
+        again = isinstance(arg, Tensor) and any(arg is other for other in distinct)
+        distinct.append(arg.view_as(arg) if again else arg)
+    return tuple(distinct)
+
+
+def _autocasts(input: Any) -> bool:
+    if not isinstance(input, Tensor):
+        return False  # the forward says what it takes
+    device = input.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def _run_cast(rule: type[Rule], dtype: torch.dtype, args: tuple[Any, ...]) -> Any:
+    """Cast outside the Function, where autograd casts the gradients back: ``custom_fwd`` cannot be had together with
+    ``setup_context`` (pytorch#132388). As autocast does, leave float64, integers and other devices as they are."""
+    device = args[0].device.type
+
+    def cast(arg: Any) -> Any:
+        if not (isinstance(arg, Tensor) and arg.is_floating_point() and arg.device.type == device):
+            return arg
+        return arg if arg.dtype == torch.float64 else arg.to(dtype)
+
+    with torch.autocast(device, enabled=False):
+        return run(rule, *(cast(arg) for arg in args))

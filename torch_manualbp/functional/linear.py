@@ -1,0 +1,25 @@
+"""The linear functions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from torch_manualbp import rules
+from torch_manualbp.functional.call import in_low_precision, overridable, run
+
+__all__ = ["identity", "linear"]
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """z = a Wᵀ + b, with :class:`~torch_manualbp.rules.Linear`; as :func:`torch.nn.functional.linear`."""
+    # Spelled out where the others have @overridable: a tiny layer feels each microsecond.
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)
+    return in_low_precision(rules.Linear, input, weight, bias)
+
+
+@overridable
+def identity(input: Tensor) -> Tensor:
+    """a = z as a node of the graph, with :class:`~torch_manualbp.rules.Identity`."""
+    return run(rules.Identity, input)

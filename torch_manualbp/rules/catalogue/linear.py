@@ -1,0 +1,38 @@
+"""The linear rules, their torch twins and sample inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+
+from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
+from torch_manualbp.rules.linear import Identity, Linear
+
+__all__ = ["LINEAR"]
+
+
+def _linear_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), make(3, 4), make(3)))
+    yield Sample("square", (make(5, 4), make(4, 4), make(4)))
+    yield Sample("without bias", (make(5, 4), make(3, 4), None))
+    yield Sample("one sample", (make(4), make(3, 4), make(3)))
+    yield Sample("sequence", (make(2, 5, 4), make(3, 4), make(3)))
+    yield Sample("weight of one neuron", (make(2, 5, 4), make(4), None))
+    yield Sample("shared bias", (make(5, 4), make(3, 4), make(1)))
+    yield Sample("no features", (make(5, 0), make(3, 0), make(3)))
+    yield Sample("empty batch", (make(0, 4), make(3, 4), make(3)))
+
+
+def _any_shape(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4),))
+    yield Sample("number", (make(),))
+    yield Sample("four dimensions", (3 * make(2, 3, 2, 2),))
+    yield Sample("empty batch", (make(0, 4),))
+
+
+LINEAR: tuple[Entry, ...] = (
+    Entry(Linear, F.linear, _linear_samples, complex=True, cancels=True),
+    Entry(Identity, torch.Tensor.clone, _any_shape, complex=True),
+)
