@@ -3,12 +3,14 @@
 - :mod:`torch_manualbp.rules`: the calculus, one ``torch.autograd.Function`` for each operation
 - :mod:`torch_manualbp.functional`: ``torch.nn.functional`` over the rules
 - :mod:`torch_manualbp.nn`: ``torch.nn`` over the rules
+- :func:`torch_manualbp.convert` and :func:`torch_manualbp.restore`: our layers in a built model, and torch's again
 - :mod:`torch_manualbp.verify`: gradients held against autograd's
 - :mod:`torch_manualbp.lightning`: training under PyTorch Lightning (imported on its own: it loads Lightning)
 """
 
 from torch_manualbp import functional, nn, rules
+from torch_manualbp.convert import convert, restore
 from torch_manualbp.rules import Rule
 
-__all__ = ["Rule", "functional", "nn", "rules"]
+__all__ = ["Rule", "convert", "functional", "nn", "restore", "rules"]
 __version__ = "0.1.0"

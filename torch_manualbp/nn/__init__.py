@@ -4,7 +4,7 @@
 
 Ours, each a subclass of the torch class of its name with the same constructor, repr and ``state_dict``:
 
-- linear: ``Linear``, ``Identity``
+- linear: ``Linear``, ``LazyLinear``, ``Identity``
 - activations: ``ReLU``, ``Sigmoid``, ``Tanh``
 - losses: ``MSELoss``, ``CrossEntropyLoss``
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torch_manualbp import functional as F
 
-__all__ = ["Identity", "Linear"]
+__all__ = ["Identity", "LazyLinear", "Linear"]
 
 
 class Identity(torch.nn.Identity):
@@ -26,3 +26,9 @@ class Linear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight, self.bias)
+
+
+class LazyLinear(torch.nn.LazyLinear, Linear):
+    """``torch.nn.LazyLinear``: learns the number of its inputs from the first one, and becomes our ``Linear``."""
+
+    cls_to_become = Linear
