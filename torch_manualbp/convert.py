@@ -166,21 +166,19 @@ def _failed(path: str, layer: type[Module], error: Exception) -> RuntimeError:
 def _modules(model: Module) -> list[tuple[Module, list[str]]]:
     """Each module once, with every path that leads to it, in the order of ``named_modules``, which models override."""
     order: list[tuple[Module, list[str]]] = []
-    paths: dict[int, list[str]] = {id(model): [""]}
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
+    paths: dict[int, list[str]] = {}
+
+    def visit(module: Module, path: str) -> None:
+        paths.setdefault(id(module), []).append(path)
+        if len(paths[id(module)]) > 1:
+            return
         order.append((module, paths[id(module)]))
-        if isinstance(module, torch.jit.ScriptModule):
-            continue  # nothing below it runs Python
-        fresh = []
-        for name, child in module._modules.items():
-            if child is None:
-                continue
-            if id(child) not in paths:
-                fresh.append(child)
-            paths.setdefault(id(child), []).append(f"{paths[id(module)][0]}.{name}".lstrip("."))
-        waiting += reversed(fresh)
+        if not isinstance(module, torch.jit.ScriptModule):  # nothing below one runs Python
+            for name, child in module._modules.items():
+                if child is not None:
+                    visit(child, f"{path}.{name}".lstrip("."))
+
+    visit(model, "")
     return order
 
 
@@ -312,10 +310,13 @@ def _layers(count: int) -> str:
 
 def _rows(layers: Iterable[tuple[type[Module], str]], indent: str = "  ") -> list[str]:
     """One line for each class and path, where paths that differ in their numbers alone share one."""
-    counts: dict[tuple[str, str], list[str]] = {}
+    alike: dict[tuple[str, str], list[list[str]]] = {}
     for layer, path in layers:
-        counts.setdefault((layer.__name__, re.sub(r"(?<![^. ])\d+(?![^. ])", "*", path)), []).append(path)
-    return [
-        f"{indent}{name:<24} {pattern} ({len(paths)})" if len(paths) > 1 else f"{indent}{name:<24} {paths[0]}"
-        for (name, pattern), paths in counts.items()
-    ]
+        parts = re.split(r"([. ])", path)
+        pattern = "".join("*" if part.isdigit() else part for part in parts)
+        alike.setdefault((layer.__name__, pattern), []).append(parts)
+    rows = []
+    for (name, _), paths in alike.items():
+        path = "".join(part[0] if len({*part}) == 1 else "*" for part in zip(*paths, strict=True))
+        rows.append(f"{indent}{name:<24} {path}" + f" ({len(paths)})" * (len(paths) > 1))
+    return rows
