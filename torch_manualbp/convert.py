@@ -129,9 +129,9 @@ def _swap(model: Module, table: dict[type[Module], type[Module]], to_ours: bool)
     done: list[tuple[Module, type[Module]]] = []
     try:
         for module, swap in swaps:
+            done.append((module, swap.before))
             # Past any __setattr__: the object's class is Python's business, and no attribute of the layer changes.
             object.__setattr__(module, "__class__", swap.after)
-            done.append((module, swap.before))
     except BaseException as error:
         for changed, before in reversed(done):
             object.__setattr__(changed, "__class__", before)
