@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -106,7 +107,7 @@ def equals_twin(case: Case, dtype: torch.dtype = torch.float64) -> None:
 def second_derivatives_equal_twins(case: Case, upstream_needs_gradient: bool) -> None:
     """Second and mixed derivatives are the torch twin's, also where the upstream gradient needs none of its own."""
     ours = _second_derivatives(case.entry.rule.apply, case.args(), upstream_needs_gradient)
-    theirs = _second_derivatives(case.entry.twin, case.args(), upstream_needs_gradient)
+    theirs = _second_derivatives(case.entry.twin_for_second or case.entry.twin, case.args(), upstream_needs_gradient)
     for i, (derivative, reference) in enumerate(zip(ours, theirs, strict=True)):
         assert_same(derivative, reference, f"second derivative {i}", tolerance=1e-11)
 
@@ -232,7 +233,9 @@ def why_torch_does_not_vmap(case: Case, mapped: tuple[int, ...]) -> str | None:
     args = [torch.stack([a] * 3) if i in mapped else a for i, a in enumerate(case.args(frozen=case.differentiable()))]
     vjp = _vjp(case.entry.twin, case.differentiable())
     try:
-        torch.func.vmap(vjp, in_dims=tuple(0 if i in mapped else None for i in range(len(args))))(*args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of slow or deprecated ways
+            torch.func.vmap(vjp, in_dims=tuple(0 if i in mapped else None for i in range(len(args))))(*args)
     except (RuntimeError, ZeroDivisionError) as error:
         return str(error).split(". ")[0]
     return None

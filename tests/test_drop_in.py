@@ -20,6 +20,7 @@ from torch import nn as torch_nn
 import torch_manualbp
 from torch_manualbp import functional, nn
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 OURS = {name for name, value in vars(nn).items() if getattr(value, "__module__", "").startswith("torch_manualbp.")}
 
 LAYERS: dict[str, Callable[[Any], torch_nn.Module]] = {
@@ -31,12 +32,49 @@ LAYERS: dict[str, Callable[[Any], torch_nn.Module]] = {
     "ReLU in place": lambda nn: nn.ReLU(inplace=True),
     "Sigmoid": lambda nn: nn.Sigmoid(),
     "Tanh": lambda nn: nn.Tanh(),
+    "L1Loss": lambda nn: nn.L1Loss(),
+    "SmoothL1Loss": lambda nn: nn.SmoothL1Loss(beta=0.3),
+    "SmoothL1Loss without a smooth part": lambda nn: nn.SmoothL1Loss(beta=0.0),
+    "HuberLoss": lambda nn: nn.HuberLoss(delta=0.3),
     "MSELoss": lambda nn: nn.MSELoss(reduction="sum"),
+    "NLLLoss": lambda nn: nn.NLLLoss(torch.tensor([1.0, 2.0, 0.5, 1.0]), ignore_index=1),
+    "GaussianNLLLoss": lambda nn: nn.GaussianNLLLoss(full=True, eps=0.2),
+    "PoissonNLLLoss": lambda nn: nn.PoissonNLLLoss(full=True),
+    "PoissonNLLLoss of rates": lambda nn: nn.PoissonNLLLoss(log_input=False, eps=1e-3, reduction="none"),
+    "KLDivLoss": lambda nn: nn.KLDivLoss(reduction="batchmean"),
+    "KLDivLoss of logarithms": lambda nn: nn.KLDivLoss(reduction="sum", log_target=True),
+    "BCELoss": lambda nn: nn.BCELoss(torch.tensor([1.0, 2.0, 0.5, 1.0])),
+    "BCEWithLogitsLoss": lambda nn: nn.BCEWithLogitsLoss(
+        torch.tensor([1.0, 2.0, 0.5, 1.0]), pos_weight=torch.tensor([0.5, 1.0, 2.0, 1.0])
+    ),
+    "HingeEmbeddingLoss": lambda nn: nn.HingeEmbeddingLoss(margin=0.5),
+    "SoftMarginLoss": lambda nn: nn.SoftMarginLoss(),
     "CrossEntropyLoss": lambda nn: nn.CrossEntropyLoss(
         torch.tensor([1.0, 2.0, 0.5, 1.0]), ignore_index=1, label_smoothing=0.1
     ),
+    "CosineEmbeddingLoss": lambda nn: nn.CosineEmbeddingLoss(margin=0.2),
+    "MarginRankingLoss": lambda nn: nn.MarginRankingLoss(margin=0.5, reduction="none"),
+    "MultiLabelMarginLoss": lambda nn: nn.MultiLabelMarginLoss(),
+    "MultiLabelSoftMarginLoss": lambda nn: nn.MultiLabelSoftMarginLoss(torch.tensor([1.0, 2.0, 0.5, 1.0])),
+    "MultiMarginLoss": lambda nn: nn.MultiMarginLoss(p=2, margin=0.5, weight=torch.tensor([1.0, 2.0, 0.5, 1.0])),
+    "TripletMarginLoss": lambda nn: nn.TripletMarginLoss(margin=2.0, p=3, eps=1e-3, swap=True),
+    "TripletMarginWithDistanceLoss": lambda nn: nn.TripletMarginWithDistanceLoss(margin=2.0, swap=True),
 }
 every_layer = pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
+
+
+signs = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+TARGETS: dict[str, tuple[Tensor, ...]] = {
+    "CosineEmbeddingLoss": (torch.arange(20.0).view(5, 4) - 9, signs),
+    "MarginRankingLoss": (torch.ones(5, 4), signs.view(5, 1)),
+    "MultiLabelMarginLoss": (
+        torch.tensor([[0, 2, -1, 1], [3, -1, -1, -1], [-1, 0, 1, 2], [1, 1, -1, -1], [3, 2, 1, 0]]),
+    ),
+    "MultiLabelSoftMarginLoss": (torch.eye(5, 4),),
+    "MultiMarginLoss": (torch.tensor([0, 1, 2, 3, 3]),),
+    "TripletMarginLoss": (torch.ones(5, 4), torch.eye(5, 4)),
+    "TripletMarginWithDistanceLoss": (torch.ones(5, 4), torch.eye(5, 4)),
+}
 
 
 def pair(build: Callable[[Any], torch_nn.Module]) -> tuple[torch_nn.Module, torch_nn.Module]:
@@ -52,11 +90,20 @@ def call(layer: torch_nn.Module) -> tuple[Tensor, ...]:
     dtype = next((p.dtype for p in layer.parameters()), torch.float32)
     x = torch.randn(5, 4, dtype=dtype, generator=torch.Generator().manual_seed(2)).requires_grad_()
     target: tuple[Tensor, ...] = ()
-    if isinstance(layer, torch_nn.MSELoss):
-        target = (torch.ones(5, 4),)
-    elif isinstance(layer, torch_nn.CrossEntropyLoss):
+    z = x * 1
+    if isinstance(layer, torch_nn.CrossEntropyLoss | torch_nn.NLLLoss):
         target = (torch.tensor([0, 1, 2, 3, 3]),)
-    output = layer(x * 1, *target)
+    elif type(layer).__name__ in TARGETS:
+        target = TARGETS[type(layer).__name__]
+    elif isinstance(layer, torch_nn.GaussianNLLLoss):
+        target = torch.ones(5, 4), torch.linspace(0.1, 2, 20).view(5, 4)
+    elif isinstance(layer, torch_nn.HingeEmbeddingLoss | torch_nn.SoftMarginLoss):
+        target = (torch.ones(5, 4).tril() * 2 - 1,)
+    elif isinstance(layer, torch_nn.BCELoss) or getattr(layer, "log_input", True) is False:
+        z, target = x.sigmoid(), (torch.linspace(0, 1, 20).view(5, 4),)
+    elif isinstance(layer, torch_nn.modules.loss._Loss):
+        target = (torch.linspace(0, 2, 20).view(5, 4),)
+    output = layer(z, *target)
     upstream = torch.randn(output.shape, dtype=dtype, generator=torch.Generator().manual_seed(3))
     return output.detach(), *torch.autograd.grad(output, [x, *layer.parameters()], upstream)
 
@@ -109,14 +156,16 @@ def test_a_network_trains_to_the_same_parameters() -> None:
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["linear", "relu", "sigmoid", "tanh", "mse_loss", "cross_entropy"])
+@pytest.mark.parametrize("name", [name for name in functional.__all__ if hasattr(torch_functional, name)])
 def test_same_signatures(name: str) -> None:
     ours = inspect.signature(getattr(functional, name))
     if name == "linear":  # a builtin, whose signature stands in its documentation
         assert list(ours.parameters) == ["input", "weight", "bias"]
         return
     theirs = inspect.signature(getattr(torch_functional, name))
-    assert [(p.name, p.default, p.kind) for p in ours.parameters.values()] == [
+    added = set(ours.parameters) - set(theirs.parameters)  # an older torch has no weights for all losses
+    assert added <= ({"weight"} if TORCH < (2, 10) else set())
+    assert [(p.name, p.default, p.kind) for p in ours.parameters.values() if p.name not in added] == [
         (p.name, p.default, p.kind) for p in theirs.parameters.values()
     ]
 
@@ -138,6 +187,55 @@ BAD_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "mse of integers": ("mse_loss", (y5, y5), {}),
     "mse weight's shape": ("mse_loss", (x54, x54), {"weight": torch.ones(4)}),
     "mse weighted reduction": ("mse_loss", (x54, x54), {"weight": x54, "reduction": "average"}),
+    "l1 shapes": ("l1_loss", (torch.ones(5, 4), torch.ones(5, 4, 2)[..., :0]), {}),
+    "l1 reduction": ("l1_loss", (x54, x54), {"reduction": "average"}),
+    "l1 weight's shape": ("l1_loss", (x54, x54), {"weight": torch.ones(4)}),
+    "l1 weighted reduction": ("l1_loss", (x54, x54), {"weight": x54, "reduction": "average"}),
+    "l1 without tensors": ("l1_loss", ([1.0], [2.0]), {}),
+    "l1 of bools": ("l1_loss", (x54 > 0, x54 > 0), {}),
+    "mean l1 of integers": ("l1_loss", (y5, y5), {}),
+    "smooth l1 reduction": ("smooth_l1_loss", (x54, x54), {"reduction": "average"}),
+    "smooth l1 beta": ("smooth_l1_loss", (x54, x54), {"beta": -1.0}),
+    "smooth l1 of complex": ("smooth_l1_loss", (x54.to(torch.complex64), x54.to(torch.complex64)), {}),
+    "smooth l1 without tensors": ("smooth_l1_loss", ([1.0], [2.0]), {}),
+    "huber delta": ("huber_loss", (x54, x54), {"delta": 0.0}),
+    "huber reduction": ("huber_loss", (x54, x54), {"reduction": "average"}),
+    "huber weight's shape": ("huber_loss", (x54, x54), {"weight": torch.ones(4)}),
+    "nll class": ("nll_loss", (x54, y5 + 4), {}),
+    "nll number of targets": ("nll_loss", (x54, y5[:3]), {}),
+    "nll reduction": ("nll_loss", (x54, y5), {"reduction": "average"}),
+    "nll target of floats": ("nll_loss", (x54, y5.float()), {}),
+    "nll weight's shape": ("nll_loss", (x54, y5), {"weight": torch.ones(3)}),
+    "nll weight that learns": ("nll_loss", (x54, y5), {"weight": torch.ones(4, requires_grad=True)}),
+    "gaussian negative variance": ("gaussian_nll_loss", (x54, x54, -x54), {}),
+    "gaussian negative number": ("gaussian_nll_loss", (x54, x54, -1.0), {}),
+    "gaussian variance's shape": ("gaussian_nll_loss", (x54, x54, torch.ones(3)), {}),
+    "gaussian variance's shape by two": ("gaussian_nll_loss", (x54, x54, torch.ones(1, 1)), {}),
+    "gaussian reduction": ("gaussian_nll_loss", (x54, x54, x54), {"reduction": "average"}),
+    "gaussian integer variance": ("gaussian_nll_loss", (x54, x54, 1), {}),
+    "poisson reduction": ("poisson_nll_loss", (x54, x54), {"reduction": "average"}),
+    "poisson shapes": ("poisson_nll_loss", (x54, x54[:3]), {}),
+    "kl reduction": ("kl_div", (x54, x54), {"reduction": "average"}),
+    "kl of integers": ("kl_div", (y5, y5), {"reduction": "sum"}),
+    "kl of complex": ("kl_div", (x54.to(torch.complex64), x54.to(torch.complex64)), {"reduction": "sum"}),
+    "bce shapes": ("binary_cross_entropy", (x54, x54[:3]), {}),
+    "bce out of range": ("binary_cross_entropy", (2 * x54, x54), {}),
+    "bce reduction": ("binary_cross_entropy", (x54, x54), {"reduction": "average"}),
+    "bce weight that learns": ("binary_cross_entropy", (x54, x54, torch.ones(4, requires_grad=True)), {}),
+    "bce of integers": ("binary_cross_entropy", (y5, y5), {}),
+    "logits shapes": ("binary_cross_entropy_with_logits", (x54, x54[:3]), {}),
+    "logits reduction": ("binary_cross_entropy_with_logits", (x54, x54), {"reduction": "average"}),
+    "logits weight that learns": (
+        "binary_cross_entropy_with_logits",
+        (x54, x54),
+        {"pos_weight": torch.ones(4, requires_grad=True)},
+    ),
+    "logits pos_weight's shape": ("binary_cross_entropy_with_logits", (x54, x54), {"pos_weight": torch.ones(3)}),
+    "hinge reduction": ("hinge_embedding_loss", (x54, x54), {"reduction": "average"}),
+    "hinge shapes": ("hinge_embedding_loss", (x54, x54[:3]), {}),
+    "soft margin reduction": ("soft_margin_loss", (x54, x54), {"reduction": "average"}),
+    "soft margin target that learns": ("soft_margin_loss", (x54, torch.ones(5, 4, requires_grad=True)), {}),
+    "soft margin without tensors": ("soft_margin_loss", ([1.0], [1.0]), {}),
     "mse without tensors": ("mse_loss", ([1.0], [2.0]), {}),
     "class out of range": ("cross_entropy", (x54, y5 + 4), {}),
     "negative class": ("cross_entropy", (x54, y5 - 1), {}),

@@ -6,7 +6,11 @@ Ours, each a subclass of the torch class of its name with the same constructor, 
 
 - linear: ``Linear``, ``LazyLinear``, ``Identity``
 - activations: ``ReLU``, ``Sigmoid``, ``Tanh``
-- losses: ``MSELoss``, ``CrossEntropyLoss``
+- losses: ``L1Loss``, ``SmoothL1Loss``, ``HuberLoss``, ``MSELoss``, ``CrossEntropyLoss``, ``NLLLoss``,
+  ``GaussianNLLLoss``, ``PoissonNLLLoss``, ``KLDivLoss``, ``BCELoss``, ``BCEWithLogitsLoss``, ``HingeEmbeddingLoss``,
+  ``SoftMarginLoss``
+- losses of margins: ``MarginRankingLoss``, ``MultiMarginLoss``, ``MultiLabelMarginLoss``, ``MultiLabelSoftMarginLoss``
+- losses of embeddings: ``CosineEmbeddingLoss``, ``TripletMarginLoss``, ``TripletMarginWithDistanceLoss``
 
 and ``nn.functional`` is :mod:`torch_manualbp.functional`. Every other name (``Module``, ``Sequential``, ``Flatten``,
 ``Parameter``, ``init``, …) is torch's own, handed on as it is. ``nn.X.__module__`` tells which one an ``X`` is.
@@ -24,3 +28,4 @@ from torch_manualbp import functional as functional  # type: ignore[no-redef]
 from torch_manualbp.nn.activation import *  # noqa: F403
 from torch_manualbp.nn.linear import *  # noqa: F403
 from torch_manualbp.nn.loss import *  # noqa: F403
+from torch_manualbp.nn.margin import *  # noqa: F403

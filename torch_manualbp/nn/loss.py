@@ -7,7 +7,52 @@ from torch import Tensor
 
 from torch_manualbp import functional as F
 
-__all__ = ["CrossEntropyLoss", "MSELoss"]
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "GaussianNLLLoss",
+    "HingeEmbeddingLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "NLLLoss",
+    "PoissonNLLLoss",
+    "SmoothL1Loss",
+    "SoftMarginLoss",
+]
+
+
+class L1Loss(torch.nn.L1Loss):
+    """``torch.nn.L1Loss`` by :class:`torch_manualbp.rules.Difference` and
+    :class:`torch_manualbp.rules.AbsoluteError`.
+
+    C = Σ |s − y| / n ⇒ ∂C/∂s = sign(s − y) / n.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(input, target, reduction=self.reduction)
+
+
+class SmoothL1Loss(torch.nn.SmoothL1Loss):
+    """``torch.nn.SmoothL1Loss`` by :class:`torch_manualbp.rules.SmoothAbsoluteError`.
+
+    C = Σ c (s − y − c / 2) / βn, c = s − y clamped to ±β ⇒ ∂C/∂s = c / βn.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta)
+
+
+class HuberLoss(torch.nn.HuberLoss):
+    """``torch.nn.HuberLoss`` by :class:`torch_manualbp.rules.Huber`.
+
+    C = Σ c (s − y − c / 2) / n, c = s − y clamped to ±Δ ⇒ ∂C/∂s = c / n.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.huber_loss(input, target, reduction=self.reduction, delta=self.delta)
 
 
 class MSELoss(torch.nn.MSELoss):
@@ -36,3 +81,88 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+class NLLLoss(torch.nn.NLLLoss):
+    """``torch.nn.NLLLoss`` by :class:`torch_manualbp.rules.NegativeLogLikelihood`.
+
+    C = −Σ w_y s_y / Σ w_y ⇒ ∂C/∂s_k = −w_k [k = y] / Σ w_y.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.nll_loss(input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+class GaussianNLLLoss(torch.nn.GaussianNLLLoss):
+    """``torch.nn.GaussianNLLLoss`` by :class:`torch_manualbp.rules.Difference` and
+    :class:`torch_manualbp.rules.GaussianNegativeLogLikelihood`.
+
+    C = Σ (log v + (s − y)² / v) / 2n ⇒ ∂C/∂s = (s − y) / vn, ∂C/∂v = (v − (s − y)²) / 2v²n.
+    """
+
+    def forward(self, input: Tensor, target: Tensor, var: Tensor | float) -> Tensor:
+        return F.gaussian_nll_loss(input, target, var, full=self.full, eps=self.eps, reduction=self.reduction)
+
+
+class PoissonNLLLoss(torch.nn.PoissonNLLLoss):
+    """``torch.nn.PoissonNLLLoss`` by :class:`torch_manualbp.rules.PoissonNegativeLogLikelihood`.
+
+    C = Σ (exp(s) − y s) / n ⇒ ∂C/∂s = (exp(s) − y) / n.
+    """
+
+    def forward(self, log_input: Tensor, target: Tensor) -> Tensor:
+        return F.poisson_nll_loss(
+            log_input, target, log_input=self.log_input, full=self.full, eps=self.eps, reduction=self.reduction
+        )
+
+
+class KLDivLoss(torch.nn.KLDivLoss):
+    """``torch.nn.KLDivLoss`` by :class:`torch_manualbp.rules.KullbackLeiblerDivergence`.
+
+    C = Σ y (log y − s) / n ⇒ ∂C/∂s = −y / n, ∂C/∂y = (log y + 1 − s) / n.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.kl_div(input, target, reduction=self.reduction, log_target=self.log_target)
+
+
+class BCELoss(torch.nn.BCELoss):
+    """``torch.nn.BCELoss`` by :class:`torch_manualbp.rules.BinaryCrossEntropy`.
+
+    C = −Σ w (y log s + (1 − y) log(1 − s)) / n ⇒ ∂C/∂s = w (s − y) / s (1 − s) n.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy(input, target, weight=self.weight, reduction=self.reduction)
+
+
+class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+    """``torch.nn.BCEWithLogitsLoss`` by :class:`torch_manualbp.rules.BinaryCrossEntropyWithLogits`.
+
+    C = −Σ w (p y log σ(s) + (1 − y) log σ(−s)) / n ⇒ ∂C/∂s = w ((p y + 1 − y) σ(s) − p y) / n.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(
+            input, target, weight=self.weight, pos_weight=self.pos_weight, reduction=self.reduction
+        )
+
+
+class HingeEmbeddingLoss(torch.nn.HingeEmbeddingLoss):
+    """``torch.nn.HingeEmbeddingLoss`` by :class:`torch_manualbp.rules.HingeEmbedding`.
+
+    C = Σ (s where y = 1, max(0, margin − s) where y = −1) / n ⇒ ∂C/∂s = (1, or −1 up to the margin) / n.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.hinge_embedding_loss(input, target, margin=self.margin, reduction=self.reduction)
+
+
+class SoftMarginLoss(torch.nn.SoftMarginLoss):
+    """``torch.nn.SoftMarginLoss`` by :class:`torch_manualbp.rules.SoftMargin`.
+
+    C = Σ log(1 + exp(−y s)) / n ⇒ ∂C/∂s = −y σ(−y s) / n.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.soft_margin_loss(input, target, reduction=self.reduction)

@@ -4,7 +4,8 @@ from torch_manualbp.rules.catalogue.activation import ACTIVATIONS
 from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
 from torch_manualbp.rules.catalogue.linear import LINEAR
 from torch_manualbp.rules.catalogue.loss import LOSSES
+from torch_manualbp.rules.catalogue.margin import MARGINS
 
 __all__ = ["CATALOGUE", "Entry", "Make", "Sample"]
 
-CATALOGUE: tuple[Entry, ...] = LINEAR + ACTIVATIONS + LOSSES
+CATALOGUE: tuple[Entry, ...] = LINEAR + ACTIVATIONS + LOSSES + MARGINS

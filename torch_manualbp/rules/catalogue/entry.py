@@ -61,6 +61,9 @@ class Entry:
     complex: bool = False
     """Whether the twin takes complex numbers."""
 
+    twin_for_second: Callable[..., Tensor] | None = None
+    """What second derivatives are held against, where the twin has none or approximates them."""
+
     cancels: bool = False
     """Whether the gradient is a sum whose terms cancel, which leaves an entry near 0 few right digits in any order."""
 

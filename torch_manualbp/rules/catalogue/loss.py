@@ -2,24 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
-from torch_manualbp.rules.loss import CrossEntropy, CrossEntropyProbabilities, MeanSquaredError
+from torch_manualbp.rules.loss import (
+    AbsoluteError,
+    BinaryCrossEntropy,
+    BinaryCrossEntropyWithLogits,
+    CrossEntropy,
+    CrossEntropyProbabilities,
+    Difference,
+    GaussianNegativeLogLikelihood,
+    HingeEmbedding,
+    Huber,
+    KullbackLeiblerDivergence,
+    MeanSquaredError,
+    NegativeLogLikelihood,
+    PoissonNegativeLogLikelihood,
+    SmoothAbsoluteError,
+    SoftMargin,
+)
 
 __all__ = ["LOSSES"]
 
 REDUCTIONS = ("none", "sum", "mean")
 
 
-def _squared_error_samples(make: Make) -> Iterator[Sample]:
+def _pair_samples(*options: Any) -> Callable[[Make], Iterator[Sample]]:
+    """An output and a target of any numbers."""
+
+    def samples(make: Make) -> Iterator[Sample]:
+        for reduction in REDUCTIONS:
+            yield Sample(reduction, (2 * make(5, 4), make(5, 4), *options, reduction))
+            yield Sample(f"{reduction}, empty batch", (make(0, 4), make(0, 4), *options, reduction))
+        yield Sample("number", (make(), make(), *options, "mean"))
+
+    return samples
+
+
+def _difference_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), make(5, 4), 0.25))
+    yield Sample("broadcast", (make(5, 4), make(4), 0.0))
+    yield Sample("broadcast the other way", (make(), make(2, 3), 0.0))
+    yield Sample("empty batch", (make(0, 4), make(0, 4), 0.25))
+
+
+def _difference(s: Tensor, y: Tensor, epsilon: float) -> Tensor:
+    return s - y + epsilon
+
+
+def _absolute_error_samples(make: Make) -> Iterator[Sample]:
     for reduction in REDUCTIONS:
-        yield Sample(reduction, (make(5, 4), make(5, 4), reduction))
-        yield Sample(f"{reduction}, empty batch", (make(0, 4), make(0, 4), reduction))
-    yield Sample("number", (make(), make(), "mean"))
+        yield Sample(reduction, (make(5, 4), reduction))
+    yield Sample("number", (make(), "mean"))
+    yield Sample("mean, empty batch", (make(0, 4), "mean"))
+
+
+def _gaussian_samples(make: Make) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample(reduction, (make(5, 4), make.positive(5, 4), False, reduction))
+    yield Sample("full, one variance a sample", (make(5, 4), make.positive(5, 1), True, "mean"))
+    yield Sample("number", (make(), make.positive(), False, "sum"))
+    yield Sample("mean, empty batch", (make(0, 4), make.positive(0, 4), False, "mean"))
+
+
+def _poisson_samples(make: Make) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample(reduction, (make(5, 4), make.positive(5, 4), True, False, 1e-8, reduction))
+    yield Sample("full", (make(5, 4), 2 * make.positive(5, 4), True, True, 1e-8, "mean"))
+    yield Sample("rate", (make.positive(5, 4), make.positive(5, 4), False, False, 1e-3, "none"))
+    yield Sample("rate, full, broadcast", (make.positive(5, 4), 2 * make.positive(4), False, True, 1e-3, "mean"))
+    yield Sample("number", (make(), make.positive(), True, False, 1e-8, "sum"))
+    yield Sample("mean, empty batch", (make(0, 4), make(0, 4), True, False, 1e-8, "mean"))
+
+
+def _divergence_samples(make: Make) -> Iterator[Sample]:
+    for reduction in (*REDUCTIONS, "batchmean"):
+        for log_target in (False, True):
+            y = make(5, 4) if log_target else make.probabilities(5, 4, dim=1)
+            yield Sample(f"{reduction}{', log target' if log_target else ''}", (make(5, 4), y, log_target, reduction))
+    yield Sample("broadcast", (make(5, 4), make.probabilities(4, dim=0), False, "mean"))
+    yield Sample("number", (make(), make.positive(), False, "batchmean"))
+    yield Sample("mean, empty batch", (make(0, 4), make(0, 4), False, "mean"))
+
+
+def _binary_cross_entropy_samples(make: Make) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample(reduction, (make(5, 4).sigmoid(), make(5, 4).sigmoid(), None, reduction))
+    yield Sample("weighted", (make(5, 4).sigmoid(), make(5, 4).sigmoid(), make.positive(4), "mean"))
+    yield Sample("number", (make().sigmoid(), make().sigmoid(), None, "sum"))
+    yield Sample("mean, empty batch", (make(0, 4), make(0, 4), None, "mean"))
+
+
+def _with_logits_samples(make: Make) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample(reduction, (2 * make(5, 4), make(5, 4).sigmoid(), None, None, reduction))
+    for about, w, p in (
+        ("weighted", make.positive(5, 1), None),
+        ("positive weighted", None, make.positive(4)),
+        ("both weighted", make.positive(5, 4), make.positive(1)),
+    ):
+        yield Sample(about, (2 * make(5, 4), make(5, 4).sigmoid(), w, p, "mean"))
+    yield Sample("number", (make(), make().sigmoid(), None, None, "sum"))
+    yield Sample("mean, empty batch", (make(0, 4), make(0, 4), None, None, "mean"))
+
+
+def _signs(make: Make, *shape: int) -> Tensor:
+    """−1 and 1, in the dtype of the scores."""
+    return (2 * make.indices(2, *shape) - 1).to(make.dtype)
+
+
+def _hinge_embedding_samples(make: Make) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample(reduction, (2 * make(5, 4), _signs(make, 5, 4), 0.7, reduction))
+    yield Sample("targets of neither sign", (2 * make(5, 4), make(5, 4), 0.7, "mean"))
+    yield Sample("broadcast", (2 * make(5, 4), _signs(make, 4), 0.7, "mean"))
+    yield Sample("number", (make(), _signs(make), 0.7, "sum"))
+    yield Sample("mean, empty batch", (make(0, 4), _signs(make, 0, 4), 0.7, "mean"))
+
+
+def _soft_margin_samples(make: Make) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample(reduction, (2 * make(5, 4), _signs(make, 5, 4), reduction))
+    yield Sample("broadcast", (2 * make(5, 4), _signs(make, 4), "mean"))
+    yield Sample("number", (make(), _signs(make), "sum"))
+    yield Sample("mean, empty batch", (make(0, 4), _signs(make, 0, 4), "mean"))
+
+
+def _negative_log_likelihood_samples(make: Make) -> Iterator[Sample]:
+    y = torch.tensor([2, 1, 3], device=make.device)
+    for reduction in REDUCTIONS:
+        yield Sample(reduction, (make(3, 4), y, None, 1, reduction))
+        yield Sample(f"{reduction}, weighted", (make(3, 4), y, make.positive(4), 1, reduction))
+    yield Sample("images", (make(2, 4, 2, 1), make.indices(4, 2, 2, 1), make.positive(4), -100, "mean"))
+    yield Sample("volumes", (make(2, 4, 1, 2, 1), make.indices(4, 2, 1, 2, 1), None, -100, "none"))
+    yield Sample("one sample", (make(4), y[0], None, -100, "mean"))
+    yield Sample("mean, empty batch", (make(0, 4), make.indices(4, 0), None, -100, "mean"))
 
 
 def _cross_entropy_samples(make: Make) -> Iterator[Sample]:
@@ -57,12 +180,86 @@ def _mse_loss(s: Tensor, y: Tensor, reduction: str) -> Tensor:
     return F.mse_loss(s, y, reduction=reduction)
 
 
+def _smooth_l1_loss(s: Tensor, y: Tensor, beta: float, reduction: str) -> Tensor:
+    return F.smooth_l1_loss(s, y, beta=beta, reduction=reduction)
+
+
+def _huber_loss(s: Tensor, y: Tensor, delta: float, reduction: str) -> Tensor:
+    return F.huber_loss(s, y, delta=delta, reduction=reduction)
+
+
+def _absolute_value(r: Tensor, reduction: str) -> Tensor:
+    return F.l1_loss(r, torch.zeros_like(r), reduction=reduction)
+
+
+def _gaussian_nll_loss(r: Tensor, v: Tensor, full: bool, reduction: str) -> Tensor:
+    return F.gaussian_nll_loss(r, torch.zeros_like(r), v, full=full, eps=0, reduction=reduction)
+
+
+def _poisson_nll_loss(s: Tensor, y: Tensor, log_input: bool, full: bool, epsilon: float, reduction: str) -> Tensor:
+    return F.poisson_nll_loss(s, y, log_input, full, eps=epsilon, reduction=reduction)
+
+
+def _kl_div(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
+    if reduction == "mean":  # of which F.kl_div warns
+        return F.kl_div(s, y, reduction="none", log_target=log_target).mean()
+    return F.kl_div(s, y, reduction=reduction, log_target=log_target)
+
+
+def _binary_cross_entropy(s: Tensor, y: Tensor, w: Tensor | None, reduction: str) -> Tensor:
+    return F.binary_cross_entropy(s, y, w, reduction=reduction)
+
+
+def _binary_cross_entropy_by_logarithms(s: Tensor, y: Tensor, w: Tensor | None, reduction: str) -> Tensor:
+    """torch's own second derivative adds 1e-12 to s and to 1 − s."""
+    C = -(y * s.log() + (1 - y) * (1 - s).log()) * (1 if w is None else w)
+    return _reduced(C, reduction)
+
+
+def _reduced(C: Tensor, reduction: str) -> Tensor:
+    return C if reduction == "none" else C.sum() if reduction == "sum" else C.mean()
+
+
+def _with_logits(s: Tensor, y: Tensor, w: Tensor | None, p: Tensor | None, reduction: str) -> Tensor:
+    return F.binary_cross_entropy_with_logits(s, y, w, pos_weight=p, reduction=reduction)
+
+
+def _hinge_embedding_loss(s: Tensor, y: Tensor, margin: float, reduction: str) -> Tensor:
+    return F.hinge_embedding_loss(s, y, margin, reduction=reduction)
+
+
+def _soft_margin_loss(s: Tensor, y: Tensor, reduction: str) -> Tensor:
+    return F.soft_margin_loss(s, y, reduction=reduction)
+
+
+def _nll_loss(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
+    return F.nll_loss(s, y, w, ignore_index=ignore_index, reduction=reduction)
+
+
 def _cross_entropy(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str, epsilon: float) -> Tensor:
     return F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
 
 
 LOSSES: tuple[Entry, ...] = (
-    Entry(MeanSquaredError, _mse_loss, _squared_error_samples),
+    Entry(Difference, _difference, _difference_samples, complex=True),
+    Entry(AbsoluteError, _absolute_value, _absolute_error_samples, complex=True),
+    Entry(SmoothAbsoluteError, _smooth_l1_loss, _pair_samples(0.8)),
+    Entry(Huber, _huber_loss, _pair_samples(0.8)),
+    Entry(MeanSquaredError, _mse_loss, _pair_samples()),
     Entry(CrossEntropy, _cross_entropy, _cross_entropy_samples, constants=frozenset({2}), cancels=True),
     Entry(CrossEntropyProbabilities, _cross_entropy, _cross_entropy_probabilities_samples, cancels=True),
+    Entry(NegativeLogLikelihood, _nll_loss, _negative_log_likelihood_samples, constants=frozenset({2})),
+    Entry(GaussianNegativeLogLikelihood, _gaussian_nll_loss, _gaussian_samples, cancels=True),
+    Entry(PoissonNegativeLogLikelihood, _poisson_nll_loss, _poisson_samples, cancels=True),
+    Entry(KullbackLeiblerDivergence, _kl_div, _divergence_samples, cancels=True),
+    Entry(
+        BinaryCrossEntropy,
+        _binary_cross_entropy,
+        _binary_cross_entropy_samples,
+        constants=frozenset({2}),
+        twin_for_second=_binary_cross_entropy_by_logarithms,
+    ),
+    Entry(BinaryCrossEntropyWithLogits, _with_logits, _with_logits_samples, constants=frozenset({2, 3})),
+    Entry(HingeEmbedding, _hinge_embedding_loss, _hinge_embedding_samples, constants=frozenset({1})),
+    Entry(SoftMargin, _soft_margin_loss, _soft_margin_samples, constants=frozenset({1})),
 )

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import _reduction
 from torch.nn import functional as F
 
+from torch_manualbp.rules.loss.reduction import PointwiseLoss, product_with, reduced, reduced_in_blocks
 from torch_manualbp.rules.rule import Rule, widened
 
-__all__ = ["CrossEntropy", "CrossEntropyProbabilities", "cross_entropy_gradient"]
+__all__ = [
+    "CrossEntropy",
+    "CrossEntropyProbabilities",
+    "KullbackLeiblerDivergence",
+    "NegativeLogLikelihood",
+    "cross_entropy_gradient",
+    "divergence_derivative",
+    "divergence_target_derivative",
+    "negative_log_likelihood_gradient",
+]
 
 
 class CrossEntropy(Rule):
@@ -80,12 +92,15 @@ def cross_entropy_gradient(
     Where ``counted`` is False, g is 0 and the weight of y, which may be infinite, has no part.
     """
     k = _class_dim(s)
-    p = torch.softmax(widened(s), k)
     g_y = g if w is None else g * _weight_of(y, w, counted)
     y, g, g_y = y.unsqueeze(k), g.unsqueeze(k), g_y.unsqueeze(k)
-    if epsilon == 0:
-        ds = p * g_y
+    if epsilon == 0 and s.dim() > 1 and s.shape[k] > 1:  # where samples are rows, which blocks leave whole
+        softmax = functools.partial(torch.softmax, dim=k)
+        ds = product_with(g_y, softmax, [s], (), torch.promote_types(widened(s).dtype, g_y.dtype))
+    elif epsilon == 0:
+        ds = torch.softmax(widened(s), k) * g_y
     else:
+        p = torch.softmax(widened(s), k)
         smooth = epsilon / s.shape[k] * g
         g_y = (1 - epsilon) * g_y
         total = s.shape[k] if w is None else widened(w).sum()
@@ -110,6 +125,123 @@ def _weight_of(y: Tensor, w: Tensor, counted: Tensor | None = None) -> Tensor:
 def _weight_of_samples(counted: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """n = Σ w_y over the samples that count."""
     return counted.sum() if w is None else _weight_of(y, w, counted).sum()
+
+
+class NegativeLogLikelihood(Rule):
+    """The negative log-likelihood of the true class y, whose log-probability among K is s_y.
+
+    With class weights w (1 where there are none)::
+
+        C_i = −w_y s_y                     C = Σ C_i / n,  n = Σ w_y
+        ⇒
+        ∂C/∂s_k = −w_k [k = y] g / n
+
+    A sample with y = ``ignore_index`` has no part in any of the sums; its gradient is 0.
+
+    Shapes: s (K) with y (), or s (samples, K, *) with y (samples, *) of integers. ``"sum"`` and ``"none"`` have n = 1.
+    Kept: y, w. As in torch, w takes no gradient; forward mode holds it constant.
+    """
+
+    @staticmethod
+    def forward(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
+        return F.nll_loss(s, y, w, ignore_index=ignore_index, reduction=reduction)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        s, y, w, ctx.ignore_index, ctx.reduction = inputs
+        ctx.shape, ctx.dtype = s.shape, s.dtype
+        ctx.save_for_backward(y, w)
+        ctx.save_for_forward(y, w)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        y, w = ctx.saved_tensors
+        counted, y = _counted(y, ctx.ignore_index)
+        g = widened(g)
+        if ctx.reduction == "mean":
+            g = g / _weight_of_samples(counted, y, w)
+        g = torch.where(counted, g, 0)
+        return negative_log_likelihood_gradient(ctx.shape, y, g, w, counted).to(ctx.dtype), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, ds: Tensor, *_: Any) -> Tensor:
+        y, w = ctx.saved_tensors
+        counted, y = _counted(y, ctx.ignore_index)
+        k = 0 if ds.dim() == 1 else 1
+        dC = torch.where(counted, -widened(ds).gather(k, y.unsqueeze(k)).squeeze(k), 0)
+        if w is not None:
+            dC = dC * _weight_of(y, w, counted)
+        if ctx.reduction != "none":
+            dC = dC.sum()
+        if ctx.reduction == "mean":
+            dC = dC / _weight_of_samples(counted, y, w)
+        return dC.to(ctx.dtype)
+
+
+def negative_log_likelihood_gradient(
+    shape: torch.Size, y: Tensor, g: Tensor, w: Tensor | None = None, counted: Tensor | None = None
+) -> Tensor:
+    """∂C/∂s_k = −w_k [k = y] g for an s of ``shape``, a y in 0 … K−1 and a g of each sample, (samples, *).
+
+    Where ``counted`` is False, g is 0 and the weight of y, which may be infinite, has no part.
+    """
+    k = 0 if len(shape) == 1 else 1
+    g_y = g if w is None else g * _weight_of(y, w, counted)
+    zeros = g_y.new_zeros(shape)
+    # In place, since the zeros are nobody else's; but what is not mapped cannot take what is.
+    scatter = zeros.scatter if torch._C._are_functorch_transforms_active() else zeros.scatter_
+    return scatter(k, y.unsqueeze(k), -g_y.unsqueeze(k))
+
+
+class KullbackLeiblerDivergence(PointwiseLoss):
+    """The Kullback-Leibler divergence of a distribution with log-probabilities s from one with probabilities y, or,
+    with ``log_target``, log-probabilities y.
+
+    ::
+
+        C_i = y_i (log y_i − s_i)                    or exp(y_i) (y_i − s_i)
+        C = Σ C_i / n,  n = the number of entries, with "batchmean" the number of rows of s
+        ⇒
+        ∂C/∂s_i = −y_i g / n                         or −exp(y_i) g / n
+        ∂C/∂y_i = (log y_i + 1 − s_i) g / n          or exp(y_i) (y_i − s_i + 1) g / n
+
+    0 log 0 is 0 in C; in ∂C/∂y, which has log y alone, log 0 is −∞, where torch gives NaN.
+    Shapes: s and y broadcast against each other. ``"sum"`` and ``"none"`` have n = 1.
+    Kept: y, and s where ∂C/∂y is needed.
+    """
+
+    @staticmethod
+    def forward(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
+        if reduction == "batchmean":
+            C = reduced_in_blocks(functools.partial(_divergence, log_target=log_target), s, y, reduction="sum")
+            return C / s.shape[0] if s.dim() else C
+        return reduced_in_blocks(functools.partial(_divergence, log_target=log_target), s, y, reduction=reduction)
+
+    partials = (
+        lambda s, y, log_target: divergence_derivative(y, log_target),
+        lambda s, y, log_target: divergence_target_derivative(s, y, log_target),
+    )
+
+    @staticmethod
+    def reads(log_target: bool) -> tuple[tuple[int, ...], ...]:
+        return ((1,), (0, 1))
+
+
+def _divergence(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
+    if torch._C._are_functorch_transforms_active():  # ATen's function is mapped entry by entry
+        return reduced(y.exp() * (y - s) if log_target else torch.xlogy(y, y) - y * s, reduction)
+    # torch.kl_div and not F.kl_div, which warns of "mean" at each call
+    return torch.kl_div(s, y, _reduction.get_enum(reduction), log_target=log_target)
+
+
+def divergence_derivative(y: Tensor, log_target: bool = False) -> Tensor:
+    """∂C_i/∂s_i = −y, or −exp(y)."""
+    return -(y.exp() if log_target else y)
+
+
+def divergence_target_derivative(s: Tensor, y: Tensor, log_target: bool = False) -> Tensor:
+    """∂C_i/∂y_i = log y + 1 − s, or exp(y) (y − s + 1)."""
+    return y.exp() * (y - s + 1) if log_target else y.log() + 1 - s
 
 
 class CrossEntropyProbabilities(Rule):

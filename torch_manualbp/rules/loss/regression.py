@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -9,12 +10,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.loss.reduction import PointwiseLoss, product_with, reduced, reduced_in_blocks
 from torch_manualbp.rules.rule import Rule, widened
 
-__all__ = ["MeanSquaredError", "squared_error_gradient"]
+__all__ = [
+    "AbsoluteError",
+    "Difference",
+    "GaussianNegativeLogLikelihood",
+    "Huber",
+    "MeanSquaredError",
+    "PoissonNegativeLogLikelihood",
+    "SmoothAbsoluteError",
+    "gaussian_error_derivative",
+    "gaussian_variance_derivative",
+    "huber_derivative",
+    "poisson_derivative",
+    "poisson_target_derivative",
+    "smooth_absolute_error_derivative",
+    "squared_error_gradient",
+]
 
 
-class MeanSquaredError(Rule):
+class MeanSquaredError(PointwiseLoss):
     """The squared error.
 
     ::
@@ -29,34 +46,9 @@ class MeanSquaredError(Rule):
 
     @staticmethod
     def forward(s: Tensor, y: Tensor, reduction: str) -> Tensor:
-        return F.mse_loss(s, y, reduction=reduction)
+        return reduced_in_blocks(F.mse_loss, s, y, reduction=reduction)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
-        s, y, ctx.reduction = inputs
-        ctx.save_for_backward(s, y)
-        ctx.save_for_forward(s, y)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        s, y = ctx.saved_tensors
-        needs_ds, needs_dy, _ = ctx.needs_input_grad
-        n = _number_of_entries(s, y) if ctx.reduction == "mean" else 1
-        g = widened(g) / n
-        ds = dy = None
-        if needs_ds:
-            ds = squared_error_gradient(*_in_one_dtype(s, y), g).sum_to_size(s.shape).to(s.dtype)
-        if needs_dy:
-            dy = squared_error_gradient(*_in_one_dtype(y, s), g).sum_to_size(y.shape).to(y.dtype)
-        return ds, dy, None
-
-    @staticmethod
-    def jvp(ctx: Any, ds: Tensor | None, dy: Tensor | None, _: None) -> Tensor:
-        s, y = ctx.saved_tensors
-        n = _number_of_entries(s, y) if ctx.reduction == "mean" else 1
-        dr = (0 if ds is None else ds) - (0 if dy is None else dy)
-        dC = squared_error_gradient(*_in_one_dtype(s, y), dr)
-        return (dC if ctx.reduction == "none" else dC.sum() / n).to(torch.promote_types(s.dtype, y.dtype))
+    partials = (lambda s, y: squared_error_gradient(s, y), lambda s, y: squared_error_gradient(y, s))
 
 
 def squared_error_gradient(s: Tensor, y: Tensor, g: Tensor | float = 1) -> Tensor:
@@ -64,13 +56,251 @@ def squared_error_gradient(s: Tensor, y: Tensor, g: Tensor | float = 1) -> Tenso
     return (s - y) * (2 * g)
 
 
-def _number_of_entries(s: Tensor, y: Tensor) -> int:
-    """n, and 1 where there are none, so that no derivative is the empty sum's 0 times 1 / 0."""
-    shape = s.shape if s.shape == y.shape else torch.broadcast_shapes(s.shape, y.shape)
-    return max(math.prod(shape), 1)
+class Difference(Rule):
+    """The error of each entry, from which the losses start that need s and y for nothing else.
+
+    ::
+
+        r = s − y + ε
+        ⇒
+        ∂C/∂s = ∂C/∂r
+        ∂C/∂y = −∂C/∂r
+
+    As a rule of its own it lets a loss keep r, which is one tensor, and not s and y, which are two.
+    Shapes: s and y broadcast against each other; their gradients sum over what they were broadcast to. Kept: nothing.
+    """
+
+    @staticmethod
+    def forward(s: Tensor, y: Tensor, epsilon: float) -> Tensor:
+        return s - y if epsilon == 0 else s - y + epsilon
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        s, y, _ = inputs
+        ctx.shapes = s.shape, y.shape
+        ctx.dtypes = s.dtype, y.dtype
+        ctx.output = output.shape, output.dtype
+
+    @staticmethod
+    def backward(ctx: Any, dr: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        needs_ds, needs_dy, _ = ctx.needs_input_grad
+        ds = dr.sum_to_size(ctx.shapes[0]).to(ctx.dtypes[0]) if needs_ds else None
+        dy = -dr.sum_to_size(ctx.shapes[1]).to(ctx.dtypes[1]) if needs_dy else None
+        return ds, dy, None
+
+    @staticmethod
+    def jvp(ctx: Any, ds: Tensor | None, dy: Tensor | None, _: None) -> Tensor:
+        shape, dtype = ctx.output
+        if ds is None:
+            assert dy is not None
+            dr = -dy
+        else:
+            dr = ds if dy is None else ds - dy
+        return dr.expand(shape).to(dtype, copy=True)
 
 
-def _in_one_dtype(s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """As the forward does, also for a target of bools, which have no minus."""
-    dtype = torch.promote_types(s.dtype, y.dtype)
-    return widened(s.to(dtype)), widened(y.to(dtype))
+class AbsoluteError(Rule):
+    """The absolute value of the error r = s − y.
+
+    ::
+
+        C_i = |r_i|                        C = Σ C_i / n,  n = the number of entries
+        ⇒
+        ∂C/∂r_i = sign(r_i) g / n
+
+    where sign(r) = r / |r| and, at the kink and for NaN, sign(0) = sign(NaN) = 0. For complex numbers C is real.
+    Shapes: r any. ``"sum"`` and ``"none"`` have n = 1. Kept: r.
+    """
+
+    @staticmethod
+    def forward(r: Tensor, reduction: str) -> Tensor:
+        return reduced_in_blocks(_absolute, r, reduction=reduction)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        r, ctx.reduction = inputs
+        ctx.save_for_backward(r)
+        ctx.save_for_forward(r)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (r,) = ctx.saved_tensors
+        if ctx.reduction == "mean":
+            g = widened(g) / max(r.numel(), 1)
+        return product_with(g, torch.sgn, [r], (), r.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, dr: Tensor, _: None) -> Tensor:
+        (r,) = ctx.saved_tensors
+        dC = (r.sgn().conj() * dr).real if r.is_complex() else r.sgn() * dr
+        if ctx.reduction == "none":
+            return dC
+        return dC.sum() / max(r.numel(), 1) if ctx.reduction == "mean" else dC.sum()
+
+
+def _absolute(r: Tensor, reduction: str) -> Tensor:
+    return reduced(r.abs(), reduction)
+
+
+class SmoothAbsoluteError(PointwiseLoss):
+    """The error, squared where it is small and absolute where it is not: Huber's loss divided by β.
+
+    ::
+
+        C_i = (s_i − y_i)² / 2β            where |s_i − y_i| < β
+              |s_i − y_i| − β / 2          elsewhere
+        C = Σ C_i / n,  n = the number of entries
+        ⇒
+        ∂C/∂s_i = (s_i − y_i) / β, clamped to −1 … 1, times g / n
+        ∂C/∂y_i = −∂C/∂s_i
+
+    For β > 0; β = 0 is the absolute error. Where the pieces meet they have one derivative; the second derivative there
+    is that of the square.
+    Shapes: s and y broadcast against each other. ``"sum"`` and ``"none"`` have n = 1. Kept: s, y.
+    """
+
+    @staticmethod
+    def forward(s: Tensor, y: Tensor, beta: float, reduction: str) -> Tensor:
+        return reduced_in_blocks(functools.partial(F.smooth_l1_loss, beta=beta), s, y, reduction=reduction)
+
+    partials = (
+        lambda s, y, beta: smooth_absolute_error_derivative(s, y, beta),
+        lambda s, y, beta: smooth_absolute_error_derivative(y, s, beta),
+    )
+
+
+def smooth_absolute_error_derivative(s: Tensor, y: Tensor, beta: float = 1.0) -> Tensor:
+    """∂C_i/∂s_i = clamp((s − y) / β, −1, 1)."""
+    r = s - y
+    return (r if beta == 1 else r / beta).clamp(-1, 1)
+
+
+class Huber(PointwiseLoss):
+    """The error, squared where it is small and absolute where it is not.
+
+    ::
+
+        C_i = (s_i − y_i)² / 2             where |s_i − y_i| ≤ Δ
+              Δ (|s_i − y_i| − Δ / 2)      elsewhere
+        C = Σ C_i / n,  n = the number of entries
+        ⇒
+        ∂C/∂s_i = (s_i − y_i), clamped to −Δ … Δ, times g / n
+        ∂C/∂y_i = −∂C/∂s_i
+
+    Δ > 0 is torch's ``delta``. Where the pieces meet they have one derivative; the second derivative there is that of
+    the square. Shapes: s and y broadcast against each other. ``"sum"`` and ``"none"`` have n = 1. Kept: s, y.
+    """
+
+    @staticmethod
+    def forward(s: Tensor, y: Tensor, threshold: float, reduction: str) -> Tensor:
+        if torch._C._are_functorch_transforms_active():  # whose forward mode over forward mode ATen's function lacks
+            r = s - y
+            clamped = r.clamp(-threshold, threshold)
+            return reduced(clamped * (r - 0.5 * clamped), reduction)
+        return reduced_in_blocks(functools.partial(F.huber_loss, delta=threshold), s, y, reduction=reduction)
+
+    partials = (
+        lambda s, y, threshold: huber_derivative(s, y, threshold),
+        lambda s, y, threshold: huber_derivative(y, s, threshold),
+    )
+
+
+def huber_derivative(s: Tensor, y: Tensor, threshold: float = 1.0) -> Tensor:
+    """∂C_i/∂s_i = clamp(s − y, −Δ, Δ)."""
+    return (s - y).clamp(-threshold, threshold)
+
+
+class GaussianNegativeLogLikelihood(PointwiseLoss):
+    """The negative logarithm of a normal density with variance v, at distance r = s − y from its mean.
+
+    ::
+
+        C_i = (log v_i + r_i² / v_i) / 2   (+ log 2π / 2 if ``full``)
+        C = Σ C_i / n,  n = the number of entries
+        ⇒
+        ∂C/∂r_i = r_i / v_i g / n
+        ∂C/∂v_i = (v_i − r_i²) / 2v_i² g / n
+
+    For v > 0: raising a v that is too small is the caller's business. Shapes: r and v broadcast against each other.
+    ``"sum"`` and ``"none"`` have n = 1. Kept: r, v.
+    """
+
+    @staticmethod
+    def forward(r: Tensor, v: Tensor, full: bool, reduction: str) -> Tensor:
+        return reduced_in_blocks(functools.partial(_gaussian, full=full), r, v, reduction=reduction)
+
+    partials = (
+        lambda r, v, full: gaussian_error_derivative(r, v),
+        lambda r, v, full: gaussian_variance_derivative(r, v),
+    )
+
+
+def _gaussian(r: Tensor, v: Tensor, full: bool, reduction: str) -> Tensor:
+    dtype = torch.promote_types(r.dtype, v.dtype)
+    r, v = widened(r), widened(v)
+    C = 0.5 * (v.log() + r.square() / v)
+    if full:
+        C = C + 0.5 * math.log(2 * math.pi)
+    return reduced(C, reduction).to(dtype)
+
+
+def gaussian_error_derivative(r: Tensor, v: Tensor) -> Tensor:
+    """∂C_i/∂r_i = r / v."""
+    return r / v
+
+
+def gaussian_variance_derivative(r: Tensor, v: Tensor) -> Tensor:
+    """∂C_i/∂v_i = (v − r²) / 2v², which rounds once before its digits cancel."""
+    return (v - r.square()) / v / (2 * v)
+
+
+class PoissonNegativeLogLikelihood(PointwiseLoss):
+    """The negative logarithm of a Poisson distribution's probability of the count y, with rate exp(s) or, without
+    ``log_input``, s.
+
+    ::
+
+        C_i = exp(s_i) − y_i s_i                     (with log_input)
+              s_i − y_i log(s_i + ε)                 (without)
+        and if ``full``, Stirling's y_i log y_i − y_i + log(2π y_i) / 2 for log y_i!, where y_i > 1
+        C = Σ C_i / n,  n = the number of entries
+        ⇒
+        ∂C/∂s_i = (exp(s_i) − y_i) g / n             or (1 − y_i / (s_i + ε)) g / n
+        ∂C/∂y_i = −s_i g / n                         or −log(s_i + ε) g / n
+                  and log y_i + 1 / 2y_i more if ``full`` and y_i > 1
+
+    Shapes: s and y broadcast against each other. ``"sum"`` and ``"none"`` have n = 1.
+    Kept: s, and y where ∂C/∂s is needed or in Stirling's formula. For complex numbers the derivatives are
+    conjugated.
+    """
+
+    @staticmethod
+    def forward(s: Tensor, y: Tensor, log_input: bool, full: bool, epsilon: float, reduction: str) -> Tensor:
+        loss = functools.partial(F.poisson_nll_loss, log_input=log_input, full=full, eps=epsilon)
+        return reduced_in_blocks(loss, s, y, reduction=reduction)
+
+    partials = (
+        lambda s, y, log_input, full, epsilon: poisson_derivative(s, y, log_input, epsilon),
+        lambda s, y, log_input, full, epsilon: poisson_target_derivative(s, y, log_input, full, epsilon),
+    )
+
+    @staticmethod
+    def reads(log_input: bool, full: bool, epsilon: float) -> tuple[tuple[int, ...], ...]:
+        return ((0, 1), (0, 1) if full else (0,))
+
+
+def poisson_derivative(s: Tensor, y: Tensor, log_input: bool = True, epsilon: float = 1e-8) -> Tensor:
+    """∂C_i/∂s_i = exp(s) − y, or 1 − y / (s + ε)."""
+    return s.exp() - y if log_input else 1 - y / (s + epsilon)
+
+
+def poisson_target_derivative(
+    s: Tensor, y: Tensor, log_input: bool = True, full: bool = False, epsilon: float = 1e-8
+) -> Tensor:
+    """∂C_i/∂y_i = −s, or −log(s + ε), and the derivative of Stirling's formula where that is in C_i."""
+    dy = -s if log_input else -(s + epsilon).log()
+    if full:
+        large = y > 1
+        y = torch.where(large, y, 1)  # where y ≤ 1 its logarithm has no part, not even as 0 times infinity
+        dy = dy + torch.where(large, y.log() + 0.5 / y, 0)
+    return dy

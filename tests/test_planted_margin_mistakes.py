@@ -1,0 +1,235 @@
+"""Mistakes planted in the rules of margins and distances, each caught by the checks that it names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import contract
+import pytest
+import torch
+from test_planted_mistakes import Check, name_of, second_derivatives, vmap_over_all
+from torch import Tensor
+
+from torch_manualbp.rules import (
+    CosineEmbedding,
+    MarginRanking,
+    MultiLabelMargin,
+    MultiLabelSoftMargin,
+    MultiMargin,
+    Rule,
+    TripletMargin,
+    VectorNorm,
+    multi_margin_gradient,
+)
+from torch_manualbp.rules.loss import embedding
+
+
+class PowerOffByOne(VectorNorm):
+    """|d|^p for |d|^(p−1)."""
+
+    @staticmethod
+    def backward(ctx: Any, dD: Tensor) -> Any:
+        d, _ = ctx.saved_tensors
+        return VectorNorm.backward(ctx, dD)[0] * d.abs(), None
+
+
+class LengthTakenForConstant(VectorNorm):
+    @staticmethod
+    def backward(ctx: Any, dD: Tensor) -> Any:
+        d, D = ctx.saved_tensors
+        return embedding.vector_norm_gradient(d, D.detach(), ctx.p, dD), None
+
+
+class WrongSideOfTheHinge(MarginRanking):
+    """The gradient passes where nothing is owed."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        d, y = ctx.saved_tensors
+        ctx.reduction, n = "sum", d.numel() if ctx.reduction == "mean" else 1
+        return -y * (ctx.margin - y * d < 0) * g / n, None, None, None
+
+
+class TargetWithoutGradient(MarginRanking):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return MarginRanking.backward(ctx, g)[0], None, None, None
+
+
+class MarginForgotten(MarginRanking):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        ctx.margin = 0.0
+        return MarginRanking.backward(ctx, g)
+
+
+class NotDividedByK(MultiMargin):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        s, *_ = ctx.saved_tensors
+        return MultiMargin.backward(ctx, g * s.shape[-1])
+
+
+class FactorOfTheSquare(MultiMargin):
+    """r for 2 r."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return MultiMargin.backward(ctx, g / ctx.p)
+
+
+class WeightOfAnotherClass(MultiMargin):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        s, y, w = ctx.saved_tensors
+        right = multi_margin_gradient(s, y, torch.ones_like(y), ctx.p, ctx.margin, w)
+        wrong = multi_margin_gradient(s, y, torch.ones_like(y), ctx.p, ctx.margin, w.roll(1))
+        raw = MultiMargin.backward(ctx, g)[0]
+        return torch.where(right == 0, raw, raw * wrong / right), None, None, None, None, None
+
+
+class TrueClassGetsNothing(MultiMargin):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        _, y, _ = ctx.saved_tensors
+        ds, *rest = MultiMargin.backward(ctx, g)
+        return ds.scatter(1, y.unsqueeze(1), 0), *rest
+
+
+class SquareTakenForConstant(MultiMargin):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        s, y, w = ctx.saved_tensors
+        share = g / y.numel() if ctx.reduction == "mean" else g
+        return multi_margin_gradient(s.detach(), y, share, ctx.p, ctx.margin, w), None, None, None, None, None
+
+
+class RepeatedLabelsCountOnce(MultiLabelMargin):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        s, y = ctx.saved_tensors
+        ends = torch.where((y[..., 1:] == y[..., :-1]).cumsum(-1) > 0, -1, y[..., 1:])
+        args = s.detach().requires_grad_(), torch.cat([y[..., :1], ends], -1), ctx.reduction
+        return _gradient_of(MultiLabelMargin, args, g), None, None
+
+
+class ReadsPastTheEndOfTheList(MultiLabelMargin):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        s, y = ctx.saved_tensors
+        args = s.detach().requires_grad_(), y.abs(), ctx.reduction
+        return _gradient_of(MultiLabelMargin, args, g), None, None
+
+
+class BranchesOnTheList(MultiLabelMargin):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        _, y = ctx.saved_tensors
+        return MultiLabelMargin.backward(ctx, g if (y >= 0).any() else g * 0)
+
+
+class TargetsSwapped(MultiLabelSoftMargin):
+    """The gradient of 1 − y."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        s, y, w = ctx.saved_tensors
+        args = s.detach().requires_grad_(), 1 - y, w, ctx.reduction
+        return _gradient_of(MultiLabelSoftMargin, args, g), *MultiLabelSoftMargin.backward(ctx, g)[1:]
+
+
+class DigitsCancelled(MultiLabelSoftMargin):
+    """σ(s) − y, which rounds to 0 where σ(s) is near y."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        s, y, w = ctx.saved_tensors
+        assert w is None
+        g = g.unsqueeze(-1) if g.dim() else g
+        n = {"mean": s.numel(), "sum": s.shape[-1], "none": s.shape[-1]}[ctx.reduction]
+        return (torch.sigmoid(s) - y) * g / n, *MultiLabelSoftMargin.backward(ctx, g.sum())[1:]
+
+
+class FarTakenForNear(CosineEmbedding):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        u, v, y = ctx.saved_tensors
+        args = u.detach().requires_grad_(), v.detach(), -y, ctx.margin, ctx.reduction
+        return _gradient_of(CosineEmbedding, args, g), *CosineEmbedding.backward(ctx, g)[1:]
+
+
+class LengthsNotDifferentiated(CosineEmbedding):
+    """The cosine as if both vectors were of fixed length."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        _, v, _ = ctx.saved_tensors
+        du, dv, *rest = CosineEmbedding.backward(ctx, g)
+        along = (du * v).sum(-1, keepdim=True) / (v * v).sum(-1, keepdim=True)
+        return along * v, dv, *rest
+
+
+class SwapIgnored(TripletMargin):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        dpos, _, dswap, *rest = TripletMargin.backward(ctx, g)
+        assert dpos is not None
+        assert dswap is not None
+        return dpos, -dpos, 0 * dswap, *rest
+
+
+class MeanForgotten(TripletMargin):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        ctx.reduction = "sum"
+        return TripletMargin.backward(ctx, g)
+
+
+def _gradient_of(rule: type[Rule], args: tuple[Any, ...], g: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return torch.autograd.grad(rule.apply(*args), args[0], g)[0]
+
+
+accuracy: Check = lambda case: contract.is_as_accurate_as_torch(case, torch.float32)  # noqa: E731
+
+MISTAKES: list[tuple[type[Rule], str, list[Check]]] = [
+    (PowerOffByOne, "p=3", [contract.equals_twin, contract.forward_mode_equals_reverse_mode]),
+    (LengthTakenForConstant, "matrix", [second_derivatives, contract.passes_gradgradcheck]),
+    (WrongSideOfTheHinge, "targets of integers", [contract.equals_twin, contract.passes_gradcheck]),
+    (TargetWithoutGradient, "mean", [contract.raw_backward_is_well_formed]),
+    (MarginForgotten, "sum", [contract.equals_twin]),
+    (NotDividedByK, "mean", [contract.equals_twin, contract.forward_mode_equals_reverse_mode]),
+    (FactorOfTheSquare, "mean, p=2", [contract.equals_twin, contract.passes_gradcheck]),
+    (WeightOfAnotherClass, "sum, p=2", [contract.equals_twin]),
+    (TrueClassGetsNothing, "mean", [contract.equals_twin, contract.passes_gradcheck]),
+    (SquareTakenForConstant, "none, p=2", [contract.passes_gradgradcheck]),
+    (RepeatedLabelsCountOnce, "mean", [contract.equals_twin]),
+    (ReadsPastTheEndOfTheList, "none", [contract.equals_twin]),
+    (BranchesOnTheList, "mean", [vmap_over_all, contract.compiles_with_our_backward]),
+    (TargetsSwapped, "mean", [contract.equals_twin]),
+    (DigitsCancelled, "none", [accuracy]),
+    (FarTakenForNear, "sum", [contract.equals_twin]),
+    (LengthsNotDifferentiated, "none", [contract.equals_twin]),
+    (SwapIgnored, "none, swap", [contract.equals_twin]),
+    (MeanForgotten, "mean", [contract.equals_twin, contract.passes_gradcheck]),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "sample", "check"), [(r, s, check) for r, s, checks in MISTAKES for check in checks], ids=name_of
+)
+def test_caught(rule: type[Rule], sample: str, check: Check) -> None:
+    correct = contract.case(rule.__mro__[1], sample)
+    check(correct)  # the check passes the rule without the mistake
+    with pytest.raises((AssertionError, RuntimeError)):
+        check(correct.with_rule(rule))
+
+
+@pytest.mark.parametrize("rule", [r for r, *_ in MISTAKES], ids=name_of)
+def test_a_mistake_is_wrong_and_not_broken(rule: type[Rule]) -> None:
+    """Each gives gradients, and not an error of its own making that any check would take for the mistake."""
+    sample = next(s for r, s, _ in MISTAKES if r is rule)
+    case = contract.case(rule.__mro__[1], sample).with_rule(rule)
+    args = case.args()
+    output = rule.apply(*args)
+    torch.autograd.grad(output, contract.leaves(args), contract.upstream_for(output), allow_unused=True)
