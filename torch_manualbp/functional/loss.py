@@ -308,10 +308,10 @@ def soft_margin_loss(
     """C_i = log(1 + exp(−y_i s_i)), with :class:`~torch_manualbp.rules.SoftMargin`; as
     :func:`torch.nn.functional.soft_margin_loss`."""
     reduction = legacy_reduction(size_average, reduce, reduction)
-    if _learns(target):
+    if _learns(target) or (isinstance(input, Tensor) and input.is_complex()):
         return torch_functional.soft_margin_loss(
             input, target, reduction=reduction
-        )  # which says that target takes no gradient
+        )  # which says that target takes no gradient, and complex scores none
     return in_full_precision(rules.SoftMargin, input, target, reduction)
 
 

@@ -13,7 +13,16 @@ from torch import Tensor
 from torch_manualbp.rules.evaluate import BLOCK, records_nothing
 from torch_manualbp.rules.rule import Rule, widened
 
-__all__ = ["PointwiseLoss", "fits_blocks", "in_blocks", "product_with", "reduced", "reduced_in_blocks", "share_of_each"]
+__all__ = [
+    "PointwiseLoss",
+    "fits_blocks",
+    "in_blocks",
+    "in_dtype",
+    "product_with",
+    "reduced",
+    "reduced_in_blocks",
+    "share_of_each",
+]
 
 Partial = Callable[..., Tensor]
 Reads = Callable[..., tuple[tuple[int, ...], ...]]
@@ -110,6 +119,11 @@ def share_of_each(g: Tensor, reduction: str, n: int) -> Tensor:
     return g / max(n, 1) if reduction == "mean" else g
 
 
+def in_dtype(dtype: torch.dtype, gradient: Tensor) -> Tensor:
+    """The gradient of an argument of ``dtype``: for a real one the real part, where ``to`` alone would warn."""
+    return (gradient.real if gradient.is_complex() and not dtype.is_complex else gradient).to(dtype)
+
+
 def reduced_in_blocks(loss: Callable[..., Tensor], *tensors: Tensor | None, reduction: str) -> Tensor:
     """``loss(*tensors, reduction=reduction)``, its sums in cache-sized blocks where that is faster: ATen writes the
     C_i, and for most losses several intermediates, before it adds them up."""
@@ -125,7 +139,7 @@ def product_with(
 ) -> Tensor:
     """∂C_i/∂x_i g, computed in widened precision and rounded once, to ``dtype``."""
     if not fits_blocks(g, *tensors):
-        return (partial(*_in_one_dtype(tensors), *options) * widened(g)).to(dtype)
+        return in_dtype(dtype, partial(*_in_one_dtype(tensors), *options) * widened(g))
     shape = _shape([None if t is None else t.shape for t in (*tensors, g)])
     result = torch.empty(shape, dtype=dtype)
     for into, g_block, *block in _blocks(shape, result, g, *tensors):
@@ -133,7 +147,7 @@ def product_with(
         if derivative.dtype == g_block.dtype == dtype:
             torch.mul(derivative, g_block, out=into)
         else:
-            into.copy_(derivative * widened(g_block))
+            into.copy_(in_dtype(dtype, derivative * widened(g_block)))
     return result
 
 
