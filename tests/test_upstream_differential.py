@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import upstream
-from upstream_differential import Call, Errors, assert_no_less_accurate, assert_same_observation, observe
+from upstream_differential import Call, Errors, assert_no_less_accurate, assert_same_observation, fresh, observe, seed
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex128, torch.complex64)
@@ -48,20 +48,23 @@ def module_cases() -> Iterator[Any]:
                     yield pytest.param(info, dtype, training, id=f"{info.name}-{str(dtype)[6:]}-{mode}")
 
 
-def module_calls(info: Any, cls: type[torch.nn.Module], dtype: torch.dtype, training: bool, **changed: Any) -> Any:
-    """One call for each of the entry's inputs."""
-    torch.manual_seed(3)
-    inputs = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training)
+def module_calls(
+    info: Any, cls: type[torch.nn.Module], dtype: torch.dtype, training: bool, **changed: Any
+) -> list[Callable[[], Call]]:
+    """A call of a new layer for each of the entry's inputs, with tensors of its own."""
 
-    def build(module_input: Any) -> Call:
+    def prepare(module_input: Any) -> Call:
         constructor, forward = module_input.constructor_input, module_input.forward_input
+        args, kwargs = fresh((forward.args, forward.kwargs))
         layer = cls(*constructor.args, **{**constructor.kwargs, **changed})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Complex modules are a new feature", UserWarning)
             layer.to(dtype)
-        return Call(layer.train(training), tuple(forward.args), forward.kwargs)
+        return Call(layer.train(training), tuple(args), kwargs)
 
-    return [partial(build, module_input) for module_input in inputs]
+    seed(3)
+    inputs = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training)
+    return [partial(prepare, i) for i in inputs]
 
 
 @pytest.mark.parametrize(("info", "dtype", "training"), list(module_cases()))
@@ -77,9 +80,9 @@ def test_every_layer(info: Any, dtype: torch.dtype, training: bool) -> None:
             pytest.skip(f"module_db makes no complex inputs for it: {error}")
         mine = module_calls(info, ours, dtype, training, **changed)
         is_random = training and info.name == "nn.RReLU"
-        spares = module_calls(info, theirs, dtype, training, **changed) if is_low(dtype) and not is_random else None
+        spares = torchs if is_low(dtype) and not is_random else None
         for i, (o, t) in enumerate(zip(mine, torchs, strict=True)):
-            errors += compare(o, t, spares and spares[i], in_place=bool(changed))
+            errors += compare(o, t, spares[i] if spares else None, in_place=bool(changed))
             upstream.RAN["constructors and inputs of layers, against torch's class"] += 1
     assert_no_less_accurate(errors)
 
@@ -90,7 +93,7 @@ def test_every_layer(info: Any, dtype: torch.dtype, training: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=lambda d: str(d)[6:])
 def test_errors_of_layers(info: Any, dtype: torch.dtype) -> None:
     def calls(cls: type[torch.nn.Module]) -> Any:
-        torch.manual_seed(3)
+        seed(3)
         bad = info.module_error_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=True)
 
         def build_and_call(module_input: Any) -> Call:
@@ -122,9 +125,14 @@ def op_cases(in_place: bool = False) -> Iterator[Any]:
                 yield pytest.param(op, dtype, id=f"{op.formatted_name}-{str(dtype)[6:]}")
 
 
-def op_calls(op: Any, function: Callable[..., Any], dtype: torch.dtype, requires_grad: bool, reference: bool) -> Any:
-    samples = (op.reference_inputs if reference else op.sample_inputs)("cpu", dtype, requires_grad=requires_grad)
-    return [partial(Call, function, (s.input, *s.args), s.kwargs) for s in samples]
+def op_calls(function: Callable[..., Any], samples: list[Any]) -> list[Callable[[], Call]]:
+    """A call of the function on each sample, with tensors of its own."""
+
+    def prepare(sample: Any) -> Call:
+        args, kwargs = fresh(((sample.input, *sample.args), sample.kwargs))
+        return Call(function, args, kwargs)
+
+    return [partial(prepare, sample) for sample in samples]
 
 
 def compare_op(
@@ -134,14 +142,12 @@ def compare_op(
     how["finite_where_torch_is_not"] = op.full_name in upstream.FINITE_WHERE_TORCH_IS_NOT
     errors: Errors = []
     for requires_grad in (True, False) if learns and dtype == torch.float64 else (learns,):
-        mine, torchs = (op_calls(op, f, dtype, requires_grad, reference) for f in (ours, theirs))
-        spares = (
-            op_calls(op, theirs, dtype, requires_grad, reference)
-            if is_low(dtype) and not upstream.is_random(op)
-            else None
-        )
+        inputs = op.reference_inputs if reference else op.sample_inputs
+        samples = list(inputs("cpu", dtype, requires_grad=requires_grad))
+        mine, torchs = op_calls(ours, samples), op_calls(theirs, samples)
+        spares = torchs if is_low(dtype) and not upstream.is_random(op) else None
         for i, (o, t) in enumerate(zip(mine, torchs, strict=True)):
-            errors += compare(o, t, spares and spares[i], **how)
+            errors += compare(o, t, spares[i] if spares else None, **how)
             upstream.RAN["inputs of functions, against torch's function"] += 1
     assert_no_less_accurate(errors)
 
@@ -171,13 +177,8 @@ def test_every_function_on_reference_inputs(op: Any, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("op", [o for o in upstream.OPS if o.error_inputs_func], ids=lambda o: o.formatted_name)
 def test_errors_of_functions(op: Any) -> None:
-    def calls(function: Callable[..., Any]) -> Any:
-        return [
-            partial(Call, function, (e.sample_input.input, *e.sample_input.args), e.sample_input.kwargs)
-            for e in op.error_inputs("cpu")
-        ]
-
-    for mine, torch_s in zip(calls(op.op), calls(upstream.torch_function(op)), strict=True):
+    samples = [error.sample_input for error in op.error_inputs("cpu")]
+    for mine, torch_s in zip(op_calls(op.op, samples), op_calls(upstream.torch_function(op), samples), strict=True):
         assert_same_observation(observe(mine), observe(torch_s))
         upstream.RAN["bad inputs, against torch's error"] += 1
 
@@ -188,15 +189,12 @@ def test_refuses_the_dtypes_that_torch_refuses(op: Any) -> None:
     listed = op.supported_dtypes("cpu")
     for dtype in set(EVERY_DTYPE) - set(listed):
 
-        def calls(function: Callable[..., Any], dtype: torch.dtype = dtype) -> Any:
-            def cast(t: Any) -> Any:
-                if not isinstance(t, torch.Tensor) or not t.is_floating_point():
-                    return t
-                return t.to(dtype).requires_grad_(t.requires_grad and (dtype.is_floating_point or dtype.is_complex))
+        def cast(t: Any, dtype: torch.dtype = dtype) -> Any:
+            if not isinstance(t, torch.Tensor) or not t.is_floating_point():
+                return t
+            return t.to(dtype).requires_grad_(t.requires_grad and (dtype.is_floating_point or dtype.is_complex))
 
-            samples = islice(op.sample_inputs("cpu", torch.float32, requires_grad=True), 6)
-            return [partial(Call, function, (s.input, *s.args), s.kwargs) for s in (s.transform(cast) for s in samples)]
-
-        for mine, torch_s in zip(calls(op.op), calls(upstream.torch_function(op)), strict=True):
+        samples = [s.transform(cast) for s in islice(op.sample_inputs("cpu", torch.float32, requires_grad=True), 6)]
+        for mine, torch_s in zip(op_calls(op.op, samples), op_calls(upstream.torch_function(op), samples), strict=True):
             assert_same_observation(observe(mine), observe(torch_s))
             upstream.RAN["inputs of dtypes that are not listed, against torch's function"] += 1

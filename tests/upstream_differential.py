@@ -61,9 +61,32 @@ class Observation:
 Prepare = Callable[[], Call]
 
 
+def fresh(values: Any) -> Any:
+    """The values with tensors of their own memory: same numbers, strides and offset, and one where one was in two
+    places."""
+    copies: dict[int, Tensor] = {}
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in copies:
+            old = value.detach()
+            new = torch.empty(0, dtype=old.dtype)
+            new.set_(old.untyped_storage().clone(), old.storage_offset(), old.shape, old.stride())
+            copies[id(value)] = new.requires_grad_(value.requires_grad)
+        return copies[id(value)]
+
+    return tree_map(copy, values)
+
+
+def seed(number: int) -> None:
+    """``torch.manual_seed`` for the CPU alone; for other devices it formats the stack, longer than most calls take."""
+    torch.default_generator.manual_seed(number)
+
+
 def observe(prepare: Prepare, *, in_place: bool = False, doubled: bool = False) -> Observation:
     """Prepare the call, run it, and pull a random upstream gradient back to everything that learns."""
-    torch.manual_seed(0)
+    seed(0)
     call = prepare()
     if doubled:
         call = _in_double_precision(call)
@@ -72,7 +95,7 @@ def observe(prepare: Prepare, *, in_place: bool = False, doubled: bool = False) 
         call.through_copies()
     seen = Observation()
     with _every_warning() as record:
-        torch.manual_seed(1)
+        seed(1)
         try:
             output = call.function(*call.args, **call.kwargs)
         except Exception as error:  # whatever torch raises, ours must
