@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.evaluate import records_nothing
 from torch_manualbp.rules.rule import Rule, widened
 
-__all__ = ["GLU"]
+__all__ = ["GLU", "glu_gradient"]
 
 
 class GLU(Rule):
@@ -42,11 +43,7 @@ class GLU(Rule):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
-        u, v = widened(z).chunk(2, ctx.dim)
-        sigma = torch.sigmoid(v)
-        du = widened(da) * sigma
-        dv = du * (u * (1 - sigma))
-        return torch.cat((du, dv), ctx.dim).to(z.dtype), None
+        return glu_gradient(da, z, ctx.dim), None
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, _: None) -> Tensor:
@@ -55,3 +52,17 @@ class GLU(Rule):
         du, dv = widened(dz).chunk(2, ctx.dim)
         sigma = torch.sigmoid(v)
         return (sigma * (du + dv * (u * (1 - sigma)))).to(z.dtype)
+
+
+def glu_gradient(da: Tensor, z: Tensor, dim: int) -> Tensor:
+    """∂C/∂u = ∂C/∂a ⊙ σ(v) and ∂C/∂v = ∂C/∂u ⊙ u (1 − σ(v)), the halves of ∂C/∂z."""
+    u, v = widened(z).chunk(2, dim)
+    sigma = torch.sigmoid(v)
+    if records_nothing(da, z) and da.dtype == z.dtype == sigma.dtype:
+        dz = torch.empty_like(z)
+        du, dv = dz.chunk(2, dim)
+        torch.mul(da, sigma, out=du)
+        torch.mul(du, u, out=dv).mul_(sigma.neg_().add_(1))
+        return dz
+    du = widened(da) * sigma
+    return torch.cat((du, du * (u * (1 - sigma))), dim).to(z.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.evaluate import is_above, times
+from torch_manualbp.rules.evaluate import is_above, step, times
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = ["LeakyReLU", "PReLU", "RReLU"]
@@ -34,12 +34,6 @@ class LeakyReLU(Activation):
     @staticmethod
     def derivative(z: Tensor, slope: float) -> Tensor:
         return step(z, slope, 1)
-
-
-def step(z: Tensor, below: float, above: float) -> Tensor:
-    """``above`` where z > 0, ``below`` elsewhere."""
-    positive = is_above(z, 0)
-    return (1 - positive).mul_(below).add_(positive, alpha=above)
 
 
 class PReLU(Rule):

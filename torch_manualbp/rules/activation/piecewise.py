@@ -7,7 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.evaluate import is_between, nothing_below, pass_above, pass_between, pass_beyond, times
+from torch_manualbp.rules.evaluate import (
+    chosen,
+    divided,
+    is_between,
+    pass_above,
+    pass_between,
+    pass_beyond,
+    pass_positive,
+    zero_of,
+)
 from torch_manualbp.rules.rule import widened
 
 __all__ = [
@@ -42,7 +51,7 @@ class ReLU(Activation):
 
     @staticmethod
     def delta(da: Tensor, a: Tensor) -> Tensor:
-        return pass_above(da, a, 0)
+        return pass_positive(da, a)
 
 
 class ReLU6(Activation):
@@ -107,7 +116,7 @@ class Hardsigmoid(Activation):
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return pass_between(da / 6, z, -3, 3)
+        return divided(pass_between(da, z, -3, 3), 6)
 
 
 class Hardswish(Activation):
@@ -129,13 +138,20 @@ class Hardswish(Activation):
         return F.hardswish(z)
 
     @staticmethod
-    def derivative(z: Tensor) -> Tensor:
-        clamped = z.clamp(-3, 3)
-        return torch.addcmul(clamped, clamped, is_between(z, -3, 3)).add_(3).div_(6)  # (z + 3 + z [−3 < z < 3]) / 6
-
-    @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return nothing_below(times(widened(da), Hardswish.derivative(widened(z))).to(da.dtype), z, -3)
+        return chosen(da, z, _hardswish_delta, lambda into: _hardswish_derivative(z, into))
+
+
+def _hardswish_delta(da: Tensor, z: Tensor) -> Tensor:
+    wide = widened(da)
+    inside = torch.where(z < 3, wide * (widened(z) / 3 + 0.5), wide)
+    return torch.where(z <= -3, zero_of(wide, z), inside).to(da.dtype)
+
+
+def _hardswish_derivative(z: Tensor, into: Tensor) -> Tensor:
+    """h(z) + z h'(z) = (c + 3 + c [−3 < z < 3]) / 6 with c = z clamped to ±3."""
+    torch.clamp(z, -3, 3, out=into)
+    return into.addcmul_(into, is_between(z, -3, 3)).add_(3).div_(6)
 
 
 class Threshold(Activation):

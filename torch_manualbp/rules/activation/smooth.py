@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.activation.leaky import step
-from torch_manualbp.rules.evaluate import is_above, times
+from torch_manualbp.rules.evaluate import is_above, larger, step, times, times_one_plus
 
 __all__ = [
     "CELU",
@@ -49,6 +48,10 @@ class Sigmoid(Activation):
     @staticmethod
     def derivative(a: Tensor) -> Tensor:
         return (1 - a).mul_(a)  # the digits of a − a² cancel as a nears 1
+
+    @staticmethod
+    def lean_delta(da: Tensor, a: Tensor) -> Tensor:
+        return times_one_plus(da * a, a, -1)
 
 
 class LogSigmoid(Activation):
@@ -94,6 +97,10 @@ class Tanh(Activation):
     def derivative(a: Tensor) -> Tensor:
         return (1 - a).mul_(1 + a)  # each factor is exact near its zero, where 1 − a² loses its digits
 
+    @staticmethod
+    def lean_delta(da: Tensor, a: Tensor) -> Tensor:
+        return times_one_plus(times(da, 1 - a), a)
+
 
 class Softsign(Activation):
     """The sigmoid whose tails fall like 1 / |z|.
@@ -106,6 +113,8 @@ class Softsign(Activation):
 
     For complex numbers, of which |z| is no analytic function, it stays torch's. Kept: z.
     """
+
+    in_blocks = True
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -129,14 +138,16 @@ class Softplus(Activation):
     Kept: z.
     """
 
+    in_blocks = True
+
     @staticmethod
     def forward(z: Tensor, beta: float, threshold: float) -> Tensor:
         return F.softplus(z, beta, threshold)
 
     @staticmethod
     def derivative(z: Tensor, beta: float, threshold: float) -> Tensor:
-        z = z * beta
-        return torch.maximum(torch.sigmoid(z), is_above(z, threshold))
+        z = z if beta == 1 else z * beta
+        return larger(torch.sigmoid(z), is_above(z, threshold))
 
 
 class ELU(Activation):
@@ -198,6 +209,8 @@ class SELU(Activation):
     with α and λ of Klambauer et al., "Self-Normalizing Neural Networks" (2017). Kept: z.
     """
 
+    in_blocks = True
+
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         return torch.selu(z)
@@ -219,6 +232,8 @@ class SiLU(Activation):
     Kept: z.
     """
 
+    in_blocks = True
+
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         return F.silu(z)
@@ -226,7 +241,7 @@ class SiLU(Activation):
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
         sigma = torch.sigmoid(z)
-        return times(sigma, (1 - sigma).mul_(z).add_(1))
+        return times_one_plus(sigma, (1 - sigma).mul_(z))
 
 
 class Mish(Activation):
@@ -240,6 +255,8 @@ class Mish(Activation):
 
     Kept: z.
     """
+
+    in_blocks = True
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -262,6 +279,8 @@ class GELU(Activation):
 
     Kept: z.
     """
+
+    in_blocks = True
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -287,6 +306,8 @@ class GELUTanh(Activation):
     Kept: z.
     """
 
+    in_blocks = True
+
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         return F.gelu(z, approximate="tanh")
@@ -296,4 +317,4 @@ class GELUTanh(Activation):
         kappa, c = math.sqrt(8 / math.pi), 0.044715
         square = z * z
         sigma = (square * (kappa * c)).add_(kappa).mul_(z).sigmoid_()
-        return times(sigma, square.mul_(3 * kappa * c).add_(kappa).mul_(z).mul_(1 - sigma).add_(1))
+        return times_one_plus(sigma, square.mul_(3 * kappa * c).add_(kappa).mul_(z).mul_(1 - sigma))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.evaluate import times
+from torch_manualbp.rules.evaluate import records_nothing
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = ["LogSoftmax", "Softmax", "Softmin", "log_softmax_delta", "softmax_delta"]
@@ -53,7 +53,12 @@ class Softmax(_AlongDimension):
 def softmax_delta(da: Tensor, a: Tensor, dim: int) -> Tensor:
     """δ_k = a_k (∂C/∂a_k − Σ_j a_j ∂C/∂a_j). The Jacobian is symmetric: forward mode has the same formula."""
     dtype, da, a = da.dtype, widened(da), widened(a)
-    return (da - (da * a).sum(dim, keepdim=True)).mul_(a).to(dtype)
+
+    share = da * a
+    total = share.sum(dim, keepdim=True)
+    if records_nothing(share, a):
+        return share.addcmul_(a, total, value=-1).to(dtype)
+    return torch.addcmul(share, a, total, value=-1).to(dtype)
 
 
 class Softmin(_AlongDimension):
@@ -113,5 +118,8 @@ class LogSoftmax(_AlongDimension):
 
 def log_softmax_delta(da: Tensor, a: Tensor, dim: int) -> Tensor:
     """δ_k = ∂C/∂a_k − p_k Σ_j ∂C/∂a_j."""
-    dtype, da = da.dtype, widened(da)
-    return (da - times(da.sum(dim, keepdim=True), widened(a).exp())).to(dtype)
+    dtype, da, total = da.dtype, widened(da), widened(da).sum(dim, keepdim=True)
+    p = widened(a).exp()
+    if records_nothing(da, p):
+        return p.mul_(-total).add_(da).to(dtype)
+    return (da - p * total).to(dtype)
