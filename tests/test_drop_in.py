@@ -485,6 +485,19 @@ def test_relu_in_place_changes_its_input() -> None:
     assert torch.equal(doubled(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
 
 
+@pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 5, 4)])
+def test_what_linear_returns_may_be_changed_in_place(shape: tuple[int, ...]) -> None:
+    grads = []
+    for module in (nn, torch_nn):
+        torch.manual_seed(0)
+        model = torch_nn.Sequential(module.Linear(4, 3), module.ReLU(inplace=True)).double()
+        model(torch.ones(shape, dtype=torch.float64)).sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_identity_returns_its_very_input() -> None:
     x = torch.ones(3, requires_grad=True) * 1
     assert nn.Identity(54, unused=0.1)(x) is x
