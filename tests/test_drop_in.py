@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import contract
 import pytest
 import torch
 import torch.nn.functional as torch_functional
@@ -19,6 +18,7 @@ from torch import nn as torch_nn
 
 import torch_manualbp
 from torch_manualbp import functional, nn
+from torch_manualbp.verify import contract
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 OURS = {name for name, value in vars(nn).items() if getattr(value, "__module__", "").startswith("torch_manualbp.")}
