@@ -9,10 +9,11 @@ from functools import partial
 
 import torch
 
+from torch_manualbp.rules import Entry
 from torch_manualbp.verify.contract import derivatives, layout, memory, precision, surroundings, transforms
 from torch_manualbp.verify.contract.case import Case, DoesNotApply
 
-__all__ = ["CHECKS", "Check", "Outcome", "check", "run"]
+__all__ = ["CHECKS", "Check", "Outcome", "check", "check_of_exemption", "run"]
 
 LOW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -100,6 +101,14 @@ def check(name: str) -> Check:
         if candidate.name == name:
             return candidate
     raise ValueError(f"no check is named {name!r}; there are: {', '.join(c.name for c in CHECKS)}")
+
+
+def check_of_exemption(entry: Entry, key: str) -> Check:
+    """The check that a key of ``entry.exempt`` speaks of: its name, or its name, a comma and what part of it."""
+    named = [c for c in CHECKS if key == c.name or key.startswith(f"{c.name}, ")]
+    if not named:
+        raise ValueError(f"{entry.name} is exempt from {key!r}, which is no check")
+    return max(named, key=lambda c: len(c.name))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from string import ascii_lowercase
 
 from torch_manualbp.rules import CATALOGUE, Entry
 from torch_manualbp.verify.contract.case import Case, cases
-from torch_manualbp.verify.contract.check import CHECKS, Check, Outcome, check, run
+from torch_manualbp.verify.contract.check import CHECKS, Check, Outcome, check, check_of_exemption, run
 
 __all__ = ["Matrix", "add_arguments", "contract_matrix", "main"]
 
@@ -24,8 +24,9 @@ PASS, FAIL = "✓", "✗"
 class Matrix:
     """What the contract's checks found of some rules.
 
-    ``print(matrix)`` shows a row for each rule and a column for each check: ✓ passed on every sample, ✗ failed on one,
-    and a letter for each reason why the check, or next to ✓ a part of it, does not apply. The reasons stand below.
+    ``print(matrix)`` shows a row for each rule and a column for each check (of four rules or fewer, the other way
+    round): ✓ passed on every sample, ✗ failed on one, and a letter for each reason why the check, or beside ✓ a part
+    of it, does not apply. The reasons stand below.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -68,6 +69,8 @@ class Matrix:
             raise AssertionError("\n".join(_failure(o) for o in self.failures))
 
     def __str__(self) -> str:
+        if len(self.rules) <= 4:
+            return self._downwards()
         rows = self._rows()
         width = max(map(len, self.rules), default=0)
         columns = [max(map(len, (str(n), *(cells[n - 1] for _, cells in rows)))) for n, _ in self._numbered()]
@@ -80,6 +83,16 @@ class Matrix:
             lines.append(" ".join([f"{rule:<{width}}", *padded]).rstrip())
         lines += ["", *self._legend()]
         return "\n".join(lines)
+
+    def _downwards(self) -> str:
+        """A few rules side by side, a line for each check."""
+        rows = self._rows()
+        width = max(map(len, self.checks), default=0)
+        lines = [" ".join([" " * width, *self.rules]).rstrip()]
+        for n, name in self._numbered():
+            cells = [f"{cells[n - 1]:<{len(rule)}}" for rule, cells in rows]
+            lines.append(" ".join([f"{name:<{width}}", *cells]).rstrip())
+        return "\n".join([*lines, "", *self._legend()])
 
     def to_markdown(self) -> str:
         """The matrix as a table of Markdown, checks downwards and rules across."""
@@ -165,8 +178,7 @@ def _row(entry: Entry, checks: Sequence[Check], all_samples: bool) -> Iterator[O
 
 def _refuse_unknown_exemptions(entry: Entry) -> None:
     for key in entry.exempt:
-        if not any(key == c.name or key.startswith(f"{c.name}, ") for c in CHECKS):
-            raise ValueError(f"{entry.name} is exempt from {key!r}, which is no check")
+        check_of_exemption(entry, key)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
