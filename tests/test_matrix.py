@@ -53,7 +53,7 @@ def test_a_matrix_says_what_passed_and_what_failed() -> None:
     with pytest.raises(AssertionError, match="Wrong, first derivatives, matrix"):
         matrix.raise_for_status()
     assert json.loads(matrix.to_json())["counts"] == matrix.counts()
-    assert "| first derivatives | ✓ | ✗ |" in matrix.to_markdown()
+    assert "| `Wrong` | ✗ | ✓ | a |\n\n1. first derivatives\n" in matrix.to_markdown()
 
 
 def test_rules_stand_below_each_other_where_there_are_many() -> None:
@@ -114,7 +114,7 @@ def test_the_command_writes_files_and_returns_its_status(
     assert command.main(arguments("--rule", "Tanh", "--check", "raw backward", *files)) == 0
     assert "raw backward ✓" in capsys.readouterr().out
     assert json.loads((tmp_path / "matrix.json").read_text())["ok"] is True
-    assert "| raw backward | ✓ |" in (tmp_path / "matrix.md").read_text()
+    assert "| `Tanh` | ✓ |" in (tmp_path / "matrix.md").read_text()
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     assert command.main(arguments("test_matrix:WRONG", "--check", "first derivatives")) == 1

@@ -165,7 +165,14 @@ def _multi_label_soft_margin(s: Tensor, y: Tensor, w: Tensor | None, reduction: 
 
 MARGINS: tuple[Entry, ...] = (
     Entry(VectorNorm, _vector_norm, _vector_norm_samples, complex=True),
-    Entry(CosineEmbedding, _cosine_embedding, _cosine_samples, constants=frozenset({2}), cancels=True),
+    Entry(
+        CosineEmbedding,
+        _cosine_embedding,
+        _cosine_samples,
+        constants=frozenset({2}),
+        cancels=True,
+        exempt={"changes in place, argument 2": KEEPS_ITS_ARGUMENT},
+    ),
     Entry(
         MarginRanking,
         _margin_ranking,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import ascii_lowercase
+
+import torch
 
 from torch_manualbp.rules import CATALOGUE, Entry
 from torch_manualbp.verify.contract.case import Case, cases
@@ -95,11 +98,11 @@ class Matrix:
         return "\n".join([*lines, "", *self._legend()])
 
     def to_markdown(self) -> str:
-        """The matrix as a table of Markdown, checks downwards and rules across."""
-        lines = ["| | " + " | ".join(self.rules) + " |", "| --- |" + " --- |" * len(self.rules)]
-        rows = self._rows()
-        for n, name in self._numbered():
-            lines.append(f"| {name} | " + " | ".join(cells[n - 1] for _, cells in rows) + " |")
+        """The matrix as a table of Markdown, the names of the numbered checks and the reasons below it."""
+        lines = ["| rule | " + " | ".join(str(n) for n, _ in self._numbered()) + " |"]
+        lines.append("| --- |" + " :-: |" * len(self.checks))
+        lines += [f"| `{rule}` | " + " | ".join(cells) + " |" for rule, cells in self._rows()]
+        lines += ["", *(f"{n}. {name}" for n, name in self._numbered())]
         return "\n".join([*lines, "", *(f"- {line}" for line in self._legend()), ""])
 
     def to_json(self) -> str:
@@ -161,12 +164,24 @@ def contract_matrix(
     """
     chosen = CHECKS if checks is None else tuple(check(c) if isinstance(c, str) else c for c in checks)
     outcomes: list[Outcome] = []
-    for entry in entries:
-        _refuse_unknown_exemptions(entry)
-        if progress is not None:
-            progress(entry.name)
-        outcomes += _row(entry, chosen, all_samples)
+    with _one_thread():
+        for entry in entries:
+            _refuse_unknown_exemptions(entry)
+            if progress is not None:
+                progress(entry.name)
+            outcomes += _row(entry, chosen, all_samples)
     return Matrix(tuple(outcomes))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The operations are tiny, which several threads make slower: ten minutes for one, on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _row(entry: Entry, checks: Sequence[Check], all_samples: bool) -> Iterator[Outcome]:

@@ -113,7 +113,7 @@ def allows_changes_in_place(case: Case) -> None:
     """A tensor may be changed after the forward where torch allows it, and the gradients are those of the numbers
     before; elsewhere the change is an error, and backward never runs on changed numbers."""
     expected = gradients(case.rule.apply, case.args())
-    changed: list[int | None] = [i for i, arg in enumerate(case.args()) if is_floating(arg) and arg.numel()]
+    changed: list[int | None] = [i for i, arg in enumerate(case.args()) if isinstance(arg, Tensor) and arg.numel()]
     reasons: list[str] = []
     for position in [*changed, None]:  # the last is the output
         what = "the output" if position is None else f"argument {position}"
@@ -140,7 +140,8 @@ def _after_change(
             output.add_(1)
         else:
             with torch.no_grad():
-                args[position].add_(1)
+                changed = args[position]
+                changed.add_(1) if is_floating(changed) else changed.zero_()  # which stays a class that there is
         return torch.autograd.grad(output, leaves(args), upstream), ""
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
