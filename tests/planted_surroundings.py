@@ -8,14 +8,14 @@ import torch
 from planted import Mistake
 from torch import Tensor
 
-from torch_manualbp.rules import Difference, Linear, ReLU, Sigmoid, Tanh, tanh_delta
+from torch_manualbp.rules import Difference, Linear, ReLU, Sigmoid, Tanh
 
 
 class ConjugateForgotten(Tanh):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Tensor:
         (a,) = ctx.saved_tensors
-        return tanh_delta(da, a)
+        return Tanh.delta(da, a)
 
 
 class NothingForNone(Tanh):

@@ -156,7 +156,8 @@ class Bilinear(Rule):
         if torch._C._are_functorch_transforms_active():  # ATen's function has no vmap
             z = bilinear_product(x, y, W)
             return z if b is None else z + b
-        return F.bilinear(x, y, W, b)
+        z = F.bilinear(x, y, W, b)
+        return z if b is not None else torch.ops.aten._unsafe_view(z, z.shape)  # as in Linear
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> None:

@@ -44,6 +44,19 @@ from torch_manualbp.rules.rule import widened
 __all__ = ["ACTIVATIONS"]
 
 
+TORN_AT_NAN = "at NaN torch's kernel says one thing in its vectors and another in the numbers left over"
+OVERFLOWS = (
+    "torch multiplies the upstream gradient by a factor above 1 before one below 1; the largest numbers overflow there"
+)
+SUBTRACTS_INFINITIES = "torch's composite is NaN, ∞ − ∞, where z or the upstream is infinite; ours is the limit"
+    "torch's composite is NaN, ∞ − ∞, where z or the upstream gradient is infinite; ours is the limit"
+)
+
+
+def _special_values(reason: str, *dtypes: str) -> dict[str, str]:
+    return {f"special values, {dtype}": reason for dtype in dtypes}
+
+
 def _elementwise(*options: Any, also: tuple[Any, ...] | None = None) -> Callable[[Make], Iterator[Sample]]:
     """Any numbers in any shape; with ``also`` other options, too."""
 
@@ -104,31 +117,78 @@ def _gelu_tanh(z: Tensor) -> Tensor:
 
 
 ACTIVATIONS: tuple[Entry, ...] = (
-    Entry(CELU, F.celu, _elementwise(1.0, also=(0.5,))),
-    Entry(ELU, F.elu, _elementwise(1.0, also=(0.5,))),
+    Entry(
+        CELU,
+        F.celu,
+        _elementwise(1.0, also=(0.5,)),
+        exempt={"NaN, number": TORN_AT_NAN, **_special_values(OVERFLOWS, "float64", "float32", "bfloat16")},
+    ),
+    Entry(ELU, F.elu, _elementwise(1.0, also=(0.5,)), exempt={"NaN, number": TORN_AT_NAN}),
     Entry(GELU, F.gelu, _elementwise(), cancels=True),
-    Entry(GELUTanh, _gelu_tanh, _elementwise(), cancels=True),
+    Entry(
+        GELUTanh,
+        _gelu_tanh,
+        _elementwise(),
+        cancels=True,
+        exempt={
+            "one rounding, bfloat16, four dimensions": "the sigmoid of float32 underflows at one of these z, where "
+            "bfloat16 still has subnormal numbers"
+        },
+    ),
     Entry(GLU, F.glu, _glu_samples),
-    Entry(Hardshrink, F.hardshrink, _elementwise(0.5)),
-    Entry(Hardsigmoid, _hardsigmoid, _elementwise()),
-    Entry(Hardswish, F.hardswish, _elementwise(), twin_for_second=_hardswish),
-    Entry(Hardtanh, F.hardtanh, _elementwise(-1.0, 1.0, also=(0.5, 2.5))),
+    Entry(Hardshrink, F.hardshrink, _elementwise(0.5), exempt={"NaN, number": TORN_AT_NAN}),
+    Entry(
+        Hardsigmoid,
+        _hardsigmoid,
+        _elementwise(),
+        exempt={
+            "changes in place": "the twin keeps z + 3; torch's own function keeps z, as ours",
+            "NaN, number": TORN_AT_NAN,
+        },
+    ),
+    Entry(
+        Hardswish,
+        F.hardswish,
+        _elementwise(),
+        twin_for_second=_hardswish,
+        exempt={"NaN, matrix": TORN_AT_NAN, "NaN, four dimensions": TORN_AT_NAN},
+    ),
+    Entry(Hardtanh, F.hardtanh, _elementwise(-1.0, 1.0, also=(0.5, 2.5)), exempt={"NaN, number": TORN_AT_NAN}),
     Entry(LeakyReLU, F.leaky_relu, _elementwise(0.01, also=(-0.5,))),
     Entry(LogSigmoid, F.logsigmoid, _elementwise()),
     Entry(LogSoftmax, torch.log_softmax, _along_samples, cancels=True),
     Entry(Mish, F.mish, _elementwise(), cancels=True),
     Entry(PReLU, torch.prelu, _prelu_samples),
     Entry(ReLU, torch.relu, _elementwise()),
-    Entry(ReLU6, F.relu6, _elementwise()),
+    Entry(ReLU6, F.relu6, _elementwise(), exempt={"NaN, number": TORN_AT_NAN}),
     Entry(RReLU, torch.mul, _rrelu_samples, constants=frozenset({1})),
-    Entry(SELU, torch.selu, _elementwise()),
+    Entry(
+        SELU,
+        torch.selu,
+        _elementwise(),
+        exempt={"NaN, number": TORN_AT_NAN, **_special_values(OVERFLOWS, "float64", "float32", "bfloat16")},
+    ),
     Entry(Sigmoid, torch.sigmoid, _elementwise(), complex=True),
     Entry(SiLU, F.silu, _elementwise(), cancels=True),
     Entry(Softmax, torch.softmax, _along_samples, cancels=True),
     Entry(Softmin, F.softmin, _along_samples, cancels=True),
-    Entry(Softplus, F.softplus, _elementwise(1.0, 20.0, also=(2.0, 1.5))),
-    Entry(Softshrink, F.softshrink, _elementwise(0.5)),
-    Entry(Softsign, F.softsign, _elementwise()),
+    Entry(
+        Softplus,
+        F.softplus,
+        _elementwise(1.0, 20.0, also=(2.0, 1.5)),
+        exempt=_special_values(OVERFLOWS, "float64", "float32", "bfloat16"),
+    ),
+    Entry(Softshrink, F.softshrink, _elementwise(0.5), exempt={"NaN, number": TORN_AT_NAN}),
+    Entry(
+        Softsign,
+        F.softsign,
+        _elementwise(),
+        exempt={
+            "complex numbers": "|z| is no analytic function; functional.softsign leaves complex numbers to torch",
+            "infinities": SUBTRACTS_INFINITIES,
+            **_special_values(SUBTRACTS_INFINITIES, "float64", "float32", "float16", "bfloat16"),
+        },
+    ),
     Entry(Tanh, torch.tanh, _elementwise(), complex=True),
     Entry(Threshold, F.threshold, _elementwise(0.1, 0.2)),
 )
