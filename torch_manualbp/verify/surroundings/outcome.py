@@ -1,0 +1,73 @@
+"""What a check is, and what it finds of a layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch_manualbp.verify.surroundings.layers import Layer
+
+__all__ = ["Check", "DoesNotApply", "Outcome", "run"]
+
+
+class DoesNotApply(Exception):
+    """What a check says of a layer to which it, or a part of it, does not apply, for these reasons."""
+
+    def __init__(self, *reasons: str, partly: bool = False) -> None:
+        self.reasons = tuple(dict.fromkeys(reasons))
+        self.partly = partly
+        """Whether the rest of the check ran, and passed."""
+        super().__init__("; ".join(self.reasons))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a layer owes: a function that raises AssertionError where a layer breaks it, or
+    :class:`DoesNotApply`."""
+
+    name: str
+    function: Callable[[Layer], None]
+
+    @property
+    def about(self) -> str:
+        """What is owed, in a sentence or two."""
+        return " ".join((self.function.__doc__ or "").split())
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check found on one row of the table of layers."""
+
+    rule: str
+    """The name of the layer's class."""
+    sample: str
+    check: str
+    verdict: str
+    """"pass", "fail" or "does not apply"."""
+    reasons: Sequence[str] = ()
+    """Why it failed; why it, or with "pass" a part of it, does not apply."""
+
+
+def run(check: Check, layer: Layer) -> Outcome:
+    """Run one check on one layer, from the same random state every time. Whatever it raises is a failure."""
+    about = layer.class_name, layer.name, check.name
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # torch's own, of prototypes and of what is deprecated
+            torch.manual_seed(0)
+            check.function(layer)
+    except DoesNotApply as why:
+        return Outcome(*about, "pass" if why.partly else "does not apply", why.reasons)
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1]
+        prefix = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+        return Outcome(*about, "fail", (prefix + "".join(first),))
+    return Outcome(*about, "pass")
