@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import contract
 import pytest
 import torch
 import torch.nn.functional as torch_functional
@@ -17,7 +16,7 @@ from torch import nn as torch_nn
 
 import torch_manualbp
 from torch_manualbp import functional, nn
-from torch_manualbp.verify import surroundings
+from torch_manualbp.verify import contract, surroundings
 from torch_manualbp.verify.surroundings import Layer, results
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -389,6 +388,19 @@ def test_relu_in_place_changes_its_input() -> None:
     assert torch.equal(dx, torch.tensor([0.0, 1.0]))
     doubled = torch.func.vmap(torch.func.grad(lambda x: functional.relu(x * 2, inplace=True)))
     assert torch.equal(doubled(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
+
+
+@pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 5, 4)])
+def test_what_linear_returns_may_be_changed_in_place(shape: tuple[int, ...]) -> None:
+    grads = []
+    for module in (nn, torch_nn):
+        torch.manual_seed(0)
+        model = torch_nn.Sequential(module.Linear(4, 3), module.ReLU(inplace=True)).double()
+        model(torch.ones(shape, dtype=torch.float64)).sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_identity_returns_its_very_input() -> None:

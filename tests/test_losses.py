@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import contract
 import pytest
 import torch
 import torch.nn.functional as torch_functional
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from torch_manualbp import functional, rules
 from torch_manualbp.rules.evaluate import BLOCK
+from torch_manualbp.verify import contract
 
 ROWS, COLUMNS = 3 * BLOCK // 1000, 1000
 

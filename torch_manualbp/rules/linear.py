@@ -62,7 +62,9 @@ class Linear(Rule):
 
     @staticmethod
     def forward(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-        return F.linear(a, W, b)
+        z = F.linear(a, W, b)
+        # Of other than matrices z is a view of one, and what a Function returns as a view may not be changed in place.
+        return z if a.dim() == W.dim() == 2 else torch.ops.aten._unsafe_view(z, z.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

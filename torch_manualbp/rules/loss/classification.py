@@ -144,7 +144,8 @@ class NegativeLogLikelihood(Rule):
 
     @staticmethod
     def forward(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
-        return F.nll_loss(s, y, w, ignore_index=ignore_index, reduction=reduction)
+        C = F.nll_loss(s, y, w, ignore_index=ignore_index, reduction=reduction)
+        return C.clone() if C.dim() > 3 else C  # a view there, and what a Function returns as one may not be changed
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

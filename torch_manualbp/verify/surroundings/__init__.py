@@ -2,21 +2,18 @@
 
 ``LAYERS`` has every class of ``torch_manualbp.nn`` that is ours with its torch twin and the inputs of a call,
 ``CHECKS`` the claims: each is a function of a :class:`Layer` that raises AssertionError where the layer breaks it, or
-:class:`DoesNotApply` with the reason. ``print(surroundings_matrix())`` shows all of both.
+:class:`~torch_manualbp.verify.contract.DoesNotApply` with the reason. ``print(surroundings_matrix())`` shows all.
 """
 
+from torch_manualbp.verify.surroundings.check import Check, run
 from torch_manualbp.verify.surroundings.layers import LAYERS, Layer, compare, layers, ours, results
-from torch_manualbp.verify.surroundings.matrix import CHECKS, Matrix, surroundings_matrix
-from torch_manualbp.verify.surroundings.outcome import Check, DoesNotApply, Outcome, run
+from torch_manualbp.verify.surroundings.matrix import CHECKS, surroundings_matrix
 
 __all__ = [
     "CHECKS",
     "LAYERS",
     "Check",
-    "DoesNotApply",
     "Layer",
-    "Matrix",
-    "Outcome",
     "compare",
     "layers",
     "ours",

@@ -1,7 +1,6 @@
 """Two processes with gloo: layers on DTensors, under tensor parallelism and under FSDP2.
 
-Both processes run every layer of a table, ours and torch's, and the first tells what came of it. A process of its own
-runs ``python -m torch_manualbp.verify.surroundings.distributed <folder> <module>:<table> <rank>``.
+Both processes run every layer of a table, ours and torch's; what either of them finds wrong is a failure.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from torch_manualbp.verify.contract.case import DoesNotApply
+from torch_manualbp.verify.contract.check import Outcome
+from torch_manualbp.verify.surroundings.check import Check, run
 from torch_manualbp.verify.surroundings.layers import Layer, compare, layers, of_torch, results
-from torch_manualbp.verify.surroundings.outcome import Check, DoesNotApply, Outcome, run
 
-__all__ = ["CHECKS", "run_in_two_processes"]
+__all__ = ["CHECKS", "run_in_two_processes", "work"]
 
 PROCESSES = 2
 LAYERS_OF = "torch_manualbp.verify.surroundings.layers"
@@ -40,6 +42,8 @@ def takes_dtensors(layer: Layer) -> None:
     """
     from torch.distributed.tensor import Replicate, Shard
 
+    if layer.is_random:
+        raise DoesNotApply("DTensors draw other random numbers")
     _on_each_placement(layer, (Replicate(), Shard(0), Shard(1)))
 
 
@@ -231,7 +235,8 @@ CHECKS = (
 def run_in_two_processes(table: str = f"{LAYERS_OF}:LAYERS", timeout: float = 600) -> tuple[Outcome, ...]:
     """The outcome of every check for every layer of a table, given as ``package.module:NAME``."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", __name__, folder, table]
+        program = f"import sys; from {__name__} import work; work(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
+        command = [sys.executable, "-c", program, folder, table]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the caller's modules, a table's included
         workers = [
             subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
@@ -245,11 +250,14 @@ def run_in_two_processes(table: str = f"{LAYERS_OF}:LAYERS", timeout: float = 60
         if any(worker.returncode for worker in workers):
             raise RuntimeError("a process of the distributed checks failed:\n" + "\n".join(errors))
         outcomes = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
-    of_each = zip(*([Outcome(*fields) for fields in of_rank] for of_rank in outcomes), strict=True)
+    of_each = zip(
+        *([Outcome(**o | {"reasons": tuple(o["reasons"])}) for o in of_rank] for of_rank in outcomes), strict=True
+    )
     return tuple(second if second.verdict == "fail" else first for first, second in of_each)
 
 
-def _run(folder: str, table: str, rank: int) -> None:
+def work(folder: str, table: str, rank: int) -> None:
+    """Be one of the processes, and leave what was found in the folder."""
     torch.set_num_threads(1)
     module, _, name = table.partition(":")
     store = torch.distributed.FileStore(  # type: ignore[attr-defined]
@@ -260,11 +268,6 @@ def _run(folder: str, table: str, rank: int) -> None:
     )
     rows = layers(getattr(importlib.import_module(module), name))
     outcomes = [run(check, layer) for layer in rows for check in CHECKS]
-    fields = [(o.rule, o.sample, o.check, o.verdict, o.reasons) for o in outcomes]
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(fields))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps([asdict(o) for o in outcomes]))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _run(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp import nn as our_nn
-from torch_manualbp.verify.surroundings.outcome import DoesNotApply
+from torch_manualbp.verify.contract.case import DoesNotApply
 
 __all__ = ["LAYERS", "Layer", "compare", "layers", "of_torch", "ours", "results"]
 
@@ -33,6 +33,8 @@ class Layer:
     """A shape of four dimensions that the layer takes, if any: 4 channels, 4 features."""
     differentiable: int = 1
     """How many of the inputs, from the first on, take a gradient."""
+    is_random: bool = False
+    """Whether the layer draws random numbers: what is traced, or runs in two processes, draws others."""
     namespace: Any = our_nn
     """Where our class is found; planted mistakes have another."""
 
@@ -249,7 +251,7 @@ LAYERS: tuple[Layer, ...] = (
     _activation("ReLU", lambda nn: nn.ReLU()),
     _activation("ReLU6", lambda nn: nn.ReLU6()),
     _activation("RReLU in evaluation", lambda nn: nn.RReLU(0.1, 0.4).eval()),
-    _activation("RReLU", lambda nn: nn.RReLU(0.1, 0.4)),
+    _activation("RReLU", lambda nn: nn.RReLU(0.1, 0.4), is_random=True),
     _activation("SELU", lambda nn: nn.SELU()),
     _activation("Sigmoid", lambda nn: nn.Sigmoid()),
     _activation("SiLU", lambda nn: nn.SiLU()),

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils import parametrizations
 
+from torch_manualbp.verify.contract.case import DoesNotApply
 from torch_manualbp.verify.surroundings.layers import Layer, compare, of_torch, results
-from torch_manualbp.verify.surroundings.outcome import DoesNotApply
 
 __all__ = [
     "calls_with_other_weights",

@@ -11,8 +11,8 @@ from torch.nn import Module
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from torch_manualbp.verify.contract.case import DoesNotApply
 from torch_manualbp.verify.surroundings.layers import Layer, compare, of_torch, results
-from torch_manualbp.verify.surroundings.outcome import DoesNotApply
 
 __all__ = [
     "autocasts_to_bfloat16",
@@ -55,7 +55,9 @@ def _logged(layer: Layer, module: Module) -> tuple[dict[str, Tensor], list[str]]
     inputs = [t.detach().as_subclass(Logging).requires_grad_(t.requires_grad) for t in layer.inputs()]
     upstream = torch.ones_like(module(*layer.inputs()).detach())
     Logging.called = []
-    output = module(*inputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        output = module(*inputs)
     asked = list(Logging.called)
     leaves = [t for t in inputs if t.requires_grad] + list(module.parameters())
     gradients = torch.autograd.grad(output, leaves, upstream)
@@ -202,44 +204,58 @@ def _autocast(layer: Layer, module: Module, dtype: torch.dtype, given: torch.dty
 
 
 def works_in_place(layer: Layer) -> None:
-    """``inplace=True`` returns its very input, changed to torch's numbers with torch's gradients, eager, under vmap and
-    compiled; and refuses a leaf with torch's error."""
+    """``inplace=True`` returns its very input, changed to torch's numbers, and refuses a leaf with torch's error; its
+    gradients are torch's, eager, under vmap and compiled."""
     ours, theirs = layer.pair()
     if not hasattr(theirs, "inplace"):
         raise DoesNotApply("torch's class has no inplace")
     ours.inplace = theirs.inplace = True  # type: ignore[assignment]
-    compare(results(ours, layer.inputs()), results(theirs, layer.inputs()))
-    z = layer.inputs()[0] * 1
-    assert ours(z) is z, "returns another tensor"
-    on_leaf, torchs_on_leaf = (_error_on_a_leaf(layer, module) for module in (ours, theirs))
-    assert on_leaf == torchs_on_leaf, f"on a leaf: {on_leaf}, torch's {torchs_on_leaf}"
-
-    def cost(module: Module) -> Callable[[Tensor], Tensor]:
-        return lambda x: (module(x * 2) ** 2).sum()
-
-    def mapped(module: Module) -> dict[str, Tensor]:
+    z, z_of_torch = layer.inputs()[0].detach(), layer.inputs()[0].detach()
+    for module, t in ((ours, z), (theirs, z_of_torch)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            per_sample = torch.func.vmap(torch.func.grad(cost(module)), randomness="different")
-            return {"mapped": per_sample(layer.inputs()[0].detach())}
-
+            assert module(t) is t, "returns another tensor"
+    compare({"input": z}, {"input": z_of_torch})
+    on_leaf, torchs_on_leaf = (_error_on_a_leaf(layer, module) for module in (ours, theirs))
+    assert on_leaf == torchs_on_leaf, f"on a leaf: {on_leaf}, torch's {torchs_on_leaf}"
     refused = []
-    try:
-        expected = of_torch(mapped, theirs)
-    except DoesNotApply as reason:
-        refused.append(str(reason))
-    else:
-        compare(mapped(ours), expected)
-    if layer.class_name == "RReLU" and ours.training:
-        raise DoesNotApply(*refused, "compiled code draws other random numbers", partly=True)
-    torch._dynamo.reset()
-    run = torch.compile(ours, fullgraph=True, backend="aot_eager")
-    x, y = layer.inputs()[0], layer.inputs()[0]
-    (got,) = torch.autograd.grad((run(x * 2) ** 2).sum(), x)
-    (reference,) = torch.autograd.grad((theirs(y * 2) ** 2).sum(), y)
-    compare({"compiled": got}, {"compiled": reference})
+    for how in (_gradient, _mapped_gradient, _compiled_gradient):
+        if how is _compiled_gradient and layer.is_random:
+            refused.append("compiled code draws other random numbers")
+            continue
+        try:
+            expected = of_torch(_mapped_gradient if how is _mapped_gradient else _gradient, layer, theirs)
+            try:
+                mine = how(layer, ours)
+            except RuntimeError:
+                of_torch(how, layer, theirs)
+                raise
+        except DoesNotApply as reason:
+            refused.append(str(reason))
+            continue
+        compare(mine, expected)
     if refused:
         raise DoesNotApply(*refused, partly=True)
+
+
+def _gradient(layer: Layer, module: Callable[..., Tensor]) -> dict[str, Tensor]:
+    x = layer.inputs()[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        (dx,) = torch.autograd.grad((module(x * 2) ** 2).sum(), x)
+    return {"gradient": dx}
+
+
+def _compiled_gradient(layer: Layer, module: Callable[..., Tensor]) -> dict[str, Tensor]:
+    torch._dynamo.reset()
+    return _gradient(layer, torch.compile(module, fullgraph=True, backend="aot_eager"))
+
+
+def _mapped_gradient(layer: Layer, module: Callable[..., Tensor]) -> dict[str, Tensor]:
+    per_sample = torch.func.vmap(torch.func.grad(lambda x: (module(x * 2) ** 2).sum()), randomness="different")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return {"gradient under vmap": per_sample(layer.inputs()[0].detach())}
 
 
 def _error_on_a_leaf(layer: Layer, module: Module) -> str | None:

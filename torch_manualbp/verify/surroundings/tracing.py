@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from torch_manualbp.verify.contract.case import DoesNotApply
 from torch_manualbp.verify.surroundings.layers import Layer, compare, of_torch, results
-from torch_manualbp.verify.surroundings.outcome import DoesNotApply
 
 __all__ = [
     "compiles",
@@ -26,7 +26,7 @@ def compiles(layer: Layer, backend: str = "aot_eager") -> None:
     """Under ``torch.compile(fullgraph=True)`` output and gradients are torch's."""
     ours, theirs = layer.pair()
     expected = of_torch(results, theirs, layer.inputs())
-    if any(isinstance(m, torch.nn.RReLU) and m.training for m in ours.modules()):
+    if layer.is_random:
         raise DoesNotApply("compiled code draws other random numbers")
     of_torch(_compiled, layer, theirs, backend)
     compare(_compiled(layer, ours, backend), expected)
@@ -41,7 +41,7 @@ def _compiled(layer: Layer, module: Module, backend: str) -> dict[str, Tensor]:
 def exports(layer: Layer, strict: bool = False) -> None:
     """The program of ``torch.export`` computes what torch's layer does."""
     ours, theirs = layer.pair()
-    if any(isinstance(m, torch.nn.RReLU) and m.training for m in ours.modules()):
+    if layer.is_random:
         raise DoesNotApply("the program draws other random numbers")
     expected = of_torch(_exported, layer, theirs, strict)
     compare(_exported(layer, ours, strict), expected)

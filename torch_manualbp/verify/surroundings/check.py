@@ -1,34 +1,27 @@
-"""What a check is, and what it finds of a layer."""
+"""A check of a layer, and how it is run."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from torch_manualbp.verify.contract.case import DoesNotApply
+from torch_manualbp.verify.contract.check import Outcome
+
 if TYPE_CHECKING:
     from torch_manualbp.verify.surroundings.layers import Layer
 
-__all__ = ["Check", "DoesNotApply", "Outcome", "run"]
-
-
-class DoesNotApply(Exception):
-    """What a check says of a layer to which it, or a part of it, does not apply, for these reasons."""
-
-    def __init__(self, *reasons: str, partly: bool = False) -> None:
-        self.reasons = tuple(dict.fromkeys(reasons))
-        self.partly = partly
-        """Whether the rest of the check ran, and passed."""
-        super().__init__("; ".join(self.reasons))
+__all__ = ["Check", "run"]
 
 
 @dataclass(frozen=True)
 class Check:
     """One thing that a layer owes: a function that raises AssertionError where a layer breaks it, or
-    :class:`DoesNotApply`."""
+    :class:`~torch_manualbp.verify.contract.DoesNotApply`."""
 
     name: str
     function: Callable[[Layer], None]
@@ -40,20 +33,6 @@ class Check:
 
     def __str__(self) -> str:
         return self.name
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one check found on one row of the table of layers."""
-
-    rule: str
-    """The name of the layer's class."""
-    sample: str
-    check: str
-    verdict: str
-    """"pass", "fail" or "does not apply"."""
-    reasons: Sequence[str] = ()
-    """Why it failed; why it, or with "pass" a part of it, does not apply."""
 
 
 def run(check: Check, layer: Layer) -> Outcome:
