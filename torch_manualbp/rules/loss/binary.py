@@ -60,7 +60,9 @@ class BinaryCrossEntropy(PointwiseLoss):
         if torch._C._are_functorch_transforms_active():  # ATen's second derivative adds 1e-12 to s and to 1 − s
             C = _logarithms(s, y)
             return reduced(C if w is None else C * w, reduction)
-        same = s.shape == y.shape and s.dtype == y.dtype == torch.float32
+        if s.shape != y.shape:
+            return F.binary_cross_entropy(s, y, w, reduction=reduction)  # which names the shapes, of no block
+        same = s.dtype == y.dtype == torch.float32
         loss = _in_vectors if same and fits_blocks(s, y, w) else F.binary_cross_entropy
         return reduced_in_blocks(loss, s, y, w, reduction=reduction)
 
@@ -123,6 +125,8 @@ class BinaryCrossEntropyWithLogits(PointwiseLoss):
         if torch._C._are_functorch_transforms_active():  # whose forward mode over forward mode ATen's function lacks
             C = (1 - y) * s + (1 if p is None else (p - 1) * y + 1) * F.softplus(-s, threshold=40)
             return reduced(C if w is None else C * w, reduction)
+        if s.shape != y.shape:
+            return _with_logits(s, y, w, p, reduction)  # which names the shapes, of no block
         return reduced_in_blocks(_with_logits, s, y, w, p, reduction=reduction)
 
     partials = (

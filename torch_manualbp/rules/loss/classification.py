@@ -92,6 +92,8 @@ def cross_entropy_gradient(
     Where ``counted`` is False, g is 0 and the weight of y, which may be infinite, has no part.
     """
     k = _class_dim(s)
+    if s.shape[k] == 0:  # where every sample is ignored
+        return torch.zeros_like(s)
     g_y = g if w is None else g * _weight_of(y, w, counted)
     y, g, g_y = y.unsqueeze(k), g.unsqueeze(k), g_y.unsqueeze(k)
     if epsilon == 0 and s.dim() > 1 and s.shape[k] > 1:  # where samples are rows, which blocks leave whole
@@ -187,6 +189,8 @@ def negative_log_likelihood_gradient(
     Where ``counted`` is False, g is 0 and the weight of y, which may be infinite, has no part.
     """
     k = 0 if len(shape) == 1 else 1
+    if shape[k] == 0:  # where every sample is ignored
+        return g.new_zeros(shape)
     g_y = g if w is None else g * _weight_of(y, w, counted)
     zeros = g_y.new_zeros(shape)
     # In place, since the zeros are nobody else's; but what is not mapped cannot take what is.
