@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "in_blocks_of_rows", "records_nothing"]
+__all__ = ["BLOCK", "in_blocks_of_rows", "logistic", "records_nothing"]
 
 BLOCK = 1 << 17
 """Numbers in a block: some intermediates of it fit the cache, and its operations outlast the calls of them."""
@@ -47,3 +47,12 @@ def in_blocks_of_rows(formula: Callable[..., Tensor], *tensors: Tensor) -> Tenso
     for part, block in zip(into, blocks, strict=True):
         part.copy_(formula(*block))
     return result
+
+
+def logistic(t: Tensor) -> Tensor:
+    """σ(t) = exp(min(t, 0)) / (1 + exp(−|t|)). That of torch is 0 where exp(−t) overflows, of float32 from t = −88.7
+    down, although the numbers go on to exp(−103)."""
+    if not records_nothing(t):
+        return t.sigmoid()
+    below, above = t.clamp_max(0).exp_(), t.neg().clamp_max_(0).exp_()
+    return below.div_(above.mul_(below).add_(1))

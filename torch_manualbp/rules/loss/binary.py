@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.evaluate import logistic
 from torch_manualbp.rules.loss.reduction import (
     PointwiseLoss,
     fits_blocks,
@@ -96,8 +97,9 @@ def binary_cross_entropy_derivative(s: Tensor, y: Tensor, w: Tensor | None = Non
 
 
 def binary_cross_entropy_target_derivative(s: Tensor, w: Tensor | None = None) -> Tensor:
-    """∂C_i/∂y_i = w (log(1 − s) − log s), of whose digits none cancel in 1 − 2s."""
-    dy = torch.where(s < 0.5, torch.log1p((1 - 2 * s) / s), -torch.log1p((2 * s - 1) / (1 - s)))
+    """∂C_i/∂y_i = w (log(1 − s) − log s), which is 2 artanh(1 − 2s) where the digits of the logarithms cancel."""
+    x = 1 - 2 * s
+    dy = torch.where(x.abs() <= 0.5, 2 * x.clamp(-0.5, 0.5).atanh(), torch.log1p(-s) - s.log())
     return dy if w is None else dy * w
 
 
@@ -186,7 +188,7 @@ class SoftMargin(PointwiseLoss):
 
 def soft_margin_derivative(s: Tensor, y: Tensor) -> Tensor:
     """∂C_i/∂s_i = −y σ(−y s)."""
-    return (s * -y).sigmoid() * -y
+    return logistic(s * -y) * -y
 
 
 class HingeEmbedding(Rule):

@@ -251,7 +251,7 @@ def gaussian_error_derivative(r: Tensor, v: Tensor) -> Tensor:
 
 def gaussian_variance_derivative(r: Tensor, v: Tensor) -> Tensor:
     """∂C_i/∂v_i = (v − r²) / 2v², which rounds once before its digits cancel."""
-    return (v - r.square()) / v / (2 * v)
+    return (v - r.square()) / v * 0.5 / v
 
 
 class PoissonNegativeLogLikelihood(PointwiseLoss):
