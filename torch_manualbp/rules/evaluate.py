@@ -54,5 +54,6 @@ def logistic(t: Tensor) -> Tensor:
     down, although the numbers go on to exp(−103)."""
     if not records_nothing(t):
         return t.sigmoid()
-    below, above = t.clamp_max(0).exp_(), t.neg().clamp_max_(0).exp_()
-    return below.div_(above.mul_(below).add_(1))
+    e = t.abs().neg_().exp_()
+    above = torch.ge(t, 0, out=torch.empty_like(t))  # 1 where exp(min(t, 0)) is 1, which e never exceeds
+    return torch.maximum(above, e, out=above).div_(e.add_(1))

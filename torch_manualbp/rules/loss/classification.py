@@ -160,8 +160,12 @@ class NegativeLogLikelihood(Rule):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         y, w = ctx.saved_tensors
-        counted, y = _counted(y, ctx.ignore_index)
         g = widened(g)
+        if w is None and g.dim() == 0 and records_nothing(y, g) and (y != ctx.ignore_index).all():
+            # Then there is one g for all, and no mask to make.
+            g = (g / y.numel() if ctx.reduction == "mean" else g).expand(y.shape)
+            return negative_log_likelihood_gradient(ctx.shape, y.long(), g).to(ctx.dtype), None, None, None, None
+        counted, y = _counted(y, ctx.ignore_index)
         if ctx.reduction == "mean":
             g = g / _weight_of_samples(counted, y, w)
         g = torch.where(counted, g, 0)
@@ -291,11 +295,17 @@ class CrossEntropyProbabilities(Rule):
             g = g / _number_of_samples(s)
         elif ctx.reduction == "none":
             g = g.unsqueeze(k)
-        log_p = torch.log_softmax(widened(s), k)
         ds = dy = dw = None
         if needs_ds:
             q = _weighted(_smoothed(y, ctx.epsilon, s), w, s)
-            ds = ((log_p.exp() * q.sum(k, keepdim=True) - q) * g).to(s_dtype)
+            p, sum_q_g = torch.softmax(widened(s), k), q.sum(k, keepdim=True) * g
+            if p.dtype == q.dtype == g.dtype and records_nothing(p, q, g):
+                ds = p.mul_(sum_q_g).addcmul_(q, g, value=-1).to(s_dtype)
+            else:
+                ds = (p * sum_q_g - q * g).to(s_dtype)
+        if not needs_dy and not needs_dw:
+            return ds, None, None, None, None, None
+        log_p = torch.log_softmax(widened(s), k)
         if needs_dy:
             dy = (_weighted(log_p, w, s) * (g * -(1 - ctx.epsilon))).to(y_dtype)
         if needs_dw:
