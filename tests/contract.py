@@ -413,7 +413,15 @@ def treats_special_values_as_torch(entry: Entry, dtype: torch.dtype) -> None:
     assert torch.equal(output.signbit()[number], expected.signbit()[number]), "a zero has the other sign"
     (gradient,) = torch.autograd.grad(output, ours, upstream)
     (reference,) = torch.autograd.grad(expected, theirs, upstream)
-    assert_same(gradient, reference, "gradient", tolerance=2 * torch.finfo(dtype).eps)
+    # At NaN some of torch's kernels say one thing in their vectors and another in the numbers left over.
+    apart = [z[i : i + 1].clone().requires_grad_() for i in range(len(z))]
+    alone = torch.cat([torch.autograd.grad(entry.twin(x), x, upstream[i : i + 1])[0] for i, x in enumerate(apart)])
+    info = torch.finfo(dtype)
+    as_vector, as_number = (
+        torch.isclose(gradient, answer, rtol=2 * info.eps, atol=2 * info.eps * info.tiny, equal_nan=True)
+        for answer in (reference, alone)
+    )
+    assert (as_vector | as_number).all(), "gradient: neither of torch's two answers"
 
 
 def rounds_once(case: Case, dtype: torch.dtype) -> None:
