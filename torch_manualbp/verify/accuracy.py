@@ -248,7 +248,7 @@ def _every_number(dtype: torch.dtype) -> Tensor:
         return torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
     generator = torch.Generator().manual_seed(0)
     exponents = torch.arange(-256, 256).unsqueeze(1) << 23  # with the sign in bit 31
-    mantissas = torch.randint(1 << 23, (512, 256), generator=generator)
+    mantissas = torch.randint(1 << 23, (512, 128), generator=generator)
     mantissas[:, :3] = torch.tensor([0, 1, (1 << 23) - 1])
     bits = (exponents | mantissas).to(torch.int32).flatten()
     dense = torch.empty(1 << 15).uniform_(-30, 30, generator=generator)
@@ -332,10 +332,11 @@ def _compared(
         names, ours, theirs, references, doubles, moved, strict=True
     ):
         spacing = ulp(reference, dtype)
-        # In float64 too a twin loses digits, next to numbers of size 1 those after the 50th. There it is no reference
-        # beyond its distance from our formula.
+        # In float64 too a twin loses digits, next to numbers of size 1 those after about the 46th. There it is no
+        # reference beyond its distance from our formula, whose own rounding in the dtype comes on top.
         doubt = (double - reference).abs().nan_to_num(0, 0)
-        doubt = doubt.where(doubt <= 2.0**-50 * g.double().abs().max().clamp_min(1), 0)
+        doubt = doubt.where(doubt <= 2.0**-46 * g.double().abs().max().clamp_min(1), 0)
+        doubt = doubt * (1 + 4 * torch.finfo(dtype).eps)
         if entry.cancels and not pointwise:
             by_arguments = by_arguments + ulp(reference.abs().max(), dtype)
         slack = ((by_arguments + doubt) / spacing).nan_to_num(0, 0).flatten()
