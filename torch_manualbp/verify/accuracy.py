@@ -248,7 +248,7 @@ def _every_number(dtype: torch.dtype) -> Tensor:
         return torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
     generator = torch.Generator().manual_seed(0)
     exponents = torch.arange(-256, 256).unsqueeze(1) << 23  # with the sign in bit 31
-    mantissas = torch.randint(1 << 23, (512, 128), generator=generator)
+    mantissas = torch.randint(1 << 23, (512, 256), generator=generator)
     mantissas[:, :3] = torch.tensor([0, 1, (1 << 23) - 1])
     bits = (exponents | mantissas).to(torch.int32).flatten()
     dense = torch.empty(1 << 15).uniform_(-30, 30, generator=generator)
