@@ -482,6 +482,7 @@ def main(options: argparse.Namespace) -> int:
             message = f"argument --rule: no rule {wanted!r}; {'choose' if near is names else 'near it'}: "
             print(f"torch-manualbp accuracy: {message}{', '.join(near)}", file=sys.stderr)
             return 2
+    torch.set_num_threads(1)  # on a busy machine two threads, which wait for each other, take longer than one
     found: list[Accuracy] = []
     cells: list[list[str]] = []
     without: list[str] = []
