@@ -20,6 +20,7 @@ PROGRAM = "torch-manualbp"
 
 COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "bench layers": ("torch_manualbp.bench.layers", "time the layers against stock torch.nn"),
+    "accuracy": ("torch_manualbp.verify.accuracy", "measure the error of every rule next to torch's, in ulps"),
 }
 
 GROUPS = {"bench": "time it against stock PyTorch"}

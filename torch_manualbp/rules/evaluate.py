@@ -26,6 +26,7 @@ __all__ = [
     "is_above",
     "is_between",
     "larger",
+    "logistic",
     "pass_above",
     "pass_between",
     "pass_beyond",
@@ -125,6 +126,17 @@ def fused(formula: Callable[..., Tensor], first: Tensor, *args: Any) -> Tensor:
     return _kernel(formula)(first.view(-1), *flat).view_as(first)
 
 
+def logistic(t: Tensor) -> Tensor:
+    """σ(t) = exp(t) / (1 + exp(t)), where exp(t) is no larger than it need be.
+
+    torch's own is 0 where exp(−t) overflows, of float32 from t = −88.7 down, although the numbers go on to exp(−103).
+    """
+    if not records_nothing(t):
+        return t.sigmoid()
+    e = t.clamp(max=40).exp_()
+    return e.div_(e + 1)
+
+
 def times(g: Tensor, fresh: Tensor) -> Tensor:
     """g ⊙ fresh, written over ``fresh``, which nobody else may hold, where that may be."""
     if records_nothing(g, fresh) and g.dtype == fresh.dtype and g.shape == fresh.shape:
@@ -187,7 +199,7 @@ def pass_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
 
 
 def _choose_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    return torch.where(z <= bound, zero_of(g, z), g)
+    return torch.where(widened(z) <= bound, zero_of(g, z), g)
 
 
 def pass_positive(g: Tensor, a: Tensor) -> Tensor:
@@ -205,7 +217,8 @@ def pass_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
 
 
 def _choose_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
-    return torch.where((z > low) & (z < high), g, zero_of(g, z))
+    wide = widened(z)
+    return torch.where((wide > low) & (wide < high), g, zero_of(g, z))
 
 
 def pass_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
@@ -214,7 +227,7 @@ def pass_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
 
 
 def _choose_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    return torch.where(z.abs() > bound, g, zero_of(g, z))
+    return torch.where(widened(z).abs() > bound, g, zero_of(g, z))
 
 
 def chosen(
@@ -229,8 +242,10 @@ def chosen(
     faster."""
     if not fits_blocks(g, z) or g.dtype != z.dtype:
         return choose(g, z, *bounds)
-    if formulas_are_compiled() and widened(z) is z:  # in low precision inductor does not round the bounds
+    if formulas_are_compiled():
         return fused(choose, g, z, *bounds)
+    if widened(z) is not z:  # a comparison in low precision rounds its bound, as torch's kernels do not
+        return choose(g, z, *bounds)
     result = numbers(torch.empty_like(z)).mul_(g)
     if are_finite(result) and (not passes_nan or are_finite(z)):
         return result

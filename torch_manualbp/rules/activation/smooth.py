@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.evaluate import is_above, larger, step, times, times_one_plus
+from torch_manualbp.rules.evaluate import is_above, larger, logistic, step, times, times_one_plus
 
 __all__ = [
     "CELU",
@@ -72,7 +72,7 @@ class LogSigmoid(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        return (-z).sigmoid_()
+        return logistic(-z)
 
 
 class Tanh(Activation):
@@ -122,8 +122,8 @@ class Softsign(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        root = 1 / (1 + z.abs())
-        return root * root
+        size = z.abs()
+        return 1 / ((size + 2).mul_(size).add_(1))  # (1 + |z|)², of which 1 + |z| would be rounded twice
 
 
 class Softplus(Activation):
@@ -147,7 +147,7 @@ class Softplus(Activation):
     @staticmethod
     def derivative(z: Tensor, beta: float, threshold: float) -> Tensor:
         z = z if beta == 1 else z * beta
-        return larger(torch.sigmoid(z), is_above(z, threshold))
+        return larger(logistic(z), is_above(z, threshold))
 
 
 class ELU(Activation):
@@ -240,8 +240,7 @@ class SiLU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        sigma = torch.sigmoid(z)
-        return times_one_plus(sigma, (1 - sigma).mul_(z))
+        return times_one_plus(torch.sigmoid(z), times(z, torch.sigmoid(-z)))  # σ(−z) has digits that 1 − σ(z) lost
 
 
 class Mish(Activation):
@@ -288,10 +287,9 @@ class GELU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        t = z * math.sqrt(0.5)
-        # exp(−t²) as a power of 2, at a third of exp's time. Its digits, some fewer, do not show beside Φ's.
-        phi = (t * t).mul_(-math.log2(math.e)).exp2_()
-        return t.erf().add_(1).mul_(0.5).add_(times(z, phi), alpha=1 / math.sqrt(2 * math.pi))
+        # exp as a power of 2, at a third of exp's time. Its digits, some fewer, do not show beside Φ's.
+        phi = (z * z).mul_(-0.5 * math.log2(math.e)).exp2_()
+        return (z * math.sqrt(0.5)).erf_().add_(1).mul_(0.5).add_(times(z, phi), alpha=1 / math.sqrt(2 * math.pi))
 
 
 class GELUTanh(Activation):
@@ -315,6 +313,8 @@ class GELUTanh(Activation):
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
         kappa, c = math.sqrt(8 / math.pi), 0.044715
+        z = z.clamp(-30, 30)  # where σ is 0 or 1 in every dtype, and z³ is still finite
         square = z * z
-        sigma = (square * (kappa * c)).add_(kappa).mul_(z).sigmoid_()
-        return times_one_plus(sigma, square.mul_(3 * kappa * c).add_(kappa).mul_(z).mul_(1 - sigma))
+        v = (square * (kappa * c)).add_(kappa).mul_(z)
+        slope = square.mul_(3 * kappa * c).add_(kappa).mul_(z)
+        return times_one_plus(torch.sigmoid(v), times(slope, torch.sigmoid(-v)))  # σ(−v) has digits that 1 − σ(v) lost

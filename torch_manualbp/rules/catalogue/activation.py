@@ -49,8 +49,6 @@ OVERFLOWS = (
     "torch multiplies the upstream gradient by a factor above 1 before one below 1; the largest numbers overflow there"
 )
 SUBTRACTS_INFINITIES = "torch's composite is NaN, ∞ − ∞, where z or the upstream is infinite; ours is the limit"
-    "torch's composite is NaN, ∞ − ∞, where z or the upstream gradient is infinite; ours is the limit"
-)
 
 
 def _special_values(reason: str, *dtypes: str) -> dict[str, str]:

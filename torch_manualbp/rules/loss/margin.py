@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import in_blocks_of_rows
+from torch_manualbp.rules.evaluate import in_blocks_of_rows, records_nothing
 from torch_manualbp.rules.loss.reduction import reduced, share_of_each
 from torch_manualbp.rules.rule import Rule, widened
 
@@ -374,8 +374,11 @@ def _logistic(s: Tensor, y: Tensor) -> Tensor:
 
 
 def _logistic_gradient(s: Tensor, y: Tensor) -> Tensor:
-    """(1 − y) σ(s) − y σ(−s)."""
-    return (1 - y) * torch.sigmoid(s) - y * torch.sigmoid(-s)
+    """(1 − y) σ(s) − y σ(−s), as :func:`logistic` has σ."""
+    if not records_nothing(s, y):
+        return (1 - y) * s.sigmoid() - y * (-s).sigmoid()
+    below, above = s.clamp_max(0).exp_(), s.neg().clamp_max_(0).exp_()
+    return torch.addcmul(below * (1 - y), above, y, value=-1).div_(above.mul_(below).add_(1))
 
 
 def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...]:
