@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp import nn
-from torch_manualbp.rules.activation import relu_delta, sigmoid_delta, tanh_delta
+from torch_manualbp.rules.activation import ReLU, Sigmoid, Tanh
 from torch_manualbp.rules.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
 from torch_manualbp.rules.loss import squared_error_gradient
 
@@ -34,10 +34,12 @@ from torch_manualbp.rules.loss import squared_error_gradient
 Network = namedtuple("Network", "W1 b1 W2 b2 W3")
 Numbers = namedtuple("Numbers", "z2 a2 z3 a3 s C delta4 da3 delta3 da2 delta2 dW1 db1 dW2 db2 dW3")
 
-ACTIVATIONS = {  # f, the formula of δ = ∂C/∂a ⊙ f'(z), and the layer's name in torch.nn
-    "sigmoid": (torch.sigmoid, sigmoid_delta, "Sigmoid"),
-    "tanh": (torch.tanh, tanh_delta, "Tanh"),
-    "relu": (torch.relu, relu_delta, "ReLU"),
+ACTIVATIONS: dict[
+    str, tuple[Callable[..., Tensor], Callable[..., Tensor], str]
+] = {  # f, the formula of δ = ∂C/∂a ⊙ f'(z), and the layer's name in torch.nn
+    "sigmoid": (torch.sigmoid, Sigmoid.delta, "Sigmoid"),
+    "tanh": (torch.tanh, Tanh.delta, "Tanh"),
+    "relu": (torch.relu, ReLU.delta, "ReLU"),
 }
 COSTS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {  # C, the mean over the samples, and ∂C/∂s
     "squared error": (lambda s, y: ((s - y) ** 2).mean(), lambda s, y: squared_error_gradient(s, y) / len(s)),

@@ -48,7 +48,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reason, n in reasons.most_common():
         write(f"  {n:6d} {reason}")
     for r in of("xfailed"):
-        write(f"         expected by upstream to fail, and does: {r.nodeid.split('::')[-1]}")
+        write(f"         expected to fail, and does: {r.nodeid.split('::')[-1]}")
+    for line in upstream.differences():
+        write(f"         {line}")
     for (entry, test), reason in upstream.OURS_RUNS.items():
         if upstream.is_ours(entry):
             write(f"         skipped or expected to fail by upstream, passed by ours: {entry} {test} ({reason})")

@@ -180,7 +180,9 @@ def test_known_case_check_sees_a_wrong_formula(
 
 
 def test_sigmoid_without_its_factor_ends_the_lesson_with_status_1() -> None:
-    planted = "import torch_manualbp.rules.activation as rules; rules.sigmoid_delta = lambda da, a: da * a"
+    planted = (
+        "import torch_manualbp.rules.activation as rules; rules.Sigmoid.delta = staticmethod(lambda da, a: da * a)"
+    )
     lesson = run("-c", f"import runpy; {planted}; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')")
     assert lesson.returncode == 1
     assert lesson.stderr.startswith("article.py: FAILED: δ⁽³⁾ is (")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import contract
 import pytest
 import torch
 import torch.nn.functional as torch_functional
@@ -19,121 +16,29 @@ from torch import nn as torch_nn
 
 import torch_manualbp
 from torch_manualbp import functional, nn
+from torch_manualbp.verify import contract, surroundings
+from torch_manualbp.verify.surroundings import Layer, results
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
-OURS = {name for name, value in vars(nn).items() if getattr(value, "__module__", "").startswith("torch_manualbp.")}
+OURS = surroundings.ours()
 
-LAYERS: dict[str, Callable[[Any], torch_nn.Module]] = {
-    "Linear": lambda nn: nn.Linear(4, 3),
-    "Linear without bias": lambda nn: nn.Linear(4, 3, bias=False),
-    "Linear in float64": lambda nn: nn.Linear(4, 3, dtype=torch.float64),
-    "Identity": lambda nn: nn.Identity(),
-    "ReLU": lambda nn: nn.ReLU(),
-    "ReLU in place": lambda nn: nn.ReLU(inplace=True),
-    "Sigmoid": lambda nn: nn.Sigmoid(),
-    "Tanh": lambda nn: nn.Tanh(),
-    "L1Loss": lambda nn: nn.L1Loss(),
-    "SmoothL1Loss": lambda nn: nn.SmoothL1Loss(beta=0.3),
-    "SmoothL1Loss without a smooth part": lambda nn: nn.SmoothL1Loss(beta=0.0),
-    "HuberLoss": lambda nn: nn.HuberLoss(delta=0.3),
-    "MSELoss": lambda nn: nn.MSELoss(reduction="sum"),
-    "NLLLoss": lambda nn: nn.NLLLoss(torch.tensor([1.0, 2.0, 0.5, 1.0]), ignore_index=1),
-    "GaussianNLLLoss": lambda nn: nn.GaussianNLLLoss(full=True, eps=0.2),
-    "PoissonNLLLoss": lambda nn: nn.PoissonNLLLoss(full=True),
-    "PoissonNLLLoss of rates": lambda nn: nn.PoissonNLLLoss(log_input=False, eps=1e-3, reduction="none"),
-    "KLDivLoss": lambda nn: nn.KLDivLoss(reduction="batchmean"),
-    "KLDivLoss of logarithms": lambda nn: nn.KLDivLoss(reduction="sum", log_target=True),
-    "BCELoss": lambda nn: nn.BCELoss(torch.tensor([1.0, 2.0, 0.5, 1.0])),
-    "BCEWithLogitsLoss": lambda nn: nn.BCEWithLogitsLoss(
-        torch.tensor([1.0, 2.0, 0.5, 1.0]), pos_weight=torch.tensor([0.5, 1.0, 2.0, 1.0])
-    ),
-    "HingeEmbeddingLoss": lambda nn: nn.HingeEmbeddingLoss(margin=0.5),
-    "SoftMarginLoss": lambda nn: nn.SoftMarginLoss(),
-    "CrossEntropyLoss": lambda nn: nn.CrossEntropyLoss(
-        torch.tensor([1.0, 2.0, 0.5, 1.0]), ignore_index=1, label_smoothing=0.1
-    ),
-    "CosineEmbeddingLoss": lambda nn: nn.CosineEmbeddingLoss(margin=0.2),
-    "MarginRankingLoss": lambda nn: nn.MarginRankingLoss(margin=0.5, reduction="none"),
-    "MultiLabelMarginLoss": lambda nn: nn.MultiLabelMarginLoss(),
-    "MultiLabelSoftMarginLoss": lambda nn: nn.MultiLabelSoftMarginLoss(torch.tensor([1.0, 2.0, 0.5, 1.0])),
-    "MultiMarginLoss": lambda nn: nn.MultiMarginLoss(p=2, margin=0.5, weight=torch.tensor([1.0, 2.0, 0.5, 1.0])),
-    "TripletMarginLoss": lambda nn: nn.TripletMarginLoss(margin=2.0, p=3, eps=1e-3, swap=True),
-    "TripletMarginWithDistanceLoss": lambda nn: nn.TripletMarginWithDistanceLoss(margin=2.0, swap=True),
-}
-every_layer = pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
-
-
-signs = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
-TARGETS: dict[str, tuple[Tensor, ...]] = {
-    "CosineEmbeddingLoss": (torch.arange(20.0).view(5, 4) - 9, signs),
-    "MarginRankingLoss": (torch.ones(5, 4), signs.view(5, 1)),
-    "MultiLabelMarginLoss": (
-        torch.tensor([[0, 2, -1, 1], [3, -1, -1, -1], [-1, 0, 1, 2], [1, 1, -1, -1], [3, 2, 1, 0]]),
-    ),
-    "MultiLabelSoftMarginLoss": (torch.eye(5, 4),),
-    "MultiMarginLoss": (torch.tensor([0, 1, 2, 3, 3]),),
-    "TripletMarginLoss": (torch.ones(5, 4), torch.eye(5, 4)),
-    "TripletMarginWithDistanceLoss": (torch.ones(5, 4), torch.eye(5, 4)),
-}
-
-
-def pair(build: Callable[[Any], torch_nn.Module]) -> tuple[torch_nn.Module, torch_nn.Module]:
-    """Our layer and torch's, made from the same random state."""
-    torch.manual_seed(1)
-    ours = build(nn)
-    torch.manual_seed(1)
-    return ours, build(torch_nn)
-
-
-def call(layer: torch_nn.Module) -> tuple[Tensor, ...]:
-    """The layer's output and all gradients on an input of its own dtype."""
-    dtype = next((p.dtype for p in layer.parameters()), torch.float32)
-    x = torch.randn(5, 4, dtype=dtype, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    target: tuple[Tensor, ...] = ()
-    z = x * 1
-    if isinstance(layer, torch_nn.CrossEntropyLoss | torch_nn.NLLLoss):
-        target = (torch.tensor([0, 1, 2, 3, 3]),)
-    elif type(layer).__name__ in TARGETS:
-        target = TARGETS[type(layer).__name__]
-    elif isinstance(layer, torch_nn.GaussianNLLLoss):
-        target = torch.ones(5, 4), torch.linspace(0.1, 2, 20).view(5, 4)
-    elif isinstance(layer, torch_nn.HingeEmbeddingLoss | torch_nn.SoftMarginLoss):
-        target = (torch.ones(5, 4).tril() * 2 - 1,)
-    elif isinstance(layer, torch_nn.BCELoss) or getattr(layer, "log_input", True) is False:
-        z, target = x.sigmoid(), (torch.linspace(0, 1, 20).view(5, 4),)
-    elif isinstance(layer, torch_nn.modules.loss._Loss):
-        target = (torch.linspace(0, 2, 20).view(5, 4),)
-    output = layer(z, *target)
-    upstream = torch.randn(output.shape, dtype=dtype, generator=torch.Generator().manual_seed(3))
-    return output.detach(), *torch.autograd.grad(output, [x, *layer.parameters()], upstream)
+every_layer = pytest.mark.parametrize("layer", surroundings.layers(), ids=str)
 
 
 @every_layer
-def test_same_numbers(build: Callable[[Any], torch_nn.Module]) -> None:
-    ours, theirs = pair(build)
-    for actual, expected in zip(call(ours), call(theirs), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=4 * torch.finfo(expected.dtype).eps, atol=1e-7)
+def test_same_numbers(layer: Layer) -> None:
+    for dtype in (torch.float64, torch.float32):
+        ours, theirs = layer.pair(dtype)
+        of_ours, of_theirs = (results(m, layer.inputs(dtype)) for m in (ours, theirs))
+        surroundings.compare(of_ours, of_theirs, tolerance=4 * torch.finfo(dtype).eps)
 
 
 @every_layer
-def test_same_names(build: Callable[[Any], torch_nn.Module]) -> None:
-    ours, theirs = pair(build)
-    assert repr(ours) == repr(theirs)
-    assert isinstance(ours, type(theirs))
+def test_same_signatures_of_classes(layer: Layer) -> None:
+    ours, theirs = layer.pair()
     assert type(ours).__name__ == type(theirs).__name__
     assert inspect.signature(type(ours)) == inspect.signature(type(theirs))
     assert list(inspect.signature(ours.forward).parameters) == list(inspect.signature(theirs.forward).parameters)
-    theirs.load_state_dict(ours.state_dict())
-    ours.load_state_dict(theirs.state_dict())
-
-
-@every_layer
-def test_pickles_and_copies(build: Callable[[Any], torch_nn.Module]) -> None:
-    ours, _ = pair(build)
-    for twin in (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)):
-        assert type(twin) is type(ours)
-        for a, b in zip(call(twin), call(ours), strict=True):
-            assert torch.equal(a, b)
 
 
 def network(nn: Any) -> torch_nn.Module:
@@ -156,11 +61,24 @@ def test_a_network_trains_to_the_same_parameters() -> None:
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
+BUILTINS = {  # whose signatures stand in their documentation
+    "bilinear": "(input1, input2, weight, bias=None)",
+    "gelu": "(input, *, approximate='none')",
+    "hardshrink": "(input, lambd=0.5)",
+    "linear": "(input, weight, bias=None)",
+    "logsigmoid": "(input)",
+    "prelu": "(input, weight)",
+    "softplus": "(input, beta=1.0, threshold=20.0)",
+    "softshrink": "(input, lambd=0.5)",
+}
+
+
 @pytest.mark.parametrize("name", [name for name in functional.__all__ if hasattr(torch_functional, name)])
 def test_same_signatures(name: str) -> None:
     ours = inspect.signature(getattr(functional, name))
-    if name == "linear":  # a builtin, whose signature stands in its documentation
-        assert list(ours.parameters) == ["input", "weight", "bias"]
+    if name in BUILTINS:
+        plain = [p.replace(annotation=inspect.Parameter.empty) for p in ours.parameters.values()]
+        assert str(inspect.Signature(plain)) == BUILTINS[name]
         return
     theirs = inspect.signature(getattr(torch_functional, name))
     added = set(ours.parameters) - set(theirs.parameters)  # an older torch has no weights for all losses
@@ -483,6 +401,19 @@ def test_relu_in_place_changes_its_input() -> None:
     assert torch.equal(dx, torch.tensor([0.0, 1.0]))
     doubled = torch.func.vmap(torch.func.grad(lambda x: functional.relu(x * 2, inplace=True)))
     assert torch.equal(doubled(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
+
+
+@pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 5, 4)])
+def test_what_linear_returns_may_be_changed_in_place(shape: tuple[int, ...]) -> None:
+    grads = []
+    for module in (nn, torch_nn):
+        torch.manual_seed(0)
+        model = torch_nn.Sequential(module.Linear(4, 3), module.ReLU(inplace=True)).double()
+        model(torch.ones(shape, dtype=torch.float64)).sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_identity_returns_its_very_input() -> None:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import contract
 import pytest
 import torch
 import torch.nn.functional as torch_functional
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from torch_manualbp import functional, rules
 from torch_manualbp.rules.evaluate import BLOCK
+from torch_manualbp.verify import contract
 
 ROWS, COLUMNS = 3 * BLOCK // 1000, 1000
 
@@ -281,3 +281,42 @@ def test_soft_margin_of_complex_scores_takes_no_gradient() -> None:
         messages.append(str(caught.value))
         assert not module.soft_margin_loss(s.detach(), y).requires_grad
     assert messages[0] == messages[1]
+
+
+COMPLEX = torch.ones(5, 4, dtype=torch.complex64)
+BLOCKS = torch.full((600, 1000), 0.5)
+REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "bce without a target": ("binary_cross_entropy", (torch.ones(5, 4), None)),
+    "hinge without a target": ("hinge_embedding_loss", (torch.ones(5, 4), None)),
+    "hinge of a number": ("hinge_embedding_loss", (torch.ones(5, 4), 1.0)),
+    "logits without a target": ("binary_cross_entropy_with_logits", (torch.ones(5, 4), None)),
+    "logits of complex": ("binary_cross_entropy_with_logits", (torch.ones(5, 4), COMPLEX)),
+    "soft margin of complex": ("soft_margin_loss", (torch.ones(5, 4), COMPLEX)),
+    "gaussian of complex": ("gaussian_nll_loss", (COMPLEX, COMPLEX, 1.0)),
+    "cross-entropy of complex": ("cross_entropy", (COMPLEX, torch.ones(5, 4))),
+    "large bce shapes": ("binary_cross_entropy", (BLOCKS, BLOCKS[0])),
+    "large logits shapes": ("binary_cross_entropy_with_logits", (BLOCKS, BLOCKS[0])),
+}
+
+
+@pytest.mark.parametrize(("name", "args"), REFUSED.values(), ids=REFUSED)
+def test_refuses_in_torchs_words(name: str, args: tuple[Any, ...]) -> None:
+    said = []
+    for module in (functional, torch_functional):
+        fresh = [a.clone().requires_grad_(i == 0) if isinstance(a, Tensor) else a for i, a in enumerate(args)]
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - the one to expect is torch's
+            getattr(module, name)(*fresh)
+        said.append((caught.type, str(caught.value)))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_no_classes_where_every_sample_is_ignored(name: str, reduction: str) -> None:
+    results = []
+    for module in (functional, torch_functional):
+        s = torch.empty(5, 0, requires_grad=True)
+        loss = getattr(module, name)(s, torch.zeros(5, dtype=torch.long), ignore_index=0, reduction=reduction)
+        results.append([loss.detach(), *torch.autograd.grad(loss.sum(), s)])
+    for ours, theirs in zip(*results, strict=True):
+        contract.assert_same(ours, theirs, name)

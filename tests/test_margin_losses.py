@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import contract
 import pytest
 import torch
 import torch.nn.functional as torch_functional
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch_manualbp import functional, nn, rules
 from torch_manualbp.rules.loss import margin
 from torch_manualbp.rules.loss.embedding import vector_norm_gradient
+from torch_manualbp.verify import contract
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
@@ -118,7 +118,7 @@ def test_keeps_no_more_than_torch(call: Call) -> None:
         bound = [a.clone().requires_grad_(i == 0 or a.is_floating_point()) for i, a in enumerate(args)]
         if name == "multilabel_soft_margin_loss" and len(bound) == 3:
             bound[2].requires_grad_(False)
-        kept.append(contract._bytes_kept(lambda *a, m=module: getattr(m, name)(*a, **kwargs), bound))
+        kept.append(contract.bytes_kept(lambda *a, m=module: getattr(m, name)(*a, **kwargs), bound))
     assert kept[0] <= kept[1]
 
 

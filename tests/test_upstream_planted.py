@@ -18,33 +18,29 @@ from torch_manualbp import functional, nn, rules
 
 class SlightlyWrong(rules.Sigmoid):
     @staticmethod
-    def backward(ctx: Any, da: Tensor) -> Tensor:
-        return rules.Sigmoid.backward(ctx, da) * (1 + 1e-10)
+    def backward(ctx: Any, da: Tensor) -> Any:
+        return rules.Sigmoid.backward(ctx, da * (1 + 1e-10))
 
 
 class WrongByAHalf(rules.Sigmoid):
     @staticmethod
-    def backward(ctx: Any, da: Tensor) -> Tensor:
-        (a,) = ctx.saved_tensors
-        return da * a * (1 - a) * 1.5
+    def backward(ctx: Any, da: Tensor) -> Any:
+        return rules.Sigmoid.backward(ctx, da * 1.5)
 
 
 class TwoPercentOff(rules.Tanh):
     """Three units in the last place of bfloat16."""
 
     @staticmethod
-    def backward(ctx: Any, da: Tensor) -> Tensor:
-        return rules.Tanh.backward(ctx, da) * 1.02
+    def backward(ctx: Any, da: Tensor) -> Any:
+        return rules.Tanh.backward(ctx, (da.float() * 1.02).to(da.dtype))
 
 
-def gradient_of_another_layout(z: Tensor) -> Tensor:
-    class Transposes(rules.Sigmoid):
-        @staticmethod
-        def backward(ctx: Any, da: Tensor) -> Tensor:
-            gradient = rules.Sigmoid.backward(ctx, da)
-            return gradient.t().contiguous().t() if gradient.dim() == 2 else gradient
-
-    return Transposes.apply(z)
+class Transposes(rules.Sigmoid):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (gradient,) = rules.Sigmoid.backward(ctx, da)
+        return gradient.t().contiguous().t() if gradient.dim() == 2 else gradient
 
 
 def warns(z: Tensor) -> Tensor:
@@ -61,7 +57,7 @@ SIGMOIDS: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype, str]] = {
         torch.float64,
         "output 0: strides",
     ),
-    "a transposed gradient": (gradient_of_another_layout, torch.float64, "gradient 0: strides"),
+    "a transposed gradient": (Transposes.apply, torch.float64, "gradient 0: strides"),
     "a detached output": (lambda z: functional.sigmoid(z).detach(), torch.float64, "returns other tensors"),
     "a view of the input": (
         lambda z: z.detach().copy_(functional.sigmoid(z.detach())) if not z.requires_grad else functional.sigmoid(z),

@@ -2,8 +2,11 @@
 
 Ours, each one call of the rule that it names:
 
-- linear: ``linear``, ``identity``
-- activations: ``relu``, ``sigmoid``, ``tanh``
+- linear: ``linear``, ``bilinear``, ``identity``
+- activations: ``celu``, ``elu``, ``gelu``, ``glu``, ``hardshrink``, ``hardsigmoid``, ``hardswish``, ``hardtanh``,
+  ``leaky_relu``, ``log_softmax``, ``logsigmoid``, ``mish``, ``prelu``, ``relu``, ``relu6``, ``rrelu``, ``selu``,
+  ``sigmoid``, ``silu``, ``softmax``, ``softmin``, ``softplus``, ``softshrink``, ``softsign``, ``tanh``, ``tanhshrink``,
+  ``threshold``
 - losses: ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``mse_loss``, ``cross_entropy``, ``nll_loss``,
   ``gaussian_nll_loss``, ``poisson_nll_loss``, ``kl_div``, ``binary_cross_entropy``,
   ``binary_cross_entropy_with_logits``, ``hinge_embedding_loss``, ``soft_margin_loss``

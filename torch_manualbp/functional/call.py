@@ -13,7 +13,15 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from torch_manualbp.rules.rule import Rule
 
-__all__ = ["in_full_precision", "in_low_precision", "in_place", "legacy_reduction", "overridable", "run"]
+__all__ = [
+    "in_full_precision",
+    "in_low_precision",
+    "in_place",
+    "legacy_reduction",
+    "overridable",
+    "run",
+    "run_in_place",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,6 +73,11 @@ def in_place(input: Tensor, output: Tensor) -> Tensor:
     """Write the output of a rule over its input: Function's own in-place protocol, mark_dirty, fails under vmap and
     torch.compile."""
     return input.copy_(output)
+
+
+def run_in_place(rule: type[Rule], input: Tensor, *options: Any) -> Tensor:
+    """Write the output of a rule that keeps its input over it; what it keeps is a copy."""
+    return in_place(input, run(rule, input.clone(), *options))
 
 
 def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:

@@ -8,7 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch_manualbp import rules
 from torch_manualbp.functional.call import in_low_precision, overridable, run
 
-__all__ = ["identity", "linear"]
+__all__ = ["bilinear", "identity", "linear"]
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -17,6 +17,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)
     return in_low_precision(rules.Linear, input, weight, bias)
+
+
+@overridable
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """z_k = Σ_ij x_i W_kij y_j + b_k, with :class:`~torch_manualbp.rules.Bilinear`; as
+    :func:`torch.nn.functional.bilinear`."""
+    return run(rules.Bilinear, input1, input2, weight, bias)
 
 
 @overridable

@@ -147,6 +147,8 @@ def cross_entropy(
         rule = rules.CrossEntropy
         if _learns(weight):
             return torch_functional.cross_entropy(input, target, weight)  # which says that weight takes no gradient
+    if _is_complex(input, target):
+        return torch_functional.cross_entropy(input, target, reduction=reduction)  # which says that it takes none
     return in_full_precision(rule, input, target, weight, ignore_index, reduction, label_smoothing)
 
 
@@ -185,9 +187,9 @@ def gaussian_nll_loss(
     As :func:`torch.nn.functional.gaussian_nll_loss`: a variance below ``eps`` is raised to it, and takes the gradient
     of the raised one.
     """
-    if isinstance(var, float) and _are_tensors(input, target) and var >= 0:
+    if isinstance(var, float) and _are_tensors(input, target) and var >= 0 and not _is_complex(input, target):
         var = var * torch.ones_like(input)
-    well_formed = _are_tensors(input, target, var) and reduction in _REDUCTIONS
+    well_formed = _are_tensors(input, target, var) and reduction in _REDUCTIONS and not _is_complex(input, target, var)
     if not (well_formed and _is_variance_of(var, input)):
         return torch_functional.gaussian_nll_loss(input, target, var, full, eps, reduction)  # says what is wrong
     assert isinstance(var, Tensor)
@@ -253,7 +255,7 @@ def binary_cross_entropy(
     """C_i = −w_i (y_i log s_i + (1 − y_i) log(1 − s_i)), with :class:`~torch_manualbp.rules.BinaryCrossEntropy`; as
     :func:`torch.nn.functional.binary_cross_entropy`."""
     reduction = legacy_reduction(size_average, reduce, reduction)
-    refused = _are_tensors(input) and input.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    refused = not _are_tensors(input, target) or (input.device.type == "cuda" and torch.is_autocast_enabled("cuda"))
     if refused or _learns(weight):
         return torch_functional.binary_cross_entropy(
             input, target, weight, reduction=reduction
@@ -275,7 +277,8 @@ def binary_cross_entropy_with_logits(
     :class:`~torch_manualbp.rules.BinaryCrossEntropyWithLogits`; as
     :func:`torch.nn.functional.binary_cross_entropy_with_logits`."""
     reduction = legacy_reduction(size_average, reduce, reduction)
-    if _learns(weight) or _learns(pos_weight):  # torch says that they take no gradient
+    refused = not _are_tensors(input, target) or _is_complex(input, target)
+    if refused or _learns(weight) or _learns(pos_weight):  # torch says what is wrong, or takes no gradient
         return torch_functional.binary_cross_entropy_with_logits(
             input, target, weight, reduction=reduction, pos_weight=pos_weight
         )
@@ -294,6 +297,8 @@ def hinge_embedding_loss(
     """C_i = s_i where y_i = 1, max(0, margin − s_i) where y_i = −1, with
     :class:`~torch_manualbp.rules.HingeEmbedding`; as :func:`torch.nn.functional.hinge_embedding_loss`."""
     reduction = legacy_reduction(size_average, reduce, reduction)
+    if not _are_tensors(input, target):
+        return torch_functional.hinge_embedding_loss(input, target, reduction=reduction)  # says what is wrong
     return in_full_precision(rules.HingeEmbedding, input, target, margin, reduction)
 
 
@@ -308,10 +313,10 @@ def soft_margin_loss(
     """C_i = log(1 + exp(−y_i s_i)), with :class:`~torch_manualbp.rules.SoftMargin`; as
     :func:`torch.nn.functional.soft_margin_loss`."""
     reduction = legacy_reduction(size_average, reduce, reduction)
-    if _learns(target) or (isinstance(input, Tensor) and input.is_complex()):
+    if _learns(target) or _is_complex(input, target):
         return torch_functional.soft_margin_loss(
             input, target, reduction=reduction
-        )  # which says that target takes no gradient, and complex scores none
+        )  # which says that target takes no gradient, and complex numbers neither
     return in_full_precision(rules.SoftMargin, input, target, reduction)
 
 
@@ -339,6 +344,10 @@ def _fits(weight: Any, input: Tensor) -> bool:
 
 def _learns(weight: Any) -> bool:
     return isinstance(weight, Tensor) and weight.requires_grad and torch.is_grad_enabled()
+
+
+def _is_complex(*args: Any) -> bool:
+    return any(isinstance(arg, Tensor) and arg.is_complex() for arg in args)
 
 
 def _is_variance_of(var: Any, input: Tensor) -> bool:

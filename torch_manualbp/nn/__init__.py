@@ -4,8 +4,11 @@
 
 Ours, each a subclass of the torch class of its name with the same constructor, repr and ``state_dict``:
 
-- linear: ``Linear``, ``LazyLinear``, ``Identity``
-- activations: ``ReLU``, ``Sigmoid``, ``Tanh``
+- linear: ``Linear``, ``LazyLinear``, ``Bilinear``, ``Identity``
+- activations: ``CELU``, ``ELU``, ``GELU``, ``GLU``, ``Hardshrink``, ``Hardsigmoid``, ``Hardswish``, ``Hardtanh``,
+  ``LeakyReLU``, ``LogSigmoid``, ``LogSoftmax``, ``Mish``, ``PReLU``, ``ReLU``, ``ReLU6``, ``RReLU``, ``SELU``,
+  ``Sigmoid``, ``SiLU``, ``Softmax``, ``Softmax2d``, ``Softmin``, ``Softplus``, ``Softshrink``, ``Softsign``, ``Tanh``,
+  ``Tanhshrink``, ``Threshold``
 - losses: ``L1Loss``, ``SmoothL1Loss``, ``HuberLoss``, ``MSELoss``, ``CrossEntropyLoss``, ``NLLLoss``,
   ``GaussianNLLLoss``, ``PoissonNLLLoss``, ``KLDivLoss``, ``BCELoss``, ``BCEWithLogitsLoss``, ``HingeEmbeddingLoss``,
   ``SoftMarginLoss``

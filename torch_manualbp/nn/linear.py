@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torch_manualbp import functional as F
 
-__all__ = ["Identity", "LazyLinear", "Linear"]
+__all__ = ["Bilinear", "Identity", "LazyLinear", "Linear"]
 
 
 class Identity(torch.nn.Identity):
@@ -32,3 +32,13 @@ class LazyLinear(torch.nn.LazyLinear, Linear):
     """``torch.nn.LazyLinear``: learns the number of its inputs from the first one, and becomes our ``Linear``."""
 
     cls_to_become = Linear
+
+
+class Bilinear(torch.nn.Bilinear):
+    """``torch.nn.Bilinear`` by :class:`torch_manualbp.rules.Bilinear`.
+
+    z_k = Σ_ij x_i W_kij y_j + b_k ⇒ ∂C/∂x_i = Σ_kj δ_k W_kij y_j, ∂C/∂W_kij = Σ_samples δ_k x_i y_j, ∂C/∂b = Σ δ.
+    """
+
+    def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+        return F.bilinear(input1, input2, self.weight, self.bias)

@@ -22,9 +22,10 @@ g          ``g``        the upstream gradient of a loss
 from torch_manualbp.rules import activation, linear, loss
 from torch_manualbp.rules.activation import *  # noqa: F403
 from torch_manualbp.rules.catalogue import CATALOGUE, Entry, Make, Sample
+from torch_manualbp.rules.evaluate import compile_formulas
 from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
 from torch_manualbp.rules.rule import Rule
 
-__all__ = ["CATALOGUE", "Entry", "Make", "Rule", "Sample"]
+__all__ = ["CATALOGUE", "Entry", "Make", "Rule", "Sample", "compile_formulas"]
 __all__ += activation.__all__ + linear.__all__ + loss.__all__

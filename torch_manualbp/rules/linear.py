@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.rule import Rule
+from torch_manualbp.rules.rule import Rule, widened
 
-__all__ = ["Identity", "Linear", "linear_bias_gradient", "linear_input_gradient", "linear_weight_gradient"]
+__all__ = [
+    "Bilinear",
+    "Identity",
+    "Linear",
+    "bilinear_input_gradient",
+    "bilinear_product",
+    "bilinear_weight_gradient",
+    "linear_bias_gradient",
+    "linear_input_gradient",
+    "linear_weight_gradient",
+]
 
 
 class Identity(Rule):
@@ -62,7 +72,9 @@ class Linear(Rule):
 
     @staticmethod
     def forward(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-        return F.linear(a, W, b)
+        z = F.linear(a, W, b)
+        # Of other than matrices z is a view of one, and what a Function returns as a view may not be changed in place.
+        return z if a.dim() == W.dim() == 2 else torch.ops.aten._unsafe_view(z, z.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -121,3 +133,88 @@ def linear_bias_gradient(delta: Tensor, shape: torch.Size | None = None) -> Tens
 def _samples_as_rows(t: Tensor) -> Tensor:
     """(*, n) → (samples, n). The number of samples is written out: ``reshape(-1, n)`` fails for n = 0."""
     return t if t.dim() == 2 else t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
+
+
+class Bilinear(Rule):
+    """The weighted inputs of a layer whose neurons see each product of an entry of x with one of y.
+
+    ::
+
+        z_k = Σ_ij x_i W_kij y_j + b_k
+        ⇒
+        ∂C/∂x_i = Σ_kj δ_k W_kij y_j
+        ∂C/∂y_j = Σ_ki δ_k W_kij x_i
+        ∂C/∂W_kij = Σ_samples δ_k x_i y_j
+        ∂C/∂b = Σ_samples δ
+
+    Shapes: x (*, in₁), y (*, in₂), W (out, in₁, in₂), b (out), z and δ (*, out). For complex numbers x, y and W are
+    conjugated. Kept: of x, y and W what the needed gradients use.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        if torch._C._are_functorch_transforms_active():  # ATen's function has no vmap
+            z = bilinear_product(x, y, W)
+            return z if b is None else z + b
+        z = F.bilinear(x, y, W, b)
+        return z if b is not None else torch.ops.aten._unsafe_view(z, z.shape)  # as in Linear
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        x, y, W, _ = inputs
+        needs_dx, needs_dy, needs_dW, _ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            x if needs_dy or needs_dW else None,
+            y if needs_dx or needs_dW else None,
+            W if needs_dx or needs_dy else None,
+        )
+        ctx.save_for_forward(x, y, W)
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        x, y, W = ctx.saved_tensors
+        needs_dx, needs_dy, needs_dW, needs_db = ctx.needs_input_grad
+        dx = bilinear_input_gradient(delta, y, W) if needs_dx else None
+        dy = bilinear_input_gradient(delta, x, W.transpose(1, 2)) if needs_dy else None
+        dW = bilinear_weight_gradient(delta, x, y) if needs_dW else None
+        db = linear_bias_gradient(delta) if needs_db else None
+        return dx, dy, dW, db
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dW: Tensor | None, db: Tensor | None) -> Tensor | None:
+        x, y, W = ctx.saved_tensors
+        terms = []
+        if dx is not None:
+            terms.append(bilinear_product(dx, y, W))
+        if dy is not None:
+            terms.append(bilinear_product(x, dy, W))
+        if dW is not None:
+            terms.append(bilinear_product(x, y, dW))
+        if db is not None:
+            terms.append(db.expand(*x.shape[:-1], W.shape[0]))
+        return sum(terms[1:], start=terms[0].clone()) if terms else None
+
+
+def bilinear_product(x: Tensor, y: Tensor, W: Tensor) -> Tensor:
+    """z_k = Σ_ij x_i W_kij y_j: (*, in₁), (*, in₂), (out, in₁, in₂) → (*, out)."""
+    return torch.matmul(_products(x, y), W.reshape(W.shape[0], W.shape[1] * W.shape[2]).t())
+
+
+def bilinear_input_gradient(delta: Tensor, y: Tensor, W: Tensor) -> Tensor:
+    """∂C/∂x_i = Σ_kj δ_k W_kij y_j: (*, out), (*, in₂), (out, in₁, in₂) → (*, in₁). That of y has W's last two
+    dimensions swapped and x for y."""
+    out, in1, in2 = W.shape
+    seen = torch.matmul(widened(delta), widened(W).conj().reshape(out, in1 * in2))  # Σ_k δ_k W_kij of each sample
+    dx = torch.matmul(seen.reshape(*delta.shape[:-1], in1, in2), widened(y).conj().unsqueeze(-1))
+    return dx.squeeze(-1).to(y.dtype)
+
+
+def bilinear_weight_gradient(delta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """∂C/∂W_kij = Σ_samples δ_k x_i y_j: (*, out), (*, in₁), (*, in₂) → (out, in₁, in₂)."""
+    dW = linear_weight_gradient(widened(delta), _products(widened(x), widened(y)))
+    return dW.reshape(delta.shape[-1], x.shape[-1], y.shape[-1]).to(x.dtype)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """x_i y_j: (*, in₁), (*, in₂) → (*, in₁ in₂)."""
+    return (x.unsqueeze(-1) * y.unsqueeze(-2)).reshape(*x.shape[:-1], x.shape[-1] * y.shape[-1])

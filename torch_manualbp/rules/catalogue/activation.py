@@ -2,25 +2,191 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from torch_manualbp.rules.activation import ReLU, Sigmoid, Tanh
+from torch_manualbp.rules.activation import (
+    CELU,
+    ELU,
+    GELU,
+    GLU,
+    SELU,
+    GELUTanh,
+    Hardshrink,
+    Hardsigmoid,
+    Hardswish,
+    Hardtanh,
+    LeakyReLU,
+    LogSigmoid,
+    LogSoftmax,
+    Mish,
+    PReLU,
+    ReLU,
+    ReLU6,
+    RReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softmin,
+    Softplus,
+    Softshrink,
+    Softsign,
+    Tanh,
+    Threshold,
+)
 from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
+from torch_manualbp.rules.rule import widened
 
 __all__ = ["ACTIVATIONS"]
 
 
-def _elementwise_samples(make: Make) -> Iterator[Sample]:
-    yield Sample("matrix", (make(5, 4),))
-    yield Sample("number", (make(),))
-    yield Sample("four dimensions", (3 * make(2, 3, 2, 2),))
-    yield Sample("empty batch", (make(0, 4),))
+TORN_AT_NAN = "at NaN torch's kernel says one thing in its vectors and another in the numbers left over"
+OVERFLOWS = (
+    "torch multiplies the upstream gradient by a factor above 1 before one below 1; the largest numbers overflow there"
+)
+SUBTRACTS_INFINITIES = "torch's composite is NaN, ∞ − ∞, where z or the upstream is infinite; ours is the limit"
+
+
+def _special_values(reason: str, *dtypes: str) -> dict[str, str]:
+    return {f"special values, {dtype}": reason for dtype in dtypes}
+
+
+def _elementwise(*options: Any, also: tuple[Any, ...] | None = None) -> Callable[[Make], Iterator[Sample]]:
+    """Any numbers in any shape; with ``also`` other options, too."""
+
+    def samples(make: Make) -> Iterator[Sample]:
+        yield Sample("matrix", (make(5, 4), *options))
+        yield Sample("number", (make(), *options))
+        yield Sample("four dimensions", (3 * make(2, 3, 2, 2), *options))
+        yield Sample("empty batch", (make(0, 4), *options))
+        if also is not None:
+            yield Sample("other options", (2 * make(5, 4), *also))
+
+    return samples
+
+
+def _prelu_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), make(1)))
+    yield Sample("slope of each channel", (make(5, 4), make(4)))
+    yield Sample("images", (make(2, 3, 2, 2), make(3)))
+    yield Sample("one sample", (make(4), make(1)))
+    yield Sample("number", (make(), make()))
+    yield Sample("empty batch", (make(0, 4), make(4)))
+
+
+def _rrelu_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), make.positive(5, 4)))
+    yield Sample("number", (make(), make.positive()))
+    yield Sample("empty batch", (make(0, 4), make.positive(0, 4)))
+
+
+def _glu_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), -1))
+    yield Sample("channels", (2 * make(2, 4, 3, 2), 1))
+    yield Sample("one sample", (make(6), 0))
+    yield Sample("empty batch", (make(0, 4), -1))
+
+
+def _along_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), -1))
+    yield Sample("columns", (2 * make(5, 4), 0))
+    yield Sample("channels", (2 * make(2, 3, 2, 2), -3))
+    yield Sample("one sample", (make(6), 0))
+    yield Sample("number", (make(), 0))
+    yield Sample("empty batch", (make(0, 4), -1))
+
+
+def _hardsigmoid(z: Tensor) -> Tensor:
+    """The gradient of torch's own function has 1/6 in float32 even for float64, and no second derivative."""
+    return (F.relu6(widened(z) + 3) / 6).to(z.dtype)
+
+
+def _hardswish(z: Tensor) -> Tensor:
+    """The second derivative of torch's own function has 1/3 in float32 even for float64."""
+    return z * F.relu6(z + 3) / 6
+
+
+def _gelu_tanh(z: Tensor) -> Tensor:
+    return F.gelu(z, approximate="tanh")
 
 
 ACTIVATIONS: tuple[Entry, ...] = (
-    Entry(ReLU, torch.relu, _elementwise_samples),
-    Entry(Sigmoid, torch.sigmoid, _elementwise_samples, complex=True),
-    Entry(Tanh, torch.tanh, _elementwise_samples, complex=True),
+    Entry(
+        CELU,
+        F.celu,
+        _elementwise(1.0, also=(0.5,)),
+        exempt={"NaN, number": TORN_AT_NAN, **_special_values(OVERFLOWS, "float64", "float32", "bfloat16")},
+    ),
+    Entry(ELU, F.elu, _elementwise(1.0, also=(0.5,)), exempt={"NaN, number": TORN_AT_NAN}),
+    Entry(GELU, F.gelu, _elementwise(), cancels=True),
+    Entry(
+        GELUTanh,
+        _gelu_tanh,
+        _elementwise(),
+        cancels=True,
+        exempt={
+            "one rounding, bfloat16, four dimensions": "the sigmoid of float32 underflows at one of these z, where "
+            "bfloat16 still has subnormal numbers"
+        },
+    ),
+    Entry(GLU, F.glu, _glu_samples),
+    Entry(Hardshrink, F.hardshrink, _elementwise(0.5), exempt={"NaN, number": TORN_AT_NAN}),
+    Entry(
+        Hardsigmoid,
+        _hardsigmoid,
+        _elementwise(),
+        exempt={
+            "changes in place": "the twin keeps z + 3; torch's own function keeps z, as ours",
+            "NaN, number": TORN_AT_NAN,
+        },
+    ),
+    Entry(
+        Hardswish,
+        F.hardswish,
+        _elementwise(),
+        twin_for_second=_hardswish,
+        exempt={"NaN, matrix": TORN_AT_NAN, "NaN, four dimensions": TORN_AT_NAN},
+    ),
+    Entry(Hardtanh, F.hardtanh, _elementwise(-1.0, 1.0, also=(0.5, 2.5)), exempt={"NaN, number": TORN_AT_NAN}),
+    Entry(LeakyReLU, F.leaky_relu, _elementwise(0.01, also=(-0.5,))),
+    Entry(LogSigmoid, F.logsigmoid, _elementwise()),
+    Entry(LogSoftmax, torch.log_softmax, _along_samples, cancels=True),
+    Entry(Mish, F.mish, _elementwise(), cancels=True),
+    Entry(PReLU, torch.prelu, _prelu_samples),
+    Entry(ReLU, torch.relu, _elementwise()),
+    Entry(ReLU6, F.relu6, _elementwise(), exempt={"NaN, number": TORN_AT_NAN}),
+    Entry(RReLU, torch.mul, _rrelu_samples, constants=frozenset({1})),
+    Entry(
+        SELU,
+        torch.selu,
+        _elementwise(),
+        exempt={"NaN, number": TORN_AT_NAN, **_special_values(OVERFLOWS, "float64", "float32", "bfloat16")},
+    ),
+    Entry(Sigmoid, torch.sigmoid, _elementwise(), complex=True),
+    Entry(SiLU, F.silu, _elementwise(), cancels=True),
+    Entry(Softmax, torch.softmax, _along_samples, cancels=True),
+    Entry(Softmin, F.softmin, _along_samples, cancels=True),
+    Entry(
+        Softplus,
+        F.softplus,
+        _elementwise(1.0, 20.0, also=(2.0, 1.5)),
+        exempt=_special_values(OVERFLOWS, "float64", "float32", "bfloat16"),
+    ),
+    Entry(Softshrink, F.softshrink, _elementwise(0.5), exempt={"NaN, number": TORN_AT_NAN}),
+    Entry(
+        Softsign,
+        F.softsign,
+        _elementwise(),
+        exempt={
+            "complex numbers": "|z| is no analytic function; functional.softsign leaves complex numbers to torch",
+            "infinities": SUBTRACTS_INFINITIES,
+            **_special_values(SUBTRACTS_INFINITIES, "float64", "float32", "float16", "bfloat16"),
+        },
+    ),
+    Entry(Tanh, torch.tanh, _elementwise(), complex=True),
+    Entry(Threshold, F.threshold, _elementwise(0.1, 0.2)),
 )

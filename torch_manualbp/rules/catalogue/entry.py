@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,13 @@ from torch import Tensor
 
 from torch_manualbp.rules.rule import Rule
 
-__all__ = ["Entry", "Make", "Sample"]
+__all__ = ["KEEPS_ITS_ARGUMENT", "Entry", "Make", "Sample"]
+
+KEEPS_ITS_ARGUMENT = (
+    "torch keeps a tensor that it computes on the way; ours keeps the argument, which to change before backward is an "
+    "error"
+)
+"""Why changes in place are an error where torch allows them."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class Entry:
 
     cancels: bool = False
     """Whether the gradient is a sum whose terms cancel, which leaves an entry near 0 few right digits in any order."""
+
+    exempt: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Why a check of the contract does not hold here: the reason under the check's name, under "check, sample" for one
+    sample, or under "bytes kept, argument 2 alone" or "changes in place, argument 0" for one argument."""
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
-from torch_manualbp.rules.linear import Identity, Linear
+from torch_manualbp.rules.linear import Bilinear, Identity, Linear
 
 __all__ = ["LINEAR"]
 
@@ -25,6 +25,15 @@ def _linear_samples(make: Make) -> Iterator[Sample]:
     yield Sample("empty batch", (make(0, 4), make(3, 4), make(3)))
 
 
+def _bilinear_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), make(5, 2), make(3, 4, 2), make(3)))
+    yield Sample("square", (make(5, 4), make(5, 4), make(4, 4, 4), make(4)))
+    yield Sample("without bias", (make(5, 4), make(5, 2), make(3, 4, 2), None))
+    yield Sample("sequence", (make(2, 5, 4), make(2, 5, 3), make(2, 4, 3), make(2)))
+    yield Sample("one sample", (make(4), make(2), make(3, 4, 2), make(3)))
+    yield Sample("empty batch", (make(0, 4), make(0, 2), make(3, 4, 2), make(3)))
+
+
 def _any_shape(make: Make) -> Iterator[Sample]:
     yield Sample("matrix", (make(5, 4),))
     yield Sample("number", (make(),))
@@ -34,5 +43,12 @@ def _any_shape(make: Make) -> Iterator[Sample]:
 
 LINEAR: tuple[Entry, ...] = (
     Entry(Linear, F.linear, _linear_samples, complex=True, cancels=True),
+    Entry(
+        Bilinear,
+        F.bilinear,
+        _bilinear_samples,
+        cancels=True,
+        exempt={"infinities": "torch adds up ∞ and −∞ of the neurons, which is NaN; ours multiplies their sum by ∞"},
+    ),
     Entry(Identity, torch.Tensor.clone, _any_shape, complex=True),
 )

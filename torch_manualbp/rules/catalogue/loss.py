@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
+from torch_manualbp.rules.catalogue.entry import KEEPS_ITS_ARGUMENT, Entry, Make, Sample
 from torch_manualbp.rules.loss import (
     AbsoluteError,
     BinaryCrossEntropy,
@@ -242,16 +242,60 @@ def _cross_entropy(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, re
 
 LOSSES: tuple[Entry, ...] = (
     Entry(Difference, _difference, _difference_samples, complex=True),
-    Entry(AbsoluteError, _absolute_value, _absolute_error_samples, complex=True),
+    Entry(
+        AbsoluteError,
+        _absolute_value,
+        _absolute_error_samples,
+        complex=True,
+        exempt={"changes in place, argument 0": KEEPS_ITS_ARGUMENT},
+    ),
     Entry(SmoothAbsoluteError, _smooth_l1_loss, _pair_samples(0.8)),
     Entry(Huber, _huber_loss, _pair_samples(0.8)),
     Entry(MeanSquaredError, _mse_loss, _pair_samples()),
-    Entry(CrossEntropy, _cross_entropy, _cross_entropy_samples, constants=frozenset({2}), cancels=True),
-    Entry(CrossEntropyProbabilities, _cross_entropy, _cross_entropy_probabilities_samples, cancels=True),
+    Entry(
+        CrossEntropy,
+        _cross_entropy,
+        _cross_entropy_samples,
+        constants=frozenset({2}),
+        cancels=True,
+        exempt={"changes in place, argument 0": KEEPS_ITS_ARGUMENT},
+    ),
+    Entry(
+        CrossEntropyProbabilities,
+        _cross_entropy,
+        _cross_entropy_probabilities_samples,
+        cancels=True,
+        exempt={
+            "bytes kept, argument 2 alone": "for the class weights alone torch keeps the product s ⊙ y, which is no "
+            "input; ours keeps s and y",
+            "changes in place, argument 0": KEEPS_ITS_ARGUMENT,
+            "changes in place, argument 1": KEEPS_ITS_ARGUMENT,
+        },
+    ),
     Entry(NegativeLogLikelihood, _nll_loss, _negative_log_likelihood_samples, constants=frozenset({2})),
-    Entry(GaussianNegativeLogLikelihood, _gaussian_nll_loss, _gaussian_samples, cancels=True),
-    Entry(PoissonNegativeLogLikelihood, _poisson_nll_loss, _poisson_samples, cancels=True),
-    Entry(KullbackLeiblerDivergence, _kl_div, _divergence_samples, cancels=True),
+    Entry(
+        GaussianNegativeLogLikelihood,
+        _gaussian_nll_loss,
+        _gaussian_samples,
+        cancels=True,
+        exempt={f"changes in place, argument {i}": KEEPS_ITS_ARGUMENT for i in (0, 1)},
+    ),
+    Entry(
+        PoissonNegativeLogLikelihood,
+        _poisson_nll_loss,
+        _poisson_samples,
+        cancels=True,
+        exempt={
+            "changes in place, argument 0": KEEPS_ITS_ARGUMENT,
+        },
+    ),
+    Entry(
+        KullbackLeiblerDivergence,
+        _kl_div,
+        _divergence_samples,
+        cancels=True,
+        exempt={f"changes in place, argument {i}": KEEPS_ITS_ARGUMENT for i in (0, 1)},
+    ),
     Entry(
         BinaryCrossEntropy,
         _binary_cross_entropy,
@@ -261,5 +305,11 @@ LOSSES: tuple[Entry, ...] = (
     ),
     Entry(BinaryCrossEntropyWithLogits, _with_logits, _with_logits_samples, constants=frozenset({2, 3})),
     Entry(HingeEmbedding, _hinge_embedding_loss, _hinge_embedding_samples, constants=frozenset({1})),
-    Entry(SoftMargin, _soft_margin_loss, _soft_margin_samples, constants=frozenset({1})),
+    Entry(
+        SoftMargin,
+        _soft_margin_loss,
+        _soft_margin_samples,
+        constants=frozenset({1}),
+        exempt={"infinities": "where exp(−y s) overflows torch's gradient is inf / inf; ours is the limit"},
+    ),
 )

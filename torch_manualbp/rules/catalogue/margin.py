@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
+from torch_manualbp.rules.catalogue.entry import KEEPS_ITS_ARGUMENT, Entry, Make, Sample
 from torch_manualbp.rules.loss.embedding import CosineEmbedding, TripletMargin, VectorNorm
 from torch_manualbp.rules.loss.margin import MarginRanking, MultiLabelMargin, MultiLabelSoftMargin, MultiMargin
 
 __all__ = ["MARGINS"]
 
 REDUCTIONS = ("none", "sum", "mean")
+
+
+def _reduced(C: Tensor, reduction: str) -> Tensor:
+    return C if reduction == "none" else C.sum() if reduction == "sum" else C.mean()
 
 
 def _vector_norm_samples(make: Make) -> Iterator[Sample]:
@@ -40,7 +44,7 @@ def _ranking_samples(make: Make) -> Iterator[Sample]:
     for reduction in REDUCTIONS:
         yield Sample(reduction, (make(5, 4), _signs(make, 5, 4), 0.25, reduction))
     yield Sample("broadcast", (make(5, 1), _signs(make, 1, 4), 0.0, "mean"))
-    yield Sample("targets of integers", (make(5), _signs(make, 5).long(), 0.25, "mean"))
+    yield Sample("targets of integers", (make(5), 2 * make.indices(2, 5) - 1, 0.25, "mean"))
     yield Sample("mean, empty batch", (make(0, 4), make(0, 4), 0.25, "mean"))
 
 
@@ -103,7 +107,8 @@ def _multi_margin_samples(make: Make) -> Iterator[Sample]:
 
 
 def _multi_margin(s: Tensor, y: Tensor, p: int, margin: float, w: Tensor | None, reduction: str) -> Tensor:
-    return F.multi_margin_loss(s, y, p, margin, w, reduction=reduction)
+    C = F.multi_margin_loss(s, y, p, margin, w, reduction=reduction)
+    return C if s.numel() else _reduced(s.sum(-1), reduction)  # torch leaves the sum of nothing unwritten
 
 
 def _multi_margin_by_pairs(s: Tensor, y: Tensor, p: int, margin: float, w: Tensor | None, reduction: str) -> Tensor:
@@ -112,7 +117,7 @@ def _multi_margin_by_pairs(s: Tensor, y: Tensor, p: int, margin: float, w: Tenso
     r = (margin - rows.gather(1, classes) + rows).clamp_min(0) ** p
     C = (r * (torch.arange(s.shape[-1]) != classes)).sum(1) / s.shape[-1]
     C = (C if w is None else C * w[classes[:, 0]]).reshape(y.shape)
-    return C if reduction == "none" else C.sum() if reduction == "sum" else C.mean()
+    return _reduced(C, reduction)
 
 
 def _multi_label_margin_samples(make: Make) -> Iterator[Sample]:
@@ -129,7 +134,8 @@ def _multi_label_margin_samples(make: Make) -> Iterator[Sample]:
 
 
 def _multi_label_margin(s: Tensor, y: Tensor, reduction: str) -> Tensor:
-    return F.multilabel_margin_loss(s, y, reduction=reduction)
+    C = F.multilabel_margin_loss(s, y, reduction=reduction)
+    return C if s.numel() else _reduced(s.sum(-1), reduction)  # torch leaves the sum of nothing unwritten
 
 
 def _multi_label_margin_by_pairs(s: Tensor, y: Tensor, reduction: str) -> Tensor:
@@ -141,7 +147,7 @@ def _multi_label_margin_by_pairs(s: Tensor, y: Tensor, reduction: str) -> Tensor
         pairs = [(1 - scores[t] + scores[k]).clamp_min(0) for t in labels for k in others]
         costs.append(sum(pairs, start=scores[0] * 0) / len(places))
     C = torch.stack(costs)[1:].reshape(y.shape[:-1])
-    return C if reduction == "none" else C.sum() if reduction == "sum" else C.mean()
+    return _reduced(C, reduction)
 
 
 def _multi_label_soft_margin_samples(make: Make) -> Iterator[Sample]:
@@ -159,15 +165,35 @@ def _multi_label_soft_margin(s: Tensor, y: Tensor, w: Tensor | None, reduction: 
 
 MARGINS: tuple[Entry, ...] = (
     Entry(VectorNorm, _vector_norm, _vector_norm_samples, complex=True),
-    Entry(CosineEmbedding, _cosine_embedding, _cosine_samples, constants=frozenset({2}), cancels=True),
-    Entry(MarginRanking, _margin_ranking, _ranking_samples),
+    Entry(
+        CosineEmbedding,
+        _cosine_embedding,
+        _cosine_samples,
+        constants=frozenset({2}),
+        cancels=True,
+        exempt={"changes in place, argument 2": KEEPS_ITS_ARGUMENT},
+    ),
+    Entry(
+        MarginRanking,
+        _margin_ranking,
+        _ranking_samples,
+        exempt={f"changes in place, argument {i}": KEEPS_ITS_ARGUMENT for i in (0, 1)},
+    ),
     Entry(
         MultiLabelMargin,
         _multi_label_margin,
         _multi_label_margin_samples,
         twin_for_second=_multi_label_margin_by_pairs,
     ),
-    Entry(MultiLabelSoftMargin, _multi_label_soft_margin, _multi_label_soft_margin_samples),
+    Entry(
+        MultiLabelSoftMargin,
+        _multi_label_soft_margin,
+        _multi_label_soft_margin_samples,
+        exempt={
+            "bytes kept, argument 2 alone": "for the class weights alone torch keeps the losses of the entries, no "
+            "input; ours keeps s and y",
+        },
+    ),
     Entry(
         MultiMargin,
         _multi_margin,
@@ -176,5 +202,16 @@ MARGINS: tuple[Entry, ...] = (
         cancels=True,
         twin_for_second=_multi_margin_by_pairs,
     ),
-    Entry(TripletMargin, _triplet_margin, _triplet_samples),
+    Entry(
+        TripletMargin,
+        _triplet_margin,
+        _triplet_samples,
+        exempt={
+            "bytes kept": "torch keeps r, which is no input; ours keeps the distances, which the norms before it keep "
+            "anyway",
+            "changes in place, argument 0": KEEPS_ITS_ARGUMENT,
+            "changes in place, argument 1": KEEPS_ITS_ARGUMENT,
+            "channels last": "a distance of each pair is no image",
+        },
+    ),
 )

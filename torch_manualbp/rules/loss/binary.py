@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.evaluate import logistic, records_nothing
 from torch_manualbp.rules.loss.reduction import (
     PointwiseLoss,
     fits_blocks,
@@ -60,7 +61,9 @@ class BinaryCrossEntropy(PointwiseLoss):
         if torch._C._are_functorch_transforms_active():  # ATen's second derivative adds 1e-12 to s and to 1 − s
             C = _logarithms(s, y)
             return reduced(C if w is None else C * w, reduction)
-        same = s.shape == y.shape and s.dtype == y.dtype == torch.float32
+        if s.shape != y.shape:
+            return F.binary_cross_entropy(s, y, w, reduction=reduction)  # which names the shapes, of no block
+        same = s.dtype == y.dtype == torch.float32
         loss = _in_vectors if same and fits_blocks(s, y, w) else F.binary_cross_entropy
         return reduced_in_blocks(loss, s, y, w, reduction=reduction)
 
@@ -91,13 +94,18 @@ def _logarithms(s: Tensor, y: Tensor) -> Tensor:
 
 def binary_cross_entropy_derivative(s: Tensor, y: Tensor, w: Tensor | None = None) -> Tensor:
     """∂C_i/∂s_i = w (s − y) / (s (1 − s)), with a divisor of at least 10⁻¹²."""
-    ds = (s - y) / ((1 - s) * s).clamp(min=SMALLEST_DIVISOR)
+    ds, divisor = s - y, 1 - s
+    if records_nothing(ds):
+        ds = ds.div_(divisor.mul_(s).clamp_(min=SMALLEST_DIVISOR))
+    else:
+        ds = ds / (divisor * s).clamp(min=SMALLEST_DIVISOR)
     return ds if w is None else ds * w
 
 
 def binary_cross_entropy_target_derivative(s: Tensor, w: Tensor | None = None) -> Tensor:
-    """∂C_i/∂y_i = w (log(1 − s) − log s), of whose digits none cancel in 1 − 2s."""
-    dy = torch.where(s < 0.5, torch.log1p((1 - 2 * s) / s), -torch.log1p((2 * s - 1) / (1 - s)))
+    """∂C_i/∂y_i = w (log(1 − s) − log s), which is 2 artanh(1 − 2s) where the digits of the logarithms cancel."""
+    x = 1 - 2 * s
+    dy = torch.where(x.abs() <= 0.5, 2 * x.clamp(-0.5, 0.5).atanh(), torch.log1p(-s) - s.log())
     return dy if w is None else dy * w
 
 
@@ -123,6 +131,8 @@ class BinaryCrossEntropyWithLogits(PointwiseLoss):
         if torch._C._are_functorch_transforms_active():  # whose forward mode over forward mode ATen's function lacks
             C = (1 - y) * s + (1 if p is None else (p - 1) * y + 1) * F.softplus(-s, threshold=40)
             return reduced(C if w is None else C * w, reduction)
+        if s.shape != y.shape:
+            return _with_logits(s, y, w, p, reduction)  # which names the shapes, of no block
         return reduced_in_blocks(_with_logits, s, y, w, p, reduction=reduction)
 
     partials = (
@@ -146,7 +156,8 @@ def binary_cross_entropy_with_logits_derivative(
 ) -> Tensor:
     """∂C_i/∂s_i = w ((p y + 1 − y) σ(s) − p y)."""
     if p is None:
-        ds = s.sigmoid() - y
+        ds = s.sigmoid()
+        ds = ds.sub_(y) if records_nothing(ds) and y.shape == ds.shape else ds - y
     else:
         py = p * y
         ds = (py + 1 - y) * s.sigmoid() - py
@@ -186,7 +197,9 @@ class SoftMargin(PointwiseLoss):
 
 def soft_margin_derivative(s: Tensor, y: Tensor) -> Tensor:
     """∂C_i/∂s_i = −y σ(−y s)."""
-    return (s * -y).sigmoid() * -y
+    minus_y = -y
+    ds = logistic(s * minus_y)
+    return ds.mul_(minus_y) if records_nothing(ds) else ds * minus_y
 
 
 class HingeEmbedding(Rule):

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.nn import functional as F
 
-from torch_manualbp.rules.loss.reduction import PointwiseLoss, product_with, reduced, reduced_in_blocks
+from torch_manualbp.rules.evaluate import records_nothing
+from torch_manualbp.rules.loss.reduction import PointwiseLoss, reduced, reduced_in_blocks
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = [
@@ -92,22 +93,27 @@ def cross_entropy_gradient(
     Where ``counted`` is False, g is 0 and the weight of y, which may be infinite, has no part.
     """
     k = _class_dim(s)
-    g_y = g if w is None else g * _weight_of(y, w, counted)
-    y, g, g_y = y.unsqueeze(k), g.unsqueeze(k), g_y.unsqueeze(k)
-    if epsilon == 0 and s.dim() > 1 and s.shape[k] > 1:  # where samples are rows, which blocks leave whole
-        softmax = functools.partial(torch.softmax, dim=k)
-        ds = product_with(g_y, softmax, [s], (), torch.promote_types(widened(s).dtype, g_y.dtype))
-    elif epsilon == 0:
-        ds = torch.softmax(widened(s), k) * g_y
-    else:
-        p = torch.softmax(widened(s), k)
+    if s.shape[k] == 0:  # where every sample is ignored
+        return torch.zeros_like(s)
+    w_y = None if w is None else _weight_of(y, w, counted).unsqueeze(k)
+    y, g = y.unsqueeze(k), g.unsqueeze(k)
+    p = torch.softmax(widened(s), k)
+    p_y = p.gather(k, y)
+    q: Tensor | None = None  # times g, of the classes that are not y
+    sum_q = q_y = g if w_y is None else g * w_y
+    if epsilon != 0:
         smooth = epsilon / s.shape[k] * g
-        g_y = (1 - epsilon) * g_y
-        total = s.shape[k] if w is None else widened(w).sum()
-        ds = p * (g_y + smooth * total) - _weighted(smooth, w, s)
+        q = _weighted(smooth, w, s)
+        sum_q = (1 - epsilon) * q_y + smooth * (s.shape[k] if w is None else widened(w).sum())
+        q_y = (1 - epsilon) * q_y + (smooth if w_y is None else smooth * w_y)
+    if records_nothing(p, sum_q) and p.dtype == sum_q.dtype:  # a pass over fresh memory takes as long as the softmax
+        ds = p.mul_(sum_q)
+        ds = ds if q is None else ds.sub_(q)
+    else:
+        ds = p * sum_q if q is None else p * sum_q - q
     # In place, since ds is fresh and what made it did not keep it; but torch 2.6 cannot vmap that.
-    add = ds.scatter_add if torch._C._are_functorch_transforms_active() else ds.scatter_add_
-    return add(k, y, -g_y.to(ds.dtype)).to(s.dtype)
+    scatter = ds.scatter if torch._C._are_functorch_transforms_active() else ds.scatter_
+    return scatter(k, y, (p_y * sum_q - q_y).to(ds.dtype)).to(s.dtype)
 
 
 def _counted(y: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +150,8 @@ class NegativeLogLikelihood(Rule):
 
     @staticmethod
     def forward(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
-        return F.nll_loss(s, y, w, ignore_index=ignore_index, reduction=reduction)
+        C = F.nll_loss(s, y, w, ignore_index=ignore_index, reduction=reduction)
+        return C.clone() if C.dim() > 3 else C  # a view there, and what a Function returns as one may not be changed
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -156,8 +163,12 @@ class NegativeLogLikelihood(Rule):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         y, w = ctx.saved_tensors
-        counted, y = _counted(y, ctx.ignore_index)
         g = widened(g)
+        if w is None and g.dim() == 0 and records_nothing(y, g) and (y != ctx.ignore_index).all():
+            # Then there is one g for all, and no mask to make.
+            g = (g / y.numel() if ctx.reduction == "mean" else g).expand(y.shape)
+            return negative_log_likelihood_gradient(ctx.shape, y.long(), g).to(ctx.dtype), None, None, None, None
+        counted, y = _counted(y, ctx.ignore_index)
         if ctx.reduction == "mean":
             g = g / _weight_of_samples(counted, y, w)
         g = torch.where(counted, g, 0)
@@ -186,6 +197,8 @@ def negative_log_likelihood_gradient(
     Where ``counted`` is False, g is 0 and the weight of y, which may be infinite, has no part.
     """
     k = 0 if len(shape) == 1 else 1
+    if shape[k] == 0:  # where every sample is ignored
+        return g.new_zeros(shape)
     g_y = g if w is None else g * _weight_of(y, w, counted)
     zeros = g_y.new_zeros(shape)
     # In place, since the zeros are nobody else's; but what is not mapped cannot take what is.
@@ -241,7 +254,10 @@ def divergence_derivative(y: Tensor, log_target: bool = False) -> Tensor:
 
 def divergence_target_derivative(s: Tensor, y: Tensor, log_target: bool = False) -> Tensor:
     """∂C_i/∂y_i = log y + 1 − s, or exp(y) (y − s + 1)."""
-    return y.exp() * (y - s + 1) if log_target else y.log() + 1 - s
+    if not log_target:
+        return y.log() + 1 - s
+    p = y.exp()
+    return torch.addcmul(p, p, y - s)
 
 
 class CrossEntropyProbabilities(Rule):
@@ -284,11 +300,17 @@ class CrossEntropyProbabilities(Rule):
             g = g / _number_of_samples(s)
         elif ctx.reduction == "none":
             g = g.unsqueeze(k)
-        log_p = torch.log_softmax(widened(s), k)
         ds = dy = dw = None
         if needs_ds:
             q = _weighted(_smoothed(y, ctx.epsilon, s), w, s)
-            ds = ((log_p.exp() * q.sum(k, keepdim=True) - q) * g).to(s_dtype)
+            p, sum_q_g = torch.softmax(widened(s), k), q.sum(k, keepdim=True) * g
+            if p.dtype == q.dtype == g.dtype and records_nothing(p, q, g):
+                ds = p.mul_(sum_q_g).addcmul_(q, g, value=-1).to(s_dtype)
+            else:
+                ds = (p * sum_q_g - q * g).to(s_dtype)
+        if not needs_dy and not needs_dw:
+            return ds, None, None, None, None, None
+        log_p = torch.log_softmax(widened(s), k)
         if needs_dy:
             dy = (_weighted(log_p, w, s) * (g * -(1 - ctx.epsilon))).to(y_dtype)
         if needs_dw:

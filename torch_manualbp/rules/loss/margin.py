@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import in_blocks_of_rows
+from torch_manualbp.rules.evaluate import in_blocks_of_rows, records_nothing
 from torch_manualbp.rules.loss.reduction import reduced, share_of_each
 from torch_manualbp.rules.rule import Rule, widened
 
@@ -112,7 +112,8 @@ class MultiMargin(Rule):
     @staticmethod
     def forward(s: Tensor, y: Tensor, p: int, margin: float, w: Tensor | None, reduction: str) -> Tensor:
         if not torch._C._are_functorch_transforms_active():
-            return F.multi_margin_loss(s, y, p, margin, w, reduction=reduction)
+            C = F.multi_margin_loss(s, y, p, margin, w, reduction=reduction)
+            return C if y.numel() else reduced(s.sum(-1), reduction)  # ATen leaves the sum of nothing unwritten
         rows, y_column = _rows(s), y.reshape(y.numel(), 1)
         r = (rows + (margin - rows.gather(1, y_column))).scatter(1, y_column, 0).relu()  # ATen's has no vmap
         C = (r if p == 1 else r * r).sum(1) / rows.shape[1]
@@ -190,7 +191,10 @@ class MultiLabelMargin(Rule):
     @staticmethod
     def forward(s: Tensor, y: Tensor, reduction: str) -> Tensor:
         if not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-            return F.multilabel_margin_loss(s, y, reduction=reduction)
+            C = F.multilabel_margin_loss(s, y, reduction=reduction)
+            if not s.numel():
+                return reduced(s.sum(-1), reduction)  # ATen leaves the sum of nothing unwritten
+            return C if reduction != "none" or C.dim() < s.dim() else C.reshape(())  # on the meta device it is (1)
         # ATen's has no vmap, and what torch.compile (2.13) makes of it counts s_0 for each place after the list. The
         # pairs with r > 0 add up to 1 each and c_k s_k.
         rows = _rows(s)
@@ -371,8 +375,11 @@ def _logistic(s: Tensor, y: Tensor) -> Tensor:
 
 
 def _logistic_gradient(s: Tensor, y: Tensor) -> Tensor:
-    """(1 − y) σ(s) − y σ(−s)."""
-    return (1 - y) * torch.sigmoid(s) - y * torch.sigmoid(-s)
+    """(1 − y) σ(s) − y σ(−s), as :func:`logistic` has σ."""
+    if not records_nothing(s, y):
+        return (1 - y) * s.sigmoid() - y * (-s).sigmoid()
+    below, above = s.clamp_max(0).exp_(), s.neg().clamp_max_(0).exp_()
+    return torch.addcmul(below * (1 - y), above, y, value=-1).div_(above.mul_(below).add_(1))
 
 
 def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.evaluate import records_nothing
 from torch_manualbp.rules.loss.reduction import PointwiseLoss, in_dtype, product_with, reduced, reduced_in_blocks
 from torch_manualbp.rules.rule import Rule, widened
 
@@ -48,7 +49,8 @@ class MeanSquaredError(PointwiseLoss):
     def forward(s: Tensor, y: Tensor, reduction: str) -> Tensor:
         return reduced_in_blocks(F.mse_loss, s, y, reduction=reduction)
 
-    partials = (lambda s, y: squared_error_gradient(s, y), lambda s, y: squared_error_gradient(y, s))
+    partials = (lambda s, y: s - y, lambda s, y: y - s)
+    factor = 2
 
 
 def squared_error_gradient(s: Tensor, y: Tensor, g: Tensor | float = 1) -> Tensor:
@@ -171,8 +173,8 @@ class SmoothAbsoluteError(PointwiseLoss):
 
 def smooth_absolute_error_derivative(s: Tensor, y: Tensor, beta: float = 1.0) -> Tensor:
     """∂C_i/∂s_i = clamp((s − y) / β, −1, 1)."""
-    r = s - y
-    return (r if beta == 1 else r / beta).clamp(-1, 1)
+    r = s - y if beta == 1 else (s - y) / beta
+    return r.clamp_(-1, 1) if records_nothing(r) else r.clamp(-1, 1)
 
 
 class Huber(PointwiseLoss):
@@ -207,7 +209,8 @@ class Huber(PointwiseLoss):
 
 def huber_derivative(s: Tensor, y: Tensor, threshold: float = 1.0) -> Tensor:
     """∂C_i/∂s_i = clamp(s − y, −Δ, Δ)."""
-    return (s - y).clamp(-threshold, threshold)
+    r = s - y
+    return r.clamp_(-threshold, threshold) if records_nothing(r) else r.clamp(-threshold, threshold)
 
 
 class GaussianNegativeLogLikelihood(PointwiseLoss):
@@ -251,7 +254,7 @@ def gaussian_error_derivative(r: Tensor, v: Tensor) -> Tensor:
 
 def gaussian_variance_derivative(r: Tensor, v: Tensor) -> Tensor:
     """∂C_i/∂v_i = (v − r²) / 2v², which rounds once before its digits cancel."""
-    return (v - r.square()) / v / (2 * v)
+    return (v - r.square()) / v * 0.5 / v
 
 
 class PoissonNegativeLogLikelihood(PointwiseLoss):
@@ -276,6 +279,12 @@ class PoissonNegativeLogLikelihood(PointwiseLoss):
 
     @staticmethod
     def forward(s: Tensor, y: Tensor, log_input: bool, full: bool, epsilon: float, reduction: str) -> Tensor:
+        if full and torch._C._are_functorch_transforms_active():
+            # ATen adds Stirling's formula in place, which a tangent of zeros (forward over forward) refuses.
+            large = torch.where(y > 1, y, 1)
+            stirling = torch.where(y > 1, large * large.log() - large + 0.5 * (2 * math.pi * large).log(), 0)
+            C = F.poisson_nll_loss(s, y, log_input, False, eps=epsilon, reduction="none")
+            return reduced(C + stirling, reduction)
         loss = functools.partial(F.poisson_nll_loss, log_input=log_input, full=full, eps=epsilon)
         return reduced_in_blocks(loss, s, y, reduction=reduction)
 
@@ -291,7 +300,10 @@ class PoissonNegativeLogLikelihood(PointwiseLoss):
 
 def poisson_derivative(s: Tensor, y: Tensor, log_input: bool = True, epsilon: float = 1e-8) -> Tensor:
     """∂C_i/∂s_i = exp(s) − y, or 1 − y / (s + ε)."""
-    return s.exp() - y if log_input else 1 - y / (s + epsilon)
+    if not log_input:
+        return 1 - y / (s + epsilon)
+    rate = s.exp()
+    return rate.sub_(y) if records_nothing(rate) and y.shape == rate.shape else rate - y
 
 
 def poisson_target_derivative(

@@ -1,0 +1,114 @@
+"""Activations of large tensors, whose formulas take fewer passes over memory or are compiled, equal those of small."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from torch_manualbp import functional, rules
+from torch_manualbp.rules import CATALOGUE, Entry, Make
+from torch_manualbp.rules.activation import Activation
+from torch_manualbp.rules.evaluate import LARGE
+
+ROWS, COLUMNS = 200, 1000
+ELEMENTWISE = [entry for entry in CATALOGUE if issubclass(entry.rule, Activation)]
+
+
+def numbers(dtype: torch.dtype, special: bool) -> tuple[Tensor, Tensor]:
+    make = Make(dtype)
+    z, g = 3 * make(ROWS, COLUMNS), make(ROWS, COLUMNS)
+    if special:
+        z[0, :5] = torch.tensor([math.inf, -math.inf, math.nan, 0, 3])
+        g[1, :3] = torch.tensor([math.inf, -math.inf, math.nan])
+        g[2, :100], z[2, 3] = math.inf, math.nan
+    return z, g
+
+
+def row_by_row(entry: Entry, z: Tensor, g: Tensor, options: tuple[float, ...]) -> Tensor:
+    assert z.shape[1] < LARGE < z.numel()
+    rows = zip(g.split(1), z.split(1), strict=True)
+    return torch.cat([entry.rule.delta(g_row, z_row, *options) for g_row, z_row in rows])  # type: ignore[attr-defined]
+
+
+def options_of(entry: Entry) -> Iterator[tuple[float, ...]]:
+    for sample in entry.samples(Make()):
+        if sample.name in ("matrix", "other options"):
+            yield sample.args[1:]
+
+
+def assert_equal_to_rounding(large: Tensor, small: Tensor) -> None:
+    eps = torch.finfo(large.dtype).eps
+    torch.testing.assert_close(large, small, rtol=8 * eps, atol=4 * eps, equal_nan=True)
+
+
+@pytest.mark.parametrize("special", [False, True], ids=["numbers", "infinities and NaN"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("entry", ELEMENTWISE, ids=lambda e: e.name)
+def test_large_equals_small(entry: Entry, dtype: torch.dtype, special: bool) -> None:
+    kept, g = numbers(dtype, special)
+    for options in options_of(entry):
+        if getattr(entry.rule, "keeps_output", False):
+            kept = entry.rule.forward(kept, *options)
+        with torch.no_grad():
+            large = entry.rule.delta(g, kept, *options)  # type: ignore[attr-defined]
+            assert_equal_to_rounding(large, row_by_row(entry, kept, g, options))
+
+
+def test_a_large_upstream_gradient_that_is_expanded_or_transposed() -> None:
+    z = torch.randn(300, 400, dtype=torch.float64, requires_grad=True)
+    for function in (functional.relu, functional.silu, functional.tanh, functional.hardtanh):
+        for g in (torch.ones((), dtype=torch.float64).expand(300, 400), torch.randn(400, 300, dtype=torch.float64).t()):
+            (strided,) = torch.autograd.grad(function(z), z, g)
+            (plain,) = torch.autograd.grad(function(z), z, g.contiguous())
+            torch.testing.assert_close(strided, plain, rtol=1e-14, atol=1e-14)
+
+
+@pytest.fixture
+def compiled_formulas() -> Iterator[None]:
+    rules.compile_formulas()
+    yield
+    rules.compile_formulas(False)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("special", [False, True], ids=["numbers", "infinities and NaN"])
+@pytest.mark.parametrize("rule", [rules.ReLU, rules.SiLU, rules.GELU, rules.Hardswish], ids=lambda r: r.__name__)
+def test_compiled_formulas_equal_the_plain(rule: type[Activation], special: bool, compiled_formulas: None) -> None:
+    (entry,) = (e for e in ELEMENTWISE if e.rule is rule)
+    kept, g = numbers(torch.float32, special)
+    kept = rule.forward(kept) if rule.keeps_output else kept
+    with torch.no_grad():
+        assert_equal_to_rounding(rule.delta(g, kept), row_by_row(entry, kept, g, ()))
+
+
+def test_rrelu_draws_as_torch_does() -> None:
+    z = torch.randn(64, 32)
+    torch.manual_seed(3)
+    ours = functional.rrelu(z, 0.1, 0.4, training=True)
+    torch.manual_seed(3)
+    theirs = torch.nn.functional.rrelu(z, 0.1, 0.4, training=True)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["celu", "elu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu6", "silu"],
+)
+def test_in_place(name: str) -> None:
+    """The same numbers in the very input, whose old ones backward still has."""
+    results = []
+    for module, in_place in ((functional, True), (functional, False), (torch.nn.functional, True)):
+        z = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = z * 1
+        a = getattr(module, name)(x, inplace=in_place)
+        assert (a is x) == in_place
+        results.append((a.detach(), *torch.autograd.grad((a * a).sum(), z)))
+    if name == "hardsigmoid":  # whose gradient in torch has 1/6 in float32 even for float64
+        torch.testing.assert_close(results.pop()[1], results[0][1], rtol=1e-7, atol=0)
+    for value in results[1:]:
+        torch.testing.assert_close(value, results[0], rtol=1e-12, atol=1e-12)

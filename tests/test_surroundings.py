@@ -1,0 +1,102 @@
+"""Layers do in their surroundings what torch's do, and the checks that say so catch the mistakes planted for them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import planted_layers
+import pytest
+import torch
+
+from torch_manualbp.verify.contract import Matrix, Outcome
+from torch_manualbp.verify.surroundings import (
+    CHECKS,
+    LAYERS,
+    Check,
+    Layer,
+    distributed,
+    layers,
+    ours,
+    run,
+    tracing,
+)
+
+ROWS = layers()
+
+
+def settle(outcome: Outcome) -> None:
+    """Fail or skip for the reasons given."""
+    if outcome.verdict == "fail":
+        pytest.fail("; ".join(outcome.reasons))
+    if outcome.verdict == "does not apply":
+        pytest.skip("; ".join(outcome.reasons))
+
+
+def test_the_table_lists_every_class() -> None:
+    missing = ours() - {layer.class_name for layer in LAYERS}
+    assert not missing, f"no row in torch_manualbp.verify.surroundings.LAYERS for {sorted(missing)}"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=str)
+@pytest.mark.parametrize("layer", ROWS, ids=str)
+def test_surroundings(layer: Layer, check: Check) -> None:
+    settle(run(check, layer))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["Linear", "Sigmoid", "CrossEntropyLoss with weights"])
+def test_compiles_to_machine_code(name: str) -> None:
+    tracing.compiles(planted_layers.row(name), backend="inductor")
+
+
+@pytest.fixture(scope="module")
+def in_two_processes() -> dict[tuple[str, str], Outcome]:
+    return {(o.sample, o.check): o for o in distributed.run_in_two_processes()}
+
+
+@pytest.mark.parametrize("check", distributed.CHECKS, ids=str)
+@pytest.mark.parametrize("layer", ROWS, ids=str)
+def test_in_two_processes(layer: Layer, check: Check, in_two_processes: dict[tuple[str, str], Outcome]) -> None:
+    settle(in_two_processes[layer.name, check.name])
+
+
+@pytest.mark.parametrize(("name", "layer"), planted_layers.BY_CHECK, ids=lambda v: v if isinstance(v, str) else str(v))
+def test_catches_what_was_planted(name: str, layer: Layer) -> None:
+    (check,) = (c for c in CHECKS if c.name == name)
+    assert run(check, planted_layers.row(layer.name)).verdict == "pass"
+    outcome = run(check, layer)
+    assert outcome.verdict == "fail", outcome
+
+
+def test_every_check_has_a_planted_mistake() -> None:
+    assert {name for name, _ in planted_layers.BY_CHECK} == {check.name for check in CHECKS}
+
+
+def test_catches_what_was_planted_in_two_processes() -> None:
+    outcomes = distributed.run_in_two_processes("planted_layers:IN_TWO_PROCESSES")
+    failed = {(o.check, o.rule) for o in outcomes if o.verdict == "fail"}
+    assert {check for check, _ in failed} == {check.name for check in distributed.CHECKS}
+    assert ("DTensors", "MSELoss") in failed
+    assert ("FSDP2", "MSELoss") not in failed  # it is wrong on DTensors alone
+
+
+def test_prints_a_matrix() -> None:
+    chosen = [c for c in CHECKS if c.name in ("deepcopy", "inplace")]
+    rows = [
+        planted_layers.row("ReLU"),
+        planted_layers.row("Linear").with_mistake(Linear=planted_layers.SharesParameters),
+    ]
+    matrix = Matrix(tuple(run(check, layer) for layer in rows for check in chosen))
+    assert not matrix.ok
+    assert matrix.counts() == {"pass": 2, "fail": 1, "does not apply": 1}
+    assert matrix.cell("ReLU", "deepcopy") == "✓"
+    assert matrix.cell("Linear", "deepcopy") == "✗"
+    assert "torch's class has no inplace" in str(matrix)
+    assert "Linear, deepcopy, Linear: the copy shares memory with the layer" in str(matrix)
+
+
+@pytest.fixture(autouse=True)
+def forgets_what_was_compiled() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,1 @@
+"""The panels that time this package against stock PyTorch."""

@@ -1,0 +1,315 @@
+"""Time each layer of torch_manualbp.nn against the torch.nn layer that it replaces: forward and backward, in one
+process, round by round in alternating order. A ratio is the median over the rounds of our time by torch's."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules import activation as torch_activations
+from torch.nn.modules import loss as torch_losses
+
+from torch_manualbp import nn
+from torch_manualbp._tables import as_markdown, print_table, require_tables, write
+from torch_manualbp.bench.timing import Stopwatch, compare
+
+__all__ = ["Case", "Row", "add_arguments", "main", "measure", "ours_of", "panel"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+MODES = ("eager", "compiled")
+
+Build = Callable[[Any], torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer at a size: how it is built, what goes in, and how much slower than torch's it may be."""
+
+    layer: str
+    size: str
+    build: Build
+    """The layer, of the ``nn`` that is handed in."""
+    inputs: Callable[[], tuple[Any, ...]]
+    """Its arguments; those that learn require their gradient."""
+    bounds: tuple[float | None, float | None] = (None, None)
+    """The largest ratio of our time to torch's, eager and compiled."""
+
+    @property
+    def name(self) -> str:
+        """The name of the class."""
+        return self.layer.partition(",")[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a case; times in microseconds."""
+
+    layer: str
+    size: str
+    mode: str
+    stock: float
+    ours: float
+    ratio: float
+    error: float
+    forward: float
+    backward: float
+    bound: float | None
+    met: bool | None
+    rounds: int
+
+
+def ours_of(names: Sequence[str]) -> list[str]:
+    """Which of these names of torch.nn have a class of ours."""
+    return [name for name in names if getattr(nn, name, None) is not getattr(torch.nn, name, None)]
+
+
+def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
+    """Every layer of ours."""
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape).to(dtype)
+
+    def learns(*shape: int) -> Tensor:
+        return randn(*shape).requires_grad_()
+
+    def inputs(*shapes: tuple[int, ...]) -> Callable[[], tuple[Any, ...]]:
+        return lambda: tuple(learns(*shape) for shape in shapes)
+
+    for batch, n_in, n_out, bound in ((8, 16, 16, 1.25), (512, 1024, 1024, 1.03)):
+        size = f"{batch}×{n_in}×{n_out}"
+        yield Case("Linear", size, _built("Linear", n_in, n_out, dtype=dtype), inputs((batch, n_in)), (bound, bound))
+    if ours_of(["Bilinear"]):
+        for batch, n in ((8, 16), (128, 64)):
+            build = _built("Bilinear", n, n, n, dtype=dtype)
+            yield Case("Bilinear", f"{batch}×{n}×{n}×{n}", build, inputs((batch, n), (batch, n)))
+
+    variants: dict[str, dict[str, Build]] = {
+        "GELU": {"": _built("GELU"), ", tanh": _built("GELU", "tanh")},
+        "LogSoftmax": {"": _built("LogSoftmax", dim=1)},
+        "PReLU": {"": _built("PReLU", dtype=dtype)},
+        "RReLU": {", training": _built("RReLU"), ", evaluation": lambda nn: nn.RReLU().eval()},
+        "Softmax": {"": _built("Softmax", dim=1)},
+        "Softmin": {"": _built("Softmin", dim=1)},
+        "Threshold": {"": _built("Threshold", 0.1, 0.2)},
+    }
+    for name in ours_of(torch_activations.__all__):
+        for about, build in variants.get(name, {"": _built(name)}).items():
+            for rows, features, bounds in ((512, 4096, (1.5, 1.05)), (32, 64, (None, None))):
+                shape = (rows, features // 64, 8, 8) if name == "Softmax2d" else (rows, features)
+                yield Case(name + about, f"{rows}×{features}", build, inputs(shape), bounds)
+
+    yield from _losses(4096, 1000, learns, randn, dtype)
+
+
+def _built(name: str, *args: Any, **kwargs: Any) -> Build:
+    return lambda nn: getattr(nn, name)(*args, **kwargs)
+
+
+def _losses(
+    n: int, K: int, learns: Callable[..., Tensor], randn: Callable[..., Tensor], dtype: torch.dtype
+) -> Iterator[Case]:
+    """Every loss of ours, of n samples and K classes, with the targets that it is made for."""
+
+    def classes() -> Tensor:
+        return torch.randint(K, (n,))
+
+    def bits(*shape: int) -> Tensor:
+        return torch.randint(2, shape).to(dtype)
+
+    def signs(*shape: int) -> Tensor:
+        return 2 * bits(*shape) - 1
+
+    def probabilities() -> Tensor:
+        return torch.randn(n, K).softmax(1).to(dtype)
+
+    def log_probabilities() -> Tensor:
+        return torch.randn(n, K).log_softmax(1).to(dtype).requires_grad_()
+
+    def between(low: float, high: float) -> Tensor:
+        return torch.empty(n, K).uniform_(low, high).to(dtype)
+
+    def lists() -> Tensor:
+        """One to five labels a sample."""
+        labels = torch.rand(n, K).argsort(1)
+        labels.scatter_(1, torch.randint(1, 6, (n, 1)), -1)
+        return labels
+
+    inputs: dict[str, dict[str, Callable[[], tuple[Any, ...]]]] = {
+        "BCELoss": {"": lambda: (between(0.01, 0.99).requires_grad_(), bits(n, K))},
+        "BCEWithLogitsLoss": {"": lambda: (learns(n, K), bits(n, K))},
+        "CosineEmbeddingLoss": {"": lambda: (learns(n, K), learns(n, K), signs(n))},
+        "CrossEntropyLoss": {
+            "": lambda: (learns(n, K), classes()),
+            ", probabilities": lambda: (learns(n, K), probabilities()),
+        },
+        "GaussianNLLLoss": {"": lambda: (learns(n, K), randn(n, K), between(0.5, 1.5).requires_grad_())},
+        "HingeEmbeddingLoss": {"": lambda: (between(0, 2).requires_grad_(), signs(n, K))},
+        "KLDivLoss": {"": lambda: (log_probabilities(), probabilities())},
+        "MarginRankingLoss": {"": lambda: (learns(n, K), learns(n, K), signs(n, K))},
+        "MultiLabelMarginLoss": {"": lambda: (learns(n, K), lists())},
+        "MultiLabelSoftMarginLoss": {"": lambda: (learns(n, K), bits(n, K))},
+        "MultiMarginLoss": {"": lambda: (learns(n, K), classes())},
+        "NLLLoss": {"": lambda: (log_probabilities(), classes())},
+        "PoissonNLLLoss": {"": lambda: (learns(n, K), torch.poisson(torch.ones(n, K)).to(dtype))},
+        "SoftMarginLoss": {"": lambda: (learns(n, K), signs(n, K))},
+        "TripletMarginLoss": {"": lambda: (learns(n, K), learns(n, K), learns(n, K))},
+        "TripletMarginWithDistanceLoss": {"": lambda: (learns(n, K), learns(n, K), learns(n, K))},
+    }
+    options: dict[str, dict[str, Any]] = {"KLDivLoss": {"reduction": "batchmean"}}
+    numbers = {"": lambda: (learns(n, K), randn(n, K))}
+    for name in ours_of(torch_losses.__all__):
+        for about, arguments in inputs.get(name, numbers).items():
+            yield Case(name + about, f"{n}×{K}", _built(name, **options.get(name, {})), arguments, (1.3, 1.3))
+
+
+def measure(case: Case, mode: str, rounds: int) -> Row:
+    """Time both layers on the same parameters, inputs and upstream gradient."""
+    torch.manual_seed(0)
+    inputs = case.inputs()
+    ours, stock = case.build(nn), case.build(torch.nn)
+    ours.load_state_dict(stock.state_dict())
+    bound = case.bounds[MODES.index(mode)]
+    torch._dynamo.reset()
+    comparison = compare(_stopwatch(ours, inputs, mode), _stopwatch(stock, inputs, mode), rounds, bound)
+    forward, backward, ratio = comparison.ratios
+    return Row(
+        layer=case.layer,
+        size=case.size,
+        mode=mode,
+        stock=comparison.stock[-1] * 1e6,
+        ours=comparison.ours[-1] * 1e6,
+        ratio=ratio,
+        error=comparison.error,
+        forward=forward,
+        backward=backward,
+        bound=bound,
+        met=None if bound is None else ratio <= bound,
+        rounds=comparison.rounds,
+    )
+
+
+def _stopwatch(layer: torch.nn.Module, inputs: tuple[Any, ...], mode: str) -> Stopwatch:
+    """Times forward, backward, and both."""
+    learning = [t for t in (*inputs, *layer.parameters()) if isinstance(t, Tensor) and t.requires_grad]
+    call: Callable[..., Tensor] = torch.compile(layer, dynamic=False) if mode == "compiled" else layer
+    upstream = torch.randn_like(call(*inputs))
+
+    def run(repeats: int) -> tuple[float, ...]:
+        forward = backward = 0.0
+        for _ in range(repeats):
+            start = perf_counter()
+            y = call(*inputs)
+            between = perf_counter()
+            y.backward(upstream)
+            end = perf_counter()
+            forward += between - start
+            backward += end - between
+            del y
+            for t in learning:
+                t.grad = None
+        return forward, backward, forward + backward
+
+    return run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add = parser.add_argument
+    add("--layer", nargs="+", metavar="NAME", help="only these, such as Linear ReLU CrossEntropyLoss (default: all)")
+    add("--mode", choices=(*MODES, "both"), default="both", help="eager, under torch.compile, or (default) both")
+    add("--repeats", type=_count, default=15, metavar="N", help="rounds, up to 4 N where they disagree (default: 15)")
+    add("--threads", type=_count, metavar="N", help="threads of torch (default: torch's own choice)")
+    add("--dtype", choices=DTYPES, default="float32", help="of all floating-point numbers (default: float32)")
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--markdown", type=Path, metavar="FILE", help="write the table there")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the panel and print it. Returns 0: a bound that was missed is a finding, not a failure."""
+    require_tables()
+    cases = list(panel(DTYPES[options.dtype]))
+    names = sorted({case.name for case in cases})
+    for wanted in options.layer or ():
+        if wanted not in names:
+            near = difflib.get_close_matches(wanted, names, 3, 0.5) or names
+            message = f"argument --layer: no layer {wanted!r}; {'choose' if near is names else 'near it'}: "
+            print(f"torch-manualbp bench layers: {message}{', '.join(near)}", file=sys.stderr)
+            return 2
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    modes = MODES if options.mode == "both" else (options.mode,)
+    todo = [(c, m) for c in cases if options.layer is None or c.name in options.layer for m in modes]
+    rows: list[Row] = []
+    for i, (case, mode) in enumerate(todo, 1):
+        row = measure(case, mode, options.repeats)
+        rows.append(row)
+        about = f"[{i}/{len(todo)}] {row.layer} {row.size} {row.mode}"
+        print(f"{about}: {row.ratio:.2f} (bound {_figure(row.bound)})", file=sys.stderr, flush=True)
+    columns, cells = _table(rows)
+    title = f"Our layers against torch {torch.__version__}, {options.dtype}, {torch.get_num_threads()} threads"
+    print_table(title, columns, cells)
+    print(_summary(rows))
+    if options.json:
+        write(options.json, {**_surroundings(options), "rows": [asdict(row) for row in rows]})
+    if options.markdown:
+        write(options.markdown, as_markdown(columns, cells) + f"\n{_summary(rows)}\n")
+    return 0
+
+
+def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    columns = ["layer", "size", "mode", "torch µs", "ours µs", "ratio", "forward", "backward", "bound"]
+    cells = [
+        [
+            row.layer,
+            row.size,
+            row.mode,
+            _microseconds(row.stock),
+            _microseconds(row.ours),
+            f"{row.ratio:.2f} ± {row.error:.2f}",
+            f"{row.forward:.2f}",
+            f"{row.backward:.2f}",
+            _figure(row.bound) + {None: "", True: " met", False: " missed"}[row.met],
+        ]
+        for row in rows
+    ]
+    return columns, cells
+
+
+def _microseconds(t: float) -> str:
+    return f"{t:,.1f}" if t < 100 else f"{t:,.0f}"
+
+
+def _figure(bound: float | None) -> str:
+    return "–" if bound is None else f"{bound:.2f}"
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    bounded = [row for row in rows if row.met is not None]
+    met, faster = sum(bool(row.met) for row in bounded), sum(row.ratio < 1 for row in rows)
+    return f"{met} of {len(bounded)} bounds met; {faster} of {len(rows)} rows faster than torch.nn"
+
+
+def _surroundings(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": options.dtype,
+        "repeats": options.repeats,
+    }
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)

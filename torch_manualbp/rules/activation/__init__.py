@@ -1,0 +1,66 @@
+"""The rules of the activations: a = f(z), so that the local gradient is δ = ∂C/∂a ⊙ f'(z).
+
+Most act on every entry alone and owe, beside their forward, f'(z) alone: :class:`Activation` has the rest.
+"""
+
+from torch_manualbp.rules.activation.elementwise import Activation
+from torch_manualbp.rules.activation.gated import GLU
+from torch_manualbp.rules.activation.leaky import LeakyReLU, PReLU, RReLU
+from torch_manualbp.rules.activation.piecewise import (
+    Hardshrink,
+    Hardsigmoid,
+    Hardswish,
+    Hardtanh,
+    ReLU,
+    ReLU6,
+    Softshrink,
+    Threshold,
+)
+from torch_manualbp.rules.activation.smooth import (
+    CELU,
+    ELU,
+    GELU,
+    SELU,
+    GELUTanh,
+    LogSigmoid,
+    Mish,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Softsign,
+    Tanh,
+)
+from torch_manualbp.rules.activation.softmax import LogSoftmax, Softmax, Softmin, log_softmax_delta, softmax_delta
+
+__all__ = [
+    "CELU",
+    "ELU",
+    "GELU",
+    "GLU",
+    "SELU",
+    "Activation",
+    "GELUTanh",
+    "Hardshrink",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
+    "LeakyReLU",
+    "LogSigmoid",
+    "LogSoftmax",
+    "Mish",
+    "PReLU",
+    "RReLU",
+    "ReLU",
+    "ReLU6",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softmin",
+    "Softplus",
+    "Softshrink",
+    "Softsign",
+    "Tanh",
+    "Threshold",
+    "log_softmax_delta",
+    "softmax_delta",
+]

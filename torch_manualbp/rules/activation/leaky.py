@@ -1,0 +1,126 @@
+"""The rectified linear units that leak: with a given slope, a learned one, a random one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from torch_manualbp.rules.activation.elementwise import Activation
+from torch_manualbp.rules.evaluate import is_above, step, times
+from torch_manualbp.rules.rule import Rule, widened
+
+__all__ = ["LeakyReLU", "PReLU", "RReLU"]
+
+
+class LeakyReLU(Activation):
+    """The rectified linear unit that leaks.
+
+    ::
+
+        a = max(z, 0) + slope min(z, 0)
+        ⇒
+        f'(z) = 1 where z > 0,  slope elsewhere
+
+    Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, slope: float) -> Tensor:
+        return F.leaky_relu(z, slope)
+
+    @staticmethod
+    def derivative(z: Tensor, slope: float) -> Tensor:
+        return step(z, slope, 1)
+
+
+class PReLU(Rule):
+    """The leaky rectified linear unit that learns its slope w, one for all or one for each channel.
+
+    ::
+
+        a = max(z, 0) + w min(z, 0)
+        ⇒
+        δ = ∂C/∂a ⊙ f'(z),  f'(z) = 1 where z > 0,  w elsewhere
+        ∂C/∂w = Σ ∂C/∂a min(z, 0)          over the samples, and over the channels that share w
+
+    Shapes: z (*) with w () or (1); z (samples, channels, *) with w (channels). Kept: z, w.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, w: Tensor) -> Tensor:
+        if torch._C._are_functorch_transforms_active():  # ATen's function warns under vmap
+            return torch.where(z > 0, z, z * _along_channels(w, z))
+        return torch.prelu(z, w)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        z, w = ctx.saved_tensors
+        needs_dz, needs_dw = ctx.needs_input_grad
+        da_wide, z_wide, w_of_channel = widened(da), widened(z), _along_channels(widened(w), z)
+        dz = dw = None
+        if needs_dz:
+            positive = is_above(z_wide, 0)
+            dz = times(da_wide, (1 - positive) * w_of_channel + positive).to(z.dtype)
+        if needs_dw:
+            dw = (da_wide * z_wide.clamp(max=0)).sum_to_size(w_of_channel.shape).reshape(w.shape).to(w.dtype)
+        return dz, dw
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor | None, dw: Tensor | None) -> Tensor | None:
+        z, w = ctx.saved_tensors
+        da: Tensor | None = None
+        if dz is not None:
+            positive = is_above(z, 0)
+            da = dz * ((1 - positive) * _along_channels(w, z) + positive)
+        if dw is not None:
+            by_dw = z.clamp(max=0) * _along_channels(dw, z)
+            da = by_dw if da is None else da + by_dw
+        return da
+
+
+def _along_channels(w: Tensor, z: Tensor) -> Tensor:
+    """w in a shape that broadcasts against z: (1, channels, 1, …), or () for a z of one dimension."""
+    if w.numel() == 1:
+        return w.reshape((1,) * z.dim())
+    return w.reshape([w.numel() if d == 1 else 1 for d in range(z.dim())])
+
+
+class RReLU(Rule):
+    """The leaky rectified linear unit with a random slope r for each entry, which is 1 where z > 0.
+
+    ::
+
+        a = r z
+        ⇒
+        δ = ∂C/∂a ⊙ r
+
+    r is drawn by the caller, and a constant. Kept: r.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, r: Tensor) -> Tensor:
+        return z * r
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        _, r = inputs
+        ctx.save_for_backward(r)
+        ctx.save_for_forward(r)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
+        (r,) = ctx.saved_tensors
+        return da * r, None
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor, _: None) -> Tensor:
+        (r,) = ctx.saved_tensors
+        return dz * r

@@ -1,0 +1,217 @@
+"""The activations that are made of straight pieces (and of parabolas: Hardswish)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from torch_manualbp.rules.activation.elementwise import Activation
+from torch_manualbp.rules.evaluate import (
+    chosen,
+    divided,
+    is_between,
+    pass_above,
+    pass_between,
+    pass_beyond,
+    pass_positive,
+    zero_of,
+)
+from torch_manualbp.rules.rule import widened
+
+__all__ = [
+    "Hardshrink",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
+    "ReLU",
+    "ReLU6",
+    "Softshrink",
+    "Threshold",
+]
+
+
+class ReLU(Activation):
+    """The rectified linear unit.
+
+    ::
+
+        a = max(z, 0)
+        ⇒
+        δ = ∂C/∂a  where a > 0,  else 0
+
+    At the kink z = 0 the derivative is 0; at z = NaN the upstream gradient passes, as in torch. Kept: a.
+    """
+
+    keeps_output = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return torch.relu(z)
+
+    @staticmethod
+    def delta(da: Tensor, a: Tensor) -> Tensor:
+        return pass_positive(da, a)
+
+
+class ReLU6(Activation):
+    """The rectified linear unit that saturates at 6.
+
+    ::
+
+        a = min(max(z, 0), 6)
+        ⇒
+        δ = ∂C/∂a  where 0 < z < 6,  else 0
+
+    At both kinks the derivative is 0. Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return F.relu6(z)
+
+    @staticmethod
+    def delta(da: Tensor, z: Tensor) -> Tensor:
+        return pass_between(da, z, 0, 6)
+
+
+class Hardtanh(Activation):
+    """The piecewise linear tanh, between ``low`` and ``high``.
+
+    ::
+
+        a = min(max(z, low), high)
+        ⇒
+        δ = ∂C/∂a  where low < z < high,  else 0
+
+    At both kinks the derivative is 0. Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, low: float, high: float) -> Tensor:
+        return F.hardtanh(z, low, high)
+
+    @staticmethod
+    def delta(da: Tensor, z: Tensor, low: float, high: float) -> Tensor:
+        return pass_between(da, z, low, high)
+
+
+class Hardsigmoid(Activation):
+    """The piecewise linear sigmoid.
+
+    ::
+
+        a = min(max(z + 3, 0), 6) / 6
+        ⇒
+        δ = ∂C/∂a / 6  where −3 < z < 3,  else 0
+
+    At both kinks the derivative is 0. Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        if torch._C._are_functorch_transforms_active():  # whose forward mode over forward mode ATen's function lacks
+            return F.relu6(z + 3) / 6
+        return F.hardsigmoid(z)
+
+    @staticmethod
+    def delta(da: Tensor, z: Tensor) -> Tensor:
+        return divided(pass_between(da, z, -3, 3), 6)
+
+
+class Hardswish(Activation):
+    """The SiLU of a piecewise linear sigmoid h.
+
+    ::
+
+        a = z h(z),  h(z) = min(max(z + 3, 0), 6) / 6
+        ⇒
+        f'(z) = h(z) + z h'(z): 0 where z ≤ −3,  z / 3 + 1/2 where −3 < z < 3,  1 where z ≥ 3
+
+    Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        if torch._C._are_functorch_transforms_active():  # ATen's second derivative has 1/6 in float32
+            return z * (F.relu6(z + 3) / 6)
+        return F.hardswish(z)
+
+    @staticmethod
+    def delta(da: Tensor, z: Tensor) -> Tensor:
+        return chosen(da, z, _hardswish_delta, lambda into: _hardswish_derivative(z, into))
+
+
+def _hardswish_delta(da: Tensor, z: Tensor) -> Tensor:
+    wide = widened(da)
+    inside = torch.where(z < 3, wide * (widened(z) / 3 + 0.5), wide)
+    return torch.where(z <= -3, zero_of(wide, z), inside).to(da.dtype)
+
+
+def _hardswish_derivative(z: Tensor, into: Tensor) -> Tensor:
+    """h(z) + z h'(z) = (c + 3 + c [−3 < z < 3]) / 6 with c = z clamped to ±3."""
+    torch.clamp(z, -3, 3, out=into)
+    return into.addcmul_(into, is_between(z, -3, 3)).add_(3).div_(6)
+
+
+class Threshold(Activation):
+    """The identity above a threshold θ, and a constant below.
+
+    ::
+
+        a = z  where z > θ,  else value
+        ⇒
+        δ = ∂C/∂a  where z > θ,  else 0
+
+    Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, threshold: float, value: float) -> Tensor:
+        return F.threshold(z, threshold, value)
+
+    @staticmethod
+    def delta(da: Tensor, z: Tensor, threshold: float, value: float) -> Tensor:
+        return pass_above(da, z, threshold)
+
+
+class Hardshrink(Activation):
+    """The identity outside of ±λ, and 0 within.
+
+    ::
+
+        a = z  where |z| > λ,  else 0
+        ⇒
+        δ = ∂C/∂a  where |z| > λ,  else 0
+
+    At both kinks the derivative is 0. Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, lambd: float) -> Tensor:
+        return F.hardshrink(z, lambd)
+
+    @staticmethod
+    def delta(da: Tensor, z: Tensor, lambd: float) -> Tensor:
+        return pass_beyond(da, z, lambd)
+
+
+class Softshrink(Activation):
+    """The identity outside of ±λ, moved towards 0 by λ, and 0 within.
+
+    ::
+
+        a = z − λ where z > λ,  z + λ where z < −λ,  else 0
+        ⇒
+        δ = ∂C/∂a  where |z| > λ,  else 0
+
+    At both kinks the derivative is 0. Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, lambd: float) -> Tensor:
+        return F.softshrink(z, lambd)
+
+    @staticmethod
+    def delta(da: Tensor, z: Tensor, lambd: float) -> Tensor:
+        return pass_beyond(da, z, lambd)

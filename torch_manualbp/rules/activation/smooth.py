@@ -1,0 +1,320 @@
+"""The activations that are made of exponentials."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from torch_manualbp.rules.activation.elementwise import Activation
+from torch_manualbp.rules.evaluate import is_above, larger, logistic, step, times, times_one_plus
+
+__all__ = [
+    "CELU",
+    "ELU",
+    "GELU",
+    "SELU",
+    "GELUTanh",
+    "LogSigmoid",
+    "Mish",
+    "SiLU",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Tanh",
+]
+
+
+class Sigmoid(Activation):
+    """The logistic sigmoid.
+
+    ::
+
+        a = σ(z) = 1 / (1 + exp(−z))
+        ⇒
+        f'(z) = a (1 − a)
+
+    Kept: a.
+    """
+
+    keeps_output = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return torch.sigmoid(z)
+
+    @staticmethod
+    def derivative(a: Tensor) -> Tensor:
+        return (1 - a).mul_(a)  # the digits of a − a² cancel as a nears 1
+
+    @staticmethod
+    def lean_delta(da: Tensor, a: Tensor) -> Tensor:
+        return times_one_plus(da * a, a, -1)
+
+
+class LogSigmoid(Activation):
+    """The logarithm of the logistic sigmoid.
+
+    ::
+
+        a = log σ(z)
+        ⇒
+        f'(z) = σ(−z)
+
+    Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return F.logsigmoid(z)
+
+    @staticmethod
+    def derivative(z: Tensor) -> Tensor:
+        return logistic(-z)
+
+
+class Tanh(Activation):
+    """The hyperbolic tangent.
+
+    ::
+
+        a = tanh(z)
+        ⇒
+        f'(z) = 1 − a²
+
+    Kept: a.
+    """
+
+    keeps_output = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return torch.tanh(z)
+
+    @staticmethod
+    def derivative(a: Tensor) -> Tensor:
+        return (1 - a).mul_(1 + a)  # each factor is exact near its zero, where 1 − a² loses its digits
+
+    @staticmethod
+    def lean_delta(da: Tensor, a: Tensor) -> Tensor:
+        return times_one_plus(times(da, 1 - a), a)
+
+
+class Softsign(Activation):
+    """The sigmoid whose tails fall like 1 / |z|.
+
+    ::
+
+        a = z / (1 + |z|)
+        ⇒
+        f'(z) = 1 / (1 + |z|)²
+
+    For complex numbers, of which |z| is no analytic function, it stays torch's. Kept: z.
+    """
+
+    in_blocks = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return F.softsign(z)
+
+    @staticmethod
+    def derivative(z: Tensor) -> Tensor:
+        size = z.abs()
+        return 1 / ((size + 2).mul_(size).add_(1))  # (1 + |z|)², of which 1 + |z| would be rounded twice
+
+
+class Softplus(Activation):
+    """The smooth maximum of z and 0.
+
+    ::
+
+        a = log(1 + exp(β z)) / β  where β z ≤ threshold,  else z
+        ⇒
+        f'(z) = σ(β z)  where β z ≤ threshold,  else 1
+
+    Kept: z.
+    """
+
+    in_blocks = True
+
+    @staticmethod
+    def forward(z: Tensor, beta: float, threshold: float) -> Tensor:
+        return F.softplus(z, beta, threshold)
+
+    @staticmethod
+    def derivative(z: Tensor, beta: float, threshold: float) -> Tensor:
+        z = z if beta == 1 else z * beta
+        return larger(logistic(z), is_above(z, threshold))
+
+
+class ELU(Activation):
+    """The exponential linear unit.
+
+    ::
+
+        a = z where z > 0,  α (exp(z) − 1) elsewhere
+        ⇒
+        f'(z) = 1 where z > 0,  α exp(z) elsewhere
+
+    Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, alpha: float) -> Tensor:
+        return F.elu(z, alpha)
+
+    @staticmethod
+    def derivative(z: Tensor, alpha: float) -> Tensor:
+        exp = z.clamp(max=0).exp_()
+        return exp if alpha == 1 else times(step(z, alpha, 1), exp)
+
+
+class CELU(Activation):
+    """The exponential linear unit whose derivative is continuous for every α.
+
+    ::
+
+        a = z where z > 0,  α (exp(z / α) − 1) elsewhere
+        ⇒
+        f'(z) = 1 where z > 0,  exp(z / α) elsewhere
+
+    Kept: z.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, alpha: float) -> Tensor:
+        return F.celu(z, alpha)
+
+    @staticmethod
+    def derivative(z: Tensor, alpha: float) -> Tensor:
+        return z.clamp(max=0).div_(alpha).exp_()
+
+
+SELU_ALPHA = 1.6732632423543772848170429916717
+SELU_LAMBDA = 1.0507009873554804934193349852946
+
+
+class SELU(Activation):
+    """The ELU that keeps activations near mean 0 and variance 1 from layer to layer.
+
+    ::
+
+        a = λ z where z > 0,  λ α (exp(z) − 1) elsewhere
+        ⇒
+        f'(z) = λ where z > 0,  λ α exp(z) elsewhere
+
+    with α and λ of Klambauer et al., "Self-Normalizing Neural Networks" (2017). Kept: z.
+    """
+
+    in_blocks = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return torch.selu(z)
+
+    @staticmethod
+    def derivative(z: Tensor) -> Tensor:
+        return times(step(z, SELU_LAMBDA * SELU_ALPHA, SELU_LAMBDA), z.clamp(max=0).exp_())
+
+
+class SiLU(Activation):
+    """The sigmoid linear unit, or Swish.
+
+    ::
+
+        a = z σ(z)
+        ⇒
+        f'(z) = σ (1 + z (1 − σ))
+
+    Kept: z.
+    """
+
+    in_blocks = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return F.silu(z)
+
+    @staticmethod
+    def derivative(z: Tensor) -> Tensor:
+        return times_one_plus(torch.sigmoid(z), times(z, torch.sigmoid(-z)))  # σ(−z) has digits that 1 − σ(z) lost
+
+
+class Mish(Activation):
+    """The linear unit gated by the tanh of its softplus.
+
+    ::
+
+        a = z w,  w = tanh(log(1 + exp(z)))
+        ⇒
+        f'(z) = w + z σ(z) (1 − w²)
+
+    Kept: z.
+    """
+
+    in_blocks = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return F.mish(z)
+
+    @staticmethod
+    def derivative(z: Tensor) -> Tensor:
+        w = F.softplus(z).tanh()
+        return torch.addcmul(w, times(z, torch.sigmoid(z)), (1 - w).mul_(1 + w))
+
+
+class GELU(Activation):
+    """The linear unit gated by the normal distribution Φ, with density φ.
+
+    ::
+
+        a = z Φ(z),  Φ(z) = (1 + erf(z / √2)) / 2
+        ⇒
+        f'(z) = Φ(z) + z φ(z),  φ(z) = exp(−z² / 2) / √2π
+
+    Kept: z.
+    """
+
+    in_blocks = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return F.gelu(z)
+
+    @staticmethod
+    def derivative(z: Tensor) -> Tensor:
+        # exp as a power of 2, at a third of exp's time. Its digits, some fewer, do not show beside Φ's.
+        phi = (z * z).mul_(-0.5 * math.log2(math.e)).exp2_()
+        return (z * math.sqrt(0.5)).erf_().add_(1).mul_(0.5).add_(times(z, phi), alpha=1 / math.sqrt(2 * math.pi))
+
+
+class GELUTanh(Activation):
+    """The GELU with a tanh in place of Φ, which is a sigmoid of twice its argument.
+
+    ::
+
+        a = z (1 + tanh u) / 2 = z σ(2u),  2u = κ z (1 + c z²),  κ = √(8 / π),  c = 0.044715
+        ⇒
+        f'(z) = σ (1 + z (1 − σ) κ (1 + 3c z²))
+
+    Kept: z.
+    """
+
+    in_blocks = True
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return F.gelu(z, approximate="tanh")
+
+    @staticmethod
+    def derivative(z: Tensor) -> Tensor:
+        kappa, c = math.sqrt(8 / math.pi), 0.044715
+        z = z.clamp(-30, 30)  # where σ is 0 or 1 in every dtype, and z³ is still finite
+        square = z * z
+        v = (square * (kappa * c)).add_(kappa).mul_(z)
+        slope = square.mul_(3 * kappa * c).add_(kappa).mul_(z)
+        return times_one_plus(torch.sigmoid(v), times(slope, torch.sigmoid(-v)))  # σ(−v) has digits that 1 − σ(v) lost

@@ -1,0 +1,354 @@
+"""Every class of ``torch_manualbp.nn`` that is ours: how to build it and its torch twin, and a call of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_manualbp import nn as our_nn
+from torch_manualbp.verify.contract.case import DoesNotApply
+
+__all__ = ["LAYERS", "Layer", "compare", "layers", "of_torch", "ours", "results"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of ours and its torch twin, with inputs for both."""
+
+    name: str
+    build: Callable[[Any], Module]
+    """Makes the layer from a namespace: ``torch.nn`` or ours."""
+    make_inputs: Callable[[Shape], tuple[Tensor, ...]]
+    """The inputs of a call, in float64, the first of the given shape."""
+    shape: Shape = (5, 4)
+    image: Shape | None = (2, 4, 3, 4)
+    """A shape of four dimensions that the layer takes, if any: 4 channels, 4 features."""
+    differentiable: int = 1
+    """How many of the inputs, from the first on, take a gradient."""
+    is_random: bool = False
+    """Whether the layer draws random numbers: what is traced, or runs in two processes, draws others."""
+    namespace: Any = our_nn
+    """Where our class is found; planted mistakes have another."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def class_name(self) -> str:
+        return self.name.split()[0]
+
+    def with_mistake(self, **classes: type[Module]) -> Layer:
+        """This layer with the given classes in place of ours."""
+        return replace(self, namespace=_Namespace(classes))
+
+    def pair(self, dtype: torch.dtype = torch.float64) -> tuple[Module, Module]:
+        """Our layer and torch's, made from the same random state."""
+        built = []
+        for namespace in (self.namespace, torch.nn):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1)
+                built.append(self.build(namespace).to(dtype))
+        return built[0], built[1]
+
+    def inputs(self, dtype: torch.dtype = torch.float64, shape: Shape | None = None) -> tuple[Tensor, ...]:
+        """Fresh inputs, of which those that take a gradient are leaves that do."""
+        made = self.make_inputs(self.shape if shape is None else shape)
+        cast = [t.to(dtype) if t.is_floating_point() else t for t in made]
+        return tuple(t.requires_grad_(i < self.differentiable) for i, t in enumerate(cast))
+
+
+class _Namespace:
+    """``torch_manualbp.nn`` with other classes in it."""
+
+    def __init__(self, classes: dict[str, type[Module]]) -> None:
+        self.__dict__.update(classes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(our_nn, name)
+
+
+def ours() -> set[str]:
+    """The names of the classes in ``torch_manualbp.nn`` that are ours."""
+    values = ((name, getattr(value, "__module__", "")) for name, value in vars(our_nn).items())
+    return {name for name, module in values if module.startswith("torch_manualbp.nn.")}
+
+
+def layers(table: Sequence[Layer] | None = None) -> list[Layer]:
+    """The rows of the table whose class is ours."""
+    return [layer for layer in (LAYERS if table is None else table) if layer.class_name in ours()]
+
+
+def results(
+    module: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    parameters: Sequence[tuple[str, Tensor]] | None = None,
+    upstream: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The output of ``module(*inputs)``, and the gradients of inputs and parameters on an upstream gradient of random
+    numbers with the output's strides."""
+    if parameters is None:
+        parameters = list(module.named_parameters()) if isinstance(module, Module) else []
+    leaves = [(f"input {i}", t) for i, t in enumerate(inputs) if t.requires_grad] + list(parameters)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)  # for the layers that draw random numbers
+        in_place = getattr(module, "inplace", False)  # which no leaf may be changed
+        output = module(*(t * 1 if in_place and t.requires_grad else t for t in inputs))
+    if upstream is None:
+        upstream = _random_like(output)
+    gradients = torch.autograd.grad(output, [t for _, t in leaves], upstream)
+    named = {f"gradient of {name}": g for (name, _), g in zip(leaves, gradients, strict=True)}
+    return {"output": output.detach(), **named}
+
+
+def _random_like(t: Tensor) -> Tensor:
+    if t.is_meta or type(t.detach()) is not Tensor:
+        return torch.ones_like(t.detach())
+    return torch.empty_like(t.detach()).copy_(_randn(t.shape, seed=7))
+
+
+def compare(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-12, strides: bool = False
+) -> None:
+    """The same names, dtypes, shapes and, if asked, strides; numbers that differ by no more than the tolerance,
+    relative to the largest of each tensor or 1."""
+    assert actual.keys() == expected.keys(), f"{sorted(actual)}, torch has {sorted(expected)}"
+    for name, theirs in expected.items():
+        mine = actual[name]
+        assert mine.dtype == theirs.dtype, f"{name}: {mine.dtype}, torch's {theirs.dtype}"
+        assert mine.shape == theirs.shape, f"{name}: shape {tuple(mine.shape)}, torch's {tuple(theirs.shape)}"
+        assert mine.device == theirs.device, f"{name}: on {mine.device}, torch's on {theirs.device}"
+        if strides:
+            assert mine.stride() == theirs.stride(), f"{name}: strides {mine.stride()}, torch's {theirs.stride()}"
+        if theirs.is_meta or not theirs.numel():
+            continue
+        scale = max(1.0, theirs.double().abs().max().item())
+        difference = (mine.double() - theirs.double()).abs().max().item() / scale
+        assert difference <= tolerance, f"{name}: differs from torch's by {difference:.3g}"
+
+
+def of_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``function(*args)``, which does with torch's own layer what the check is about.
+
+    Raises:
+        DoesNotApply: it cannot be used in them, for the reason that torch gives.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of what is slow or deprecated
+            return function(*args, **kwargs)
+    except (RuntimeError, ValueError, NotImplementedError) as error:  # and no slip of the check
+        text = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise DoesNotApply(f"torch's own layer refuses: {text}") from error
+
+
+def _randn(shape: Sequence[int], seed: int = 2) -> Tensor:
+    return torch.randn(tuple(shape), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _normal(shape: Shape) -> tuple[Tensor, ...]:
+    return (_randn(shape),)
+
+
+def _two(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape), _randn(shape, seed=4)
+
+
+def _three(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape), _randn(shape, seed=4), _randn(shape, seed=5)
+
+
+def _with_variance(shape: Shape) -> tuple[Tensor, ...]:
+    return *_two(shape), _randn(shape, seed=5).abs() + 0.1
+
+
+def _positive(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape).abs() + 0.1, _randn(shape, seed=4).abs()
+
+
+def _counts(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape), _randn(shape, seed=4).abs()
+
+
+def _distributions(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape).log_softmax(-1), _randn(shape, seed=4).softmax(-1)
+
+
+def _log_distributions(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape).log_softmax(-1), _randn(shape, seed=4).log_softmax(-1)
+
+
+def _probabilities(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape).sigmoid(), _randn(shape, seed=4).sigmoid()
+
+
+def _logits(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape), _randn(shape, seed=4).sigmoid()
+
+
+def _signs(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape), _randn(shape, seed=4).sign()
+
+
+def _classes(shape: Shape) -> tuple[Tensor, ...]:
+    samples = (shape[0], *shape[2:])
+    return _randn(shape), torch.arange(torch.Size(samples).numel()).view(samples) % shape[1]
+
+
+def _class_probabilities(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape), _randn(shape, seed=4).softmax(1)
+
+
+def _label_lists(shape: Shape) -> tuple[Tensor, ...]:
+    y = torch.tensor([[0, 2, -1, 1], [3, -1, -1, -1], [-1, 0, 1, 2], [1, 1, -1, -1], [3, 2, 1, 0]])
+    return _randn(shape), y[: shape[0]]
+
+
+def _embeddings(shape: Shape) -> tuple[Tensor, ...]:
+    return *_two(shape), _randn(shape[:1], seed=5).sign()
+
+
+def _ranked(shape: Shape) -> tuple[Tensor, ...]:
+    return *_two(shape), _randn(shape, seed=5).sign()
+
+
+_weights = (1.0, 2.0, 0.5, 1.0)
+
+
+def _activation(name: str, build: Callable[[Any], Module], **kwargs: Any) -> Layer:
+    return Layer(name, build, _normal, **kwargs)
+
+
+LAYERS: tuple[Layer, ...] = (
+    Layer("Linear", lambda nn: nn.Linear(4, 3), _normal),
+    Layer("Linear without bias", lambda nn: nn.Linear(4, 3, bias=False), _normal),
+    Layer("Bilinear", lambda nn: nn.Bilinear(4, 4, 3), _two, differentiable=2),
+    Layer("Bilinear without bias", lambda nn: nn.Bilinear(4, 4, 3, bias=False), _two, differentiable=2),
+    Layer("Identity", lambda nn: nn.Identity(), _normal),
+    Layer("LazyLinear", lambda nn: _initialized(nn.LazyLinear(3)), _normal),
+    _activation("CELU", lambda nn: nn.CELU(alpha=0.7)),
+    _activation("ELU", lambda nn: nn.ELU(alpha=0.7)),
+    _activation("GELU", lambda nn: nn.GELU()),
+    _activation("GELU by tanh", lambda nn: nn.GELU(approximate="tanh")),
+    _activation("GLU", lambda nn: nn.GLU(dim=1)),
+    _activation("Hardshrink", lambda nn: nn.Hardshrink(0.3)),
+    _activation("Hardsigmoid", lambda nn: nn.Hardsigmoid()),
+    _activation("Hardswish", lambda nn: nn.Hardswish()),
+    _activation("Hardtanh", lambda nn: nn.Hardtanh(-0.5, 0.7)),
+    _activation("LeakyReLU", lambda nn: nn.LeakyReLU(0.2)),
+    _activation("LogSigmoid", lambda nn: nn.LogSigmoid()),
+    _activation("LogSoftmax", lambda nn: nn.LogSoftmax(dim=1)),
+    _activation("Mish", lambda nn: nn.Mish()),
+    _activation("PReLU", lambda nn: nn.PReLU()),
+    _activation("PReLU of channels", lambda nn: nn.PReLU(4, init=0.3)),
+    _activation("ReLU", lambda nn: nn.ReLU()),
+    _activation("ReLU6", lambda nn: nn.ReLU6()),
+    _activation("RReLU in evaluation", lambda nn: nn.RReLU(0.1, 0.4).eval()),
+    _activation("RReLU", lambda nn: nn.RReLU(0.1, 0.4), is_random=True),
+    _activation("SELU", lambda nn: nn.SELU()),
+    _activation("Sigmoid", lambda nn: nn.Sigmoid()),
+    _activation("SiLU", lambda nn: nn.SiLU()),
+    _activation("Softmax", lambda nn: nn.Softmax(dim=1)),
+    _activation("Softmax2d", lambda nn: nn.Softmax2d(), shape=(2, 4, 3, 4)),
+    _activation("Softmin", lambda nn: nn.Softmin(dim=1)),
+    _activation("Softplus", lambda nn: nn.Softplus(beta=2.0, threshold=1.0)),
+    _activation("Softshrink", lambda nn: nn.Softshrink(0.3)),
+    _activation("Softsign", lambda nn: nn.Softsign()),
+    _activation("Tanh", lambda nn: nn.Tanh()),
+    _activation("Tanhshrink", lambda nn: nn.Tanhshrink()),
+    _activation("Threshold", lambda nn: nn.Threshold(0.1, -2.0)),
+    Layer("L1Loss", lambda nn: nn.L1Loss(), _two, differentiable=2),
+    Layer("SmoothL1Loss", lambda nn: nn.SmoothL1Loss(beta=0.3), _two, differentiable=2),
+    Layer("SmoothL1Loss without a smooth part", lambda nn: nn.SmoothL1Loss(beta=0.0), _two, differentiable=2),
+    Layer("HuberLoss", lambda nn: nn.HuberLoss(delta=0.3), _two, differentiable=2),
+    Layer("MSELoss", lambda nn: nn.MSELoss(), _two, differentiable=2),
+    Layer("MSELoss of sums", lambda nn: nn.MSELoss(reduction="sum"), _two, differentiable=2),
+    Layer("NLLLoss", lambda nn: nn.NLLLoss(torch.tensor(_weights), ignore_index=1), _classes),
+    Layer("GaussianNLLLoss", lambda nn: nn.GaussianNLLLoss(full=True, eps=0.2), _with_variance, differentiable=3),
+    Layer("PoissonNLLLoss", lambda nn: nn.PoissonNLLLoss(full=True), _counts),
+    Layer(
+        "PoissonNLLLoss of rates",
+        lambda nn: nn.PoissonNLLLoss(log_input=False, eps=1e-3, reduction="none"),
+        _positive,
+        differentiable=2,
+    ),
+    Layer("KLDivLoss", lambda nn: nn.KLDivLoss(reduction="batchmean"), _distributions, differentiable=2),
+    Layer(
+        "KLDivLoss of logarithms",
+        lambda nn: nn.KLDivLoss(reduction="sum", log_target=True),
+        _log_distributions,
+        differentiable=2,
+    ),
+    Layer("BCELoss", lambda nn: nn.BCELoss(torch.tensor(_weights)), _probabilities, differentiable=2),
+    Layer(
+        "BCEWithLogitsLoss",
+        lambda nn: nn.BCEWithLogitsLoss(torch.tensor(_weights), pos_weight=torch.tensor([0.5, 1.0, 2.0, 1.0])),
+        _logits,
+        differentiable=2,
+    ),
+    Layer("HingeEmbeddingLoss", lambda nn: nn.HingeEmbeddingLoss(margin=0.5), _signs),
+    Layer("SoftMarginLoss", lambda nn: nn.SoftMarginLoss(), _signs),
+    Layer("CrossEntropyLoss", lambda nn: nn.CrossEntropyLoss(), _classes),
+    Layer(
+        "CrossEntropyLoss with weights",
+        lambda nn: nn.CrossEntropyLoss(torch.tensor(_weights), ignore_index=1, label_smoothing=0.1),
+        _classes,
+    ),
+    Layer(
+        "CrossEntropyLoss of probabilities",
+        lambda nn: nn.CrossEntropyLoss(torch.tensor(_weights), label_smoothing=0.1),
+        _class_probabilities,
+        differentiable=2,
+    ),
+    Layer(
+        "CosineEmbeddingLoss",
+        lambda nn: nn.CosineEmbeddingLoss(margin=0.2),
+        _embeddings,
+        image=None,
+        differentiable=2,
+    ),
+    Layer(
+        "MarginRankingLoss",
+        lambda nn: nn.MarginRankingLoss(margin=0.5, reduction="none"),
+        _ranked,
+        differentiable=2,
+    ),
+    Layer("MultiLabelMarginLoss", lambda nn: nn.MultiLabelMarginLoss(), _label_lists, image=None),
+    Layer(
+        "MultiLabelSoftMarginLoss",
+        lambda nn: nn.MultiLabelSoftMarginLoss(torch.tensor(_weights)),
+        _logits,
+        differentiable=2,
+    ),
+    Layer(
+        "MultiMarginLoss",
+        lambda nn: nn.MultiMarginLoss(p=2, margin=0.5, weight=torch.tensor(_weights)),
+        _classes,
+        image=None,
+    ),
+    Layer(
+        "TripletMarginLoss",
+        lambda nn: nn.TripletMarginLoss(margin=2.0, p=3, eps=1e-3, swap=True),
+        _three,
+        differentiable=3,
+    ),
+    Layer(
+        "TripletMarginWithDistanceLoss",
+        lambda nn: nn.TripletMarginWithDistanceLoss(margin=2.0, swap=True),
+        _three,
+        differentiable=3,
+    ),
+)
+
+
+def _initialized(layer: Module) -> Module:
+    """A lazy layer that has seen an input."""
+    layer(torch.ones(1, 4))
+    return layer

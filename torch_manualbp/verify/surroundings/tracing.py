@@ -1,0 +1,146 @@
+"""What traces a layer without running it on numbers: compilers, exporters, the meta device."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_manualbp.verify.contract.case import DoesNotApply
+from torch_manualbp.verify.surroundings.layers import Layer, compare, of_torch, results
+
+__all__ = [
+    "compiles",
+    "exports",
+    "exports_strictly",
+    "runs_on_fake_tensors",
+    "runs_on_the_meta_device",
+    "traces",
+    "traces_symbolically",
+]
+
+
+def compiles(layer: Layer, backend: str = "aot_eager") -> None:
+    """Under ``torch.compile(fullgraph=True)`` output and gradients are torch's."""
+    ours, theirs = layer.pair()
+    expected = of_torch(results, theirs, layer.inputs())
+    if layer.is_random:
+        raise DoesNotApply("compiled code draws other random numbers")
+    of_torch(_compiled, layer, theirs, backend)
+    compare(_compiled(layer, ours, backend), expected)
+
+
+def _compiled(layer: Layer, module: Module, backend: str) -> dict[str, Tensor]:
+    torch._dynamo.reset()
+    run = torch.compile(module, fullgraph=True, backend=backend)
+    return results(run, layer.inputs(), list(module.named_parameters()))
+
+
+def exports(layer: Layer, strict: bool = False) -> None:
+    """The program of ``torch.export`` computes what torch's layer does."""
+    ours, theirs = layer.pair()
+    if layer.is_random:
+        raise DoesNotApply("the program draws other random numbers")
+    expected = of_torch(_exported, layer, theirs, strict)
+    compare(_exported(layer, ours, strict), expected)
+
+
+def exports_strictly(layer: Layer) -> None:
+    """As ``exports``, by way of torch.compile's tracer."""
+    exports(layer, strict=True)
+
+
+def _exported(layer: Layer, module: Module, strict: bool) -> dict[str, Tensor]:
+    torch._dynamo.reset()
+    inputs = tuple(t.detach() for t in layer.inputs())
+    program = torch.export.export(module, inputs, strict=strict)
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    output = program.module()(*inputs)
+    assert nodes or output is inputs[0], "the program computes nothing"
+    return {"output": output.detach()}
+
+
+def traces(layer: Layer) -> None:
+    """``torch.jit.trace`` makes a function with torch's output and gradients."""
+    ours, theirs = layer.pair()
+    expected = of_torch(_traced, layer, theirs)
+    compare(_traced(layer, ours), expected)
+
+
+def _traced(layer: Layer, module: Module) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and tracing warns of every size that it fixes
+        traced = torch.jit.trace(module, tuple(t.detach() for t in layer.inputs()), check_trace=False)
+        return results(traced, layer.inputs())
+
+
+def traces_symbolically(layer: Layer) -> None:
+    """What ``torch.fx.symbolic_trace`` makes of a module with the layer in it has torch's output and gradients."""
+    ours, theirs = layer.pair()
+    expected = of_torch(_traced_symbolically, layer, theirs)
+    compare(_traced_symbolically(layer, ours), expected)
+
+
+def _traced_symbolically(layer: Layer, module: Module) -> dict[str, Tensor]:
+    around = {1: _OfOne, 2: _OfTwo, 3: _OfThree}[len(layer.inputs())](module)
+    return results(torch.fx.symbolic_trace(around), layer.inputs())
+
+
+class _OfOne(Module):
+    """Holds a layer: fx traces into layers that are not torch's own, and reads the arguments of ``forward``."""
+
+    def __init__(self, layer: Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.layer(a)
+
+
+class _OfTwo(_OfOne):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        return self.layer(a, b)
+
+
+class _OfThree(_OfOne):
+    def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:  # type: ignore[override]
+        return self.layer(a, b, c)
+
+
+def runs_on_the_meta_device(layer: Layer) -> None:
+    """On the meta device output and gradients have torch's shapes, dtypes and strides."""
+    ours, theirs = layer.pair()
+    expected = of_torch(_on_meta, layer, theirs)
+    compare(_on_meta(layer, ours), expected, strides=True)
+
+
+def _on_meta(layer: Layer, module: Module) -> dict[str, Tensor]:
+    inputs = [t.detach().to("meta").requires_grad_(t.requires_grad) for t in layer.inputs()]
+    return results(module.to("meta"), inputs)
+
+
+def runs_on_fake_tensors(layer: Layer) -> None:
+    """Under ``FakeTensorMode`` output and gradients have torch's shapes, dtypes and strides."""
+    ours, theirs = layer.pair()
+    expected = of_torch(_faked, layer, theirs)
+    compare(_faked(layer, ours), expected, strides=True)
+
+
+def _faked(layer: Layer, module: Module) -> dict[str, Tensor]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode()
+    inputs = layer.inputs()
+    fake = [mode.from_tensor(t.detach()).requires_grad_(t.requires_grad) for t in inputs]
+    parameters = [(n, mode.from_tensor(p.detach()).requires_grad_()) for n, p in module.named_parameters()]
+    buffers = {n: mode.from_tensor(b) for n, b in module.named_buffers()}
+
+    def run(*inputs: Tensor) -> Tensor:
+        output: Tensor = torch.func.functional_call(module, dict(parameters) | buffers, inputs)
+        return output
+
+    with mode:
+        found = results(run, fake, parameters)
+    return {name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for name, t in found.items()}
