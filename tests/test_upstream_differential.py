@@ -3,6 +3,7 @@ what is changed in place, warnings and errors."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,6 +26,7 @@ from upstream_differential import (
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex128, torch.complex64)
+LARGE = 100_000
 EVERY_DTYPE = (*FLOATS, *COMPLEX, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
@@ -171,15 +173,29 @@ def is_torn(op: Any, sample: Any) -> bool:
     return op.full_name in upstream.TORN_AT_NAN and bool(sample.input.isnan().any())
 
 
+def size_of(sample: Any) -> int:
+    return sample.input.numel() if isinstance(sample.input, torch.Tensor) else 0
+
+
 def compare_op(
-    op: Any, ours: Callable[..., Any], theirs: Callable[..., Any], dtype: torch.dtype, *, reference: bool, **how: Any
+    op: Any,
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    dtype: torch.dtype,
+    *,
+    reference: bool,
+    largest: float = math.inf,
+    **how: Any,
 ) -> None:
+    """Both functions on the entry's samples or reference inputs, of at most ``largest`` entries."""
     learns = dtype in op.supported_backward_dtypes("cpu")
     how |= allowances(op)
     errors: Errors = []
     for requires_grad in (True, False) if learns and dtype == torch.float64 else (learns,):
         inputs = op.reference_inputs if reference else op.sample_inputs
-        samples = [s for s in inputs("cpu", dtype, requires_grad=requires_grad) if not is_torn(op, s)]
+        samples = [
+            s for s in inputs("cpu", dtype, requires_grad=requires_grad) if not is_torn(op, s) and size_of(s) <= largest
+        ]
         mine, torchs = op_calls(ours, samples), op_calls(theirs, samples)
         spares = torchs if is_low(dtype) and not upstream.is_random(op) else None
         for i, (o, t) in enumerate(zip(mine, torchs, strict=True)):
@@ -199,23 +215,26 @@ def test_every_function_in_place(op: Any, dtype: torch.dtype) -> None:
     compare_op(op, op.inplace_variant, theirs, dtype, reference=False, in_place=True)
 
 
-@pytest.mark.parametrize(
-    ("op", "dtype"),
-    [
+def reference_cases(dtypes: tuple[torch.dtype, ...]) -> list[Any]:
+    cases = [case for case in op_cases() if case.values[1] in dtypes]
+    return [
         pytest.param(
-            *case.values,
-            id=case.id,
-            marks=[
-                *case.marks,
-                *expected_to_differ(case.values[0], "reference inputs"),
-                *([] if case.values[1] == torch.float64 else [pytest.mark.slow]),
-            ],
+            *case.values, id=case.id, marks=[*case.marks, *expected_to_differ(case.values[0], "reference inputs")]
         )
-        for case in op_cases()
-    ],
-)
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize(("op", "dtype"), reference_cases((torch.float64,)))
 def test_every_function_on_reference_inputs(op: Any, dtype: torch.dtype) -> None:
     """op_db's longer list: odd shapes and strides, small, large and extremal numbers."""
+    compare_op(op, op.op, upstream.torch_function(op), dtype, reference=True, largest=LARGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "dtype"), reference_cases(EVERY_DTYPE))
+def test_every_function_on_all_reference_inputs(op: Any, dtype: torch.dtype) -> None:
+    """In every dtype, with its tensors of a million entries."""
     compare_op(op, op.op, upstream.torch_function(op), dtype, reference=True)
 
 

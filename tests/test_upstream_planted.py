@@ -72,7 +72,7 @@ SIGMOIDS: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype, str]] = {
 @pytest.mark.parametrize(("mistaken", "dtype", "says"), SIGMOIDS.values(), ids=SIGMOIDS)
 def test_a_mistaken_sigmoid(mistaken: Callable[[Tensor], Tensor], dtype: torch.dtype, says: str) -> None:
     (op,) = (o for o in upstream.OPS if o.full_name == "sigmoid")
-    how = {"reference": dtype == torch.float64}
+    how: dict[str, Any] = {"reference": dtype == torch.float64, "largest": differential.LARGE}
     differential.compare_op(op, functional.sigmoid, torch.sigmoid, dtype, **how)
     with pytest.raises(AssertionError, match=says):
         differential.compare_op(op, mistaken, torch.sigmoid, dtype, **how)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 
 from torch_manualbp import functional, nn
@@ -53,7 +54,10 @@ OURS_RUNS: dict[tuple[str, str], str] = {
     ("nn.MultiLabelMarginLoss", "test_gradgrad"): "torch has no second derivative",
     ("nn.functional.hardsigmoid", "test_inplace_gradgrad"): "torch has no second derivative",
     ("nn.functional.rrelu", "test_inplace_forward_mode_AD"): "torch has no forward mode in place",
-    ("nn.functional.binary_cross_entropy", "test_dispatch_meta_outplace"): "upstream compares with a kernel for meta",
+    (
+        "nn.functional.binary_cross_entropy",
+        "test_dispatch_meta_outplace",
+    ): "torch's kernel for meta broadcasts its output",
 }
 """Tests that upstream skips or expects to fail with torch's own layer, and that ours must pass, and why."""
 
@@ -93,7 +97,7 @@ TORN_AT_NAN = {
 """Where torch's gradient at NaN is one in its kernel's vectors and another in the numbers left over."""
 
 SINGLE_IN_TORCH = {
-    "nn.functional.celu": "torch's kernel has 1 / α in float32",
+    "nn.functional.celu": "torch's gradient takes 1 / α of an α in float32",
     "nn.functional.hardsigmoid": "torch's kernel has 1 / 6 in float32",
     "Hardsigmoid": "torch's kernel has 1 / 6 in float32",
 }
@@ -115,6 +119,12 @@ KNOWN_DIFFERENCES: dict[tuple[str, str], str] = {
 }
 """Where ours is not torch's: each is a strict expected failure."""
 
+SLOW = {
+    ("nn.functional.gaussian_nll_loss", "test_fn_gradgrad"),
+    ("nn.functional.gaussian_nll_loss", "test_fn_fwgrad_bwgrad"),
+}
+"""Tests of upstream's that stand under the marker ``slow``: this entry has 324 samples, the next 72."""
+
 RAN: Counter[str] = Counter()
 """How many inputs of the databases the tests of this run took, by the kind of test."""
 
@@ -135,6 +145,7 @@ def taken_over(name: str, decorations: tuple[Any, ...]) -> tuple[Any, ...]:
         for entry, test in KNOWN_DIFFERENCES
         if entry == name
     ]
+    kept += [DecorateInfo(pytest.mark.slow, test_name=test) for entry, test in SLOW if entry == name]
     return tuple(kept)
 
 
