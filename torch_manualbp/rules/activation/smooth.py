@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.evaluate import is_above, larger, logistic, step, times, times_one_plus
+from torch_manualbp.rules.evaluate import (
+    is_above,
+    larger,
+    logistic,
+    logistic_and_divisor,
+    quotient,
+    step,
+    times,
+    times_one_plus,
+)
 
 __all__ = [
     "CELU",
@@ -240,7 +249,9 @@ class SiLU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        return times_one_plus(torch.sigmoid(z), times(z, torch.sigmoid(-z)))  # σ(−z) has digits that 1 − σ(z) lost
+        sigma, d = logistic_and_divisor(z)
+        # 1 + z (1 − σ) = (d + z) / d, whose sum loses fewer digits; beyond z = 100 it is 1, and z may be infinite.
+        return times(sigma, quotient(d + z.clamp(max=100), d))
 
 
 class Mish(Activation):
@@ -315,6 +326,5 @@ class GELUTanh(Activation):
         kappa, c = math.sqrt(8 / math.pi), 0.044715
         z = z.clamp(-30, 30)  # where σ is 0 or 1 in every dtype, and z³ is still finite
         square = z * z
-        v = (square * (kappa * c)).add_(kappa).mul_(z)
-        slope = square.mul_(3 * kappa * c).add_(kappa).mul_(z)
-        return times_one_plus(torch.sigmoid(v), times(slope, torch.sigmoid(-v)))  # σ(−v) has digits that 1 − σ(v) lost
+        sigma, d = logistic_and_divisor((square * (kappa * c)).add_(kappa).mul_(z))
+        return times_one_plus(sigma, quotient(square.mul_(3 * kappa * c).add_(kappa).mul_(z), d))
