@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
 from torch_manualbp.rules.evaluate import (
+    exact_sigmoid,
     is_above,
     larger,
     logistic,
@@ -249,9 +250,8 @@ class SiLU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        sigma, d = logistic_and_divisor(z)
-        # 1 + z (1 − σ) = (d + z) / d, whose sum loses fewer digits; beyond z = 100 it is 1, and z may be infinite.
-        return times(sigma, quotient(d + z.clamp(max=100), d))
+        sigma = exact_sigmoid(z)
+        return times_one_plus(sigma, (1 - sigma).mul_(z))
 
 
 class Mish(Activation):

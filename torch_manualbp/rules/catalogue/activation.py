@@ -177,16 +177,7 @@ ACTIVATIONS: tuple[Entry, ...] = (
         exempt={"NaN, number": TORN_AT_NAN, **_special_values(OVERFLOWS, "float64", "float32", "bfloat16")},
     ),
     Entry(Sigmoid, torch.sigmoid, _elementwise(), complex=True),
-    Entry(
-        SiLU,
-        F.silu,
-        _elementwise(),
-        cancels=True,
-        exempt={
-            "infinities": INFINITE_BY_ZERO,
-            **_special_values(INFINITE_BY_ZERO, "float64", "float32", "float16", "bfloat16"),
-        },
-    ),
+    Entry(SiLU, F.silu, _elementwise(), cancels=True),
     Entry(Softmax, torch.softmax, _along_samples, cancels=True),
     Entry(Softmin, F.softmin, _along_samples, cancels=True),
     Entry(
