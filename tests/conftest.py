@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -20,3 +22,35 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much of PyTorch's own databases ran over our layers, and why the rest did not."""
+    upstream = sys.modules.get("upstream")
+    if upstream is None:
+        return
+
+    def of(outcome: str) -> list[pytest.TestReport]:
+        reports = terminalreporter.stats.get(outcome, [])
+        return [r for r in reports if "test_upstream_" in r.nodeid and getattr(r, "when", None) in ("call", "setup")]
+
+    counts = {outcome: len(of(outcome)) for outcome in ("passed", "failed", "error", "skipped", "xfailed")}
+    if not sum(counts.values()):
+        return
+    write = terminalreporter.write_line
+    terminalreporter.section("PyTorch's own databases over our layers")
+    for line in upstream.coverage():
+        write(line)
+    write(f"{sum(counts.values())} tests: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
+    for what, n in sorted(upstream.RAN.items()):
+        write(f"  {n:6d} {what}")
+    reasons = Counter(str(r.longrepr[2]) for r in of("skipped") if isinstance(r.longrepr, tuple))
+    for reason, n in reasons.most_common():
+        write(f"  {n:6d} {reason}")
+    for r in of("xfailed"):
+        write(f"         expected by upstream to fail, and does: {r.nodeid.split('::')[-1]}")
+    for (entry, test), reason in upstream.OURS_RUNS.items():
+        if upstream.is_ours(entry):
+            write(f"         skipped or expected to fail by upstream, passed by ours: {entry} {test} ({reason})")
+    for test, reason in upstream.NOT_RUN.items():
+        write(f"         not run: {test} ({reason})")

@@ -392,3 +392,10 @@ def test_meta_tensors(call: Call) -> None:
         grads.append(torch.autograd.grad(loss, leaf, torch.ones_like(loss))[0])
     assert grads[0].is_meta
     assert grads[0].shape == grads[1].shape
+
+
+def test_forward_mode_of_a_multi_margin_without_dimensions() -> None:
+    """A number is one sample of one class."""
+    s, y = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0)
+    tangent = torch.func.jvp(lambda s: functional.multi_margin_loss(s, y), (s,), (torch.ones_like(s),))[1]
+    assert torch.equal(tangent, torch.zeros((), dtype=torch.float64))

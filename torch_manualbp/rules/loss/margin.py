@@ -104,7 +104,8 @@ class MultiMargin(Rule):
 
     for p = 1 or 2. At the kink r = 0 the gradient is 0, as in torch, and so it is where r is NaN.
 
-    Shapes: s (K) with y () or (1), or s (samples, K) with y (samples) of integers. ``"sum"`` and ``"none"`` have n = 1.
+    Shapes: s (K) with y () or (1), or s (samples, K) with y (samples) of integers; s of shape () is one class.
+    ``"sum"`` and ``"none"`` have n = 1.
     Kept: s, y, w. As in torch, w takes no gradient; forward mode holds it constant.
     """
 
@@ -133,7 +134,7 @@ class MultiMargin(Rule):
     @staticmethod
     def jvp(ctx: Any, ds: Tensor, *_: Any) -> Tensor:
         s, y, w = ctx.saved_tensors
-        gradient = multi_margin_gradient(s, y, torch.ones_like(s[..., 0]), ctx.p, ctx.margin, w)
+        gradient = multi_margin_gradient(s, y, torch.ones_like(_rows(s)[:, 0]), ctx.p, ctx.margin, w)
         return reduced((_rows(gradient) * _rows(ds)).sum(1).reshape(y.shape), ctx.reduction)
 
 

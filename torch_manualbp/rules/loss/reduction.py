@@ -13,7 +13,16 @@ from torch import Tensor
 from torch_manualbp.rules.evaluate import BLOCK, records_nothing
 from torch_manualbp.rules.rule import Rule, widened
 
-__all__ = ["PointwiseLoss", "fits_blocks", "in_blocks", "product_with", "reduced", "reduced_in_blocks", "share_of_each"]
+__all__ = [
+    "PointwiseLoss",
+    "fits_blocks",
+    "in_blocks",
+    "in_dtype",
+    "product_with",
+    "reduced",
+    "reduced_in_blocks",
+    "share_of_each",
+]
 
 Partial = Callable[..., Tensor]
 Reads = Callable[..., tuple[tuple[int, ...], ...]]
@@ -116,6 +125,11 @@ def share_of_each(g: Tensor, reduction: str, n: int) -> Tensor:
     return g / max(n, 1) if reduction == "mean" else g
 
 
+def in_dtype(dtype: torch.dtype, gradient: Tensor) -> Tensor:
+    """The gradient of an argument of ``dtype``: for a real one the real part, where ``to`` alone would warn."""
+    return (gradient.real if gradient.is_complex() and not dtype.is_complex else gradient).to(dtype)
+
+
 def reduced_in_blocks(loss: Callable[..., Tensor], *tensors: Tensor | None, reduction: str) -> Tensor:
     """``loss(*tensors, reduction=reduction)``, its sums in cache-sized blocks where that is faster: ATen writes the
     C_i, and for most losses several intermediates, before it adds them up."""
@@ -134,7 +148,7 @@ def product_with(
     fits = derivative.dtype == g.dtype == dtype and (g.dim() == 0 or g.shape == derivative.shape)
     if fits and records_nothing(derivative, g) and _is_free(derivative, tensors):
         return derivative.mul_(g)  # at 4096×1000 a pass over fresh memory takes twice as long as one in place
-    return (derivative * widened(g)).to(dtype)
+    return in_dtype(dtype, derivative * widened(g))
 
 
 def _is_free(t: Tensor, others: Sequence[Tensor | None]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.evaluate import records_nothing
-from torch_manualbp.rules.loss.reduction import PointwiseLoss, product_with, reduced, reduced_in_blocks
+from torch_manualbp.rules.loss.reduction import PointwiseLoss, in_dtype, product_with, reduced, reduced_in_blocks
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = [
@@ -86,8 +86,8 @@ class Difference(Rule):
     @staticmethod
     def backward(ctx: Any, dr: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         needs_ds, needs_dy, _ = ctx.needs_input_grad
-        ds = dr.sum_to_size(ctx.shapes[0]).to(ctx.dtypes[0]) if needs_ds else None
-        dy = -dr.sum_to_size(ctx.shapes[1]).to(ctx.dtypes[1]) if needs_dy else None
+        ds = in_dtype(ctx.dtypes[0], dr.sum_to_size(ctx.shapes[0])) if needs_ds else None
+        dy = -in_dtype(ctx.dtypes[1], dr.sum_to_size(ctx.shapes[1])) if needs_dy else None
         return ds, dy, None
 
     @staticmethod

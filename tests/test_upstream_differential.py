@@ -1,0 +1,200 @@
+"""Ours against torch's on every constructor and input of PyTorch's databases: outputs, gradients, dtypes, strides,
+what is changed in place, warnings and errors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+import upstream
+from upstream_differential import Call, Errors, assert_no_less_accurate, assert_same_observation, fresh, observe, seed
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+COMPLEX = (torch.complex128, torch.complex64)
+EVERY_DTYPE = (*FLOATS, *COMPLEX, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
+
+def compare(
+    ours: Callable[[], Call], torchs: Callable[[], Call], spare: Callable[[], Call] | None, **how: Any
+) -> Errors:
+    """One comparison; ``spare`` is a further call of torch's, which runs in double precision."""
+    errors: Errors = []
+    in_place = how.pop("in_place", False)
+    reference = None if spare is None else observe(spare, doubled=True, in_place=in_place)
+    assert_same_observation(
+        observe(ours, in_place=in_place), observe(torchs, in_place=in_place), reference, errors, **how
+    )
+    return errors
+
+
+def is_low(dtype: torch.dtype) -> bool:
+    return (dtype.is_floating_point or dtype.is_complex) and torch.finfo(dtype).bits < 64
+
+
+# Layers
+
+
+def module_cases() -> Iterator[Any]:
+    for info in (*upstream.MODULES, *upstream.OWN_MODULES):
+        for dtype in (*FLOATS, *COMPLEX):
+            for training in (True, False):
+                if training or info.train_and_eval_differ or dtype == torch.float64:
+                    mode = "training" if training else "evaluation"
+                    yield pytest.param(info, dtype, training, id=f"{info.name}-{str(dtype)[6:]}-{mode}")
+
+
+def module_calls(
+    info: Any, cls: type[torch.nn.Module], dtype: torch.dtype, training: bool, **changed: Any
+) -> list[Callable[[], Call]]:
+    """A call of a new layer for each of the entry's inputs, with tensors of its own."""
+
+    def prepare(module_input: Any) -> Call:
+        constructor, forward = module_input.constructor_input, module_input.forward_input
+        args, kwargs = fresh((forward.args, forward.kwargs))
+        layer = cls(*constructor.args, **{**constructor.kwargs, **changed})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Complex modules are a new feature", UserWarning)
+            layer.to(dtype)
+        return Call(layer.train(training), tuple(args), kwargs)
+
+    seed(3)
+    inputs = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training)
+    return [partial(prepare, i) for i in inputs]
+
+
+@pytest.mark.parametrize(("info", "dtype", "training"), list(module_cases()))
+def test_every_layer(info: Any, dtype: torch.dtype, training: bool) -> None:
+    ours, theirs = info.module_cls, upstream.torch_class(info)
+    in_place = "inplace" in theirs.__init__.__code__.co_varnames
+    errors: Errors = []
+    for changed in ({}, {"inplace": True}) if in_place else ({},):
+        try:
+            torchs = module_calls(info, theirs, dtype, training, **changed)
+        except (RuntimeError, NotImplementedError) as error:
+            assert dtype.is_complex
+            pytest.skip(f"module_db makes no complex inputs for it: {error}")
+        mine = module_calls(info, ours, dtype, training, **changed)
+        is_random = training and info.name == "nn.RReLU"
+        spares = torchs if is_low(dtype) and not is_random else None
+        for i, (o, t) in enumerate(zip(mine, torchs, strict=True)):
+            errors += compare(o, t, spares[i] if spares else None, in_place=bool(changed))
+            upstream.RAN["constructors and inputs of layers, against torch's class"] += 1
+    assert_no_less_accurate(errors)
+
+
+@pytest.mark.parametrize(
+    "info", [i for i in (*upstream.MODULES, *upstream.OWN_MODULES) if i.module_error_inputs_func], ids=lambda i: i.name
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=lambda d: str(d)[6:])
+def test_errors_of_layers(info: Any, dtype: torch.dtype) -> None:
+    def calls(cls: type[torch.nn.Module]) -> Any:
+        seed(3)
+        bad = info.module_error_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=True)
+
+        def build_and_call(module_input: Any) -> Call:
+            constructor, forward = module_input.constructor_input, module_input.forward_input
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                return cls(*constructor.args, **constructor.kwargs)(*args, **kwargs)
+
+            return Call(run, forward.args if forward else (), forward.kwargs if forward else {})
+
+        return [(error, partial(build_and_call, error.module_error_input)) for error in bad]
+
+    for (listed, mine), (_, torch_s) in zip(calls(info.module_cls), calls(upstream.torch_class(info)), strict=True):
+        seen = observe(mine)
+        assert seen.error is not None, listed.error_regex
+        assert_same_observation(seen, observe(torch_s))
+        upstream.RAN["bad inputs, against torch's error"] += 1
+
+
+# Functions
+
+
+def op_cases(in_place: bool = False) -> Iterator[Any]:
+    for op in upstream.OPS:
+        if in_place and op.inplace_variant is None:
+            continue
+        for dtype in EVERY_DTYPE:
+            if dtype in op.supported_dtypes("cpu"):
+                yield pytest.param(op, dtype, id=f"{op.formatted_name}-{str(dtype)[6:]}")
+
+
+def op_calls(function: Callable[..., Any], samples: list[Any]) -> list[Callable[[], Call]]:
+    """A call of the function on each sample, with tensors of its own."""
+
+    def prepare(sample: Any) -> Call:
+        args, kwargs = fresh(((sample.input, *sample.args), sample.kwargs))
+        return Call(function, args, kwargs)
+
+    return [partial(prepare, sample) for sample in samples]
+
+
+def compare_op(
+    op: Any, ours: Callable[..., Any], theirs: Callable[..., Any], dtype: torch.dtype, *, reference: bool, **how: Any
+) -> None:
+    learns = dtype in op.supported_backward_dtypes("cpu")
+    how["finite_where_torch_is_not"] = op.full_name in upstream.FINITE_WHERE_TORCH_IS_NOT
+    errors: Errors = []
+    for requires_grad in (True, False) if learns and dtype == torch.float64 else (learns,):
+        inputs = op.reference_inputs if reference else op.sample_inputs
+        samples = list(inputs("cpu", dtype, requires_grad=requires_grad))
+        mine, torchs = op_calls(ours, samples), op_calls(theirs, samples)
+        spares = torchs if is_low(dtype) and not upstream.is_random(op) else None
+        for i, (o, t) in enumerate(zip(mine, torchs, strict=True)):
+            errors += compare(o, t, spares[i] if spares else None, **how)
+            upstream.RAN["inputs of functions, against torch's function"] += 1
+    assert_no_less_accurate(errors)
+
+
+@pytest.mark.parametrize(("op", "dtype"), list(op_cases()))
+def test_every_function(op: Any, dtype: torch.dtype) -> None:
+    compare_op(op, op.op, upstream.torch_function(op), dtype, reference=False)
+
+
+@pytest.mark.parametrize(("op", "dtype"), list(op_cases(in_place=True)))
+def test_every_function_in_place(op: Any, dtype: torch.dtype) -> None:
+    theirs = partial(upstream.torch_function(op), inplace=True)
+    compare_op(op, op.inplace_variant, theirs, dtype, reference=False, in_place=True)
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        pytest.param(*case.values, id=case.id, marks=[] if case.values[1] == torch.float64 else pytest.mark.slow)
+        for case in op_cases()
+    ],
+)
+def test_every_function_on_reference_inputs(op: Any, dtype: torch.dtype) -> None:
+    """op_db's longer list: odd shapes and strides, small, large and extremal numbers."""
+    compare_op(op, op.op, upstream.torch_function(op), dtype, reference=True)
+
+
+@pytest.mark.parametrize("op", [o for o in upstream.OPS if o.error_inputs_func], ids=lambda o: o.formatted_name)
+def test_errors_of_functions(op: Any) -> None:
+    samples = [error.sample_input for error in op.error_inputs("cpu")]
+    for mine, torch_s in zip(op_calls(op.op, samples), op_calls(upstream.torch_function(op), samples), strict=True):
+        assert_same_observation(observe(mine), observe(torch_s))
+        upstream.RAN["bad inputs, against torch's error"] += 1
+
+
+@pytest.mark.parametrize("op", upstream.OPS, ids=lambda o: o.formatted_name)
+def test_refuses_the_dtypes_that_torch_refuses(op: Any) -> None:
+    """On the numbers of a supported dtype, cast to one that op_db does not list."""
+    listed = op.supported_dtypes("cpu")
+    for dtype in set(EVERY_DTYPE) - set(listed):
+
+        def cast(t: Any, dtype: torch.dtype = dtype) -> Any:
+            if not isinstance(t, torch.Tensor) or not t.is_floating_point():
+                return t
+            return t.to(dtype).requires_grad_(t.requires_grad and (dtype.is_floating_point or dtype.is_complex))
+
+        samples = [s.transform(cast) for s in islice(op.sample_inputs("cpu", torch.float32, requires_grad=True), 6)]
+        for mine, torch_s in zip(op_calls(op.op, samples), op_calls(upstream.torch_function(op), samples), strict=True):
+            assert_same_observation(observe(mine), observe(torch_s))
+            upstream.RAN["inputs of dtypes that are not listed, against torch's function"] += 1

@@ -1,0 +1,264 @@
+"""PyTorch's own databases of modules and operators, with our classes and functions in the place of torch's.
+
+``module_db`` and ``op_db`` ship in torch's wheel, in ``torch.testing._internal``; the test files that run over them do
+not. Each entry lists constructors, inputs, dtypes, tolerances, bad inputs, and decorations (skips, expected failures)
+that hang on the names of upstream's test classes and methods, so the tests over them carry those names.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import unittest
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from torch_manualbp import functional, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ImportWarning)  # that hypothesis, with which torch shuffles nothing here, is absent
+    from torch.testing._internal import common_modules
+    from torch.testing._internal.common_methods_invocations import op_db
+    from torch.testing._internal.common_modules import FunctionInput, ModuleInfo, ModuleInput, module_db
+
+CLASSES: dict[str, type[torch.nn.Module]] = {
+    name: value for name, value in vars(nn).items() if getattr(value, "__module__", "").startswith("torch_manualbp.nn.")
+}
+"""Our classes, by name."""
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name: getattr(functional, name) for name in functional.__all__ if hasattr(torch.nn.functional, name)
+}
+"""Our functionals that replace one of torch's, by name."""
+
+FAMILIES = {
+    "linear": "Linear Bilinear Identity LazyLinear",
+    "activations": "CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid LogSoftmax Mish "
+    "PReLU ReLU ReLU6 RReLU SELU Sigmoid SiLU Softmax Softmax2d Softmin Softplus Softshrink Softsign Tanh Tanhshrink "
+    "Threshold",
+    "losses": "L1Loss SmoothL1Loss HuberLoss MSELoss CrossEntropyLoss NLLLoss GaussianNLLLoss PoissonNLLLoss KLDivLoss "
+    "BCELoss BCEWithLogitsLoss CosineEmbeddingLoss HingeEmbeddingLoss MarginRankingLoss MultiLabelMarginLoss "
+    "MultiLabelSoftMarginLoss MultiMarginLoss SoftMarginLoss TripletMarginLoss TripletMarginWithDistanceLoss",
+}
+"""Every class of the three families."""
+
+OURS_RUNS: dict[tuple[str, str], str] = {
+    ("nn.MultiMarginLoss", "test_gradgrad"): "torch has no second derivative",
+    ("nn.MultiLabelMarginLoss", "test_gradgrad"): "torch has no second derivative",
+    ("nn.functional.hardsigmoid", "test_inplace_gradgrad"): "torch has no second derivative",
+    ("nn.functional.binary_cross_entropy", "test_dispatch_meta_outplace"): "upstream compares with a kernel for meta",
+}
+"""Tests that upstream skips or expects to fail with torch's own layer, and that ours must pass, and why."""
+
+NO_CHANNELS_LAST = "upstream: 'no channels_last support' for this layer"
+NUMPY_DIVERGES = "upstream: NumPy's reference diverges for these complex numbers"
+REASONS: dict[tuple[str, str], str] = {
+    **{(f"nn.{name}", "test_memory_format"): NO_CHANNELS_LAST for name in CLASSES},
+    ("nn.KLDivLoss", "test_grad"): "upstream: pytorch#115588; module_db takes logarithms of negative numbers here",
+    ("nn.KLDivLoss", "test_gradgrad"): "upstream: pytorch#115588; module_db takes logarithms of negative numbers here",
+    **{
+        (f"nn.functional.{name}", f"test_reference_numerics_{numbers}"): NUMPY_DIVERGES
+        for name in ("silu", "silu.complex", "tanhshrink")
+        for numbers in ("normal", "large", "small", "extremal")
+    },
+    ("nn.functional.softsign", "test_reference_numerics_small"): "upstream: NumPy's reference overflows its integers",
+}
+"""Why upstream skips, by its comments, where its decoration itself says no more than "Skipped!"."""
+
+FINITE_WHERE_TORCH_IS_NOT = {
+    "nn.functional.poisson_nll_loss": "torch's gradient for a count of 0 is 0 times the derivative of log 0, NaN",
+}
+"""Gradients that ours has and torch has not."""
+
+RAN: Counter[str] = Counter()
+"""How many inputs of the databases the tests of this run took, by the kind of test."""
+
+
+def taken_over(name: str, decorations: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Upstream's decorations, its skips with their reasons, without those that ours needs not."""
+    kept = []
+    for decoration in decorations:
+        test = str(getattr(decoration, "test_name", None))
+        if (name, test) in OURS_RUNS:
+            continue
+        if (name, test) in REASONS and is_skip(decoration):
+            decoration = copy.copy(decoration)
+            decoration.decorators = [unittest.skip(REASONS[name, test])]
+        kept.append(decoration)
+    return tuple(kept)
+
+
+def is_skip(decoration: Any) -> bool:
+    """Whether a decoration is ``unittest.skip(...)``."""
+    return any(
+        d.__qualname__ == "skip.<locals>.decorator"
+        for d in getattr(decoration, "decorators", ())
+        if callable(d) and hasattr(d, "__qualname__")
+    )
+
+
+def _module_infos() -> Iterator[Any]:
+    for info in module_db:
+        ours = CLASSES.get(info.module_cls.__name__)
+        if ours is not None and issubclass(ours, info.module_cls):
+            swapped = copy.copy(info)
+            swapped.module_cls = ours
+            swapped.decorators = taken_over(info.name, info.decorators)
+            yield swapped
+
+
+def _function_of(op: Any) -> Callable[..., Any] | None:
+    """Our function of an entry: ``nn.functional.relu`` and plain ``relu`` are both ours, ``masked.softmax`` is not."""
+    return FUNCTIONS.get(op.name.removeprefix("nn.functional."))
+
+
+def _op_infos() -> Iterator[Any]:
+    op: Any
+    for op in op_db:
+        ours = _function_of(op)
+        if ours is None:
+            continue
+        swapped: Any = copy.copy(op)
+        swapped.op = seeded_if_random(op, ours)
+        in_place = "inplace" in inspect.signature(ours).parameters
+        swapped.inplace_variant = seeded_if_random(op, partial(ours, inplace=True)) if in_place else None
+        swapped.method_variant = swapped.operator_variant = swapped.inplace_operator_variant = None  # torch's own
+        swapped.aliases = ()
+        swapped.decorators = taken_over(op.full_name, op.decorators)
+        yield swapped
+
+
+def is_random(op: Any) -> bool:
+    return bool(op.name == "nn.functional.rrelu")
+
+
+def seeded_if_random(op: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """As op_db itself calls random functions: from the same random state at each call."""
+
+    def seeded(*args: Any, **kwargs: Any) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(42)
+            return function(*args, **kwargs)
+
+    return seeded if is_random(op) else function
+
+
+def torch_function(op: Any) -> Callable[..., Any]:
+    """What an entry of ours replaces."""
+    return seeded_if_random(op, getattr(torch.nn.functional, op.name.removeprefix("nn.functional.")))
+
+
+def torch_class(info: Any) -> type[torch.nn.Module]:
+    """What a class of ours replaces."""
+    cls: type[torch.nn.Module] = getattr(torch.nn, info.module_cls.__name__)
+    return cls
+
+
+# Classes that module_db does not have, with inputs of our own in its form.
+
+
+def _inputs_of_activation(*constructors: dict[str, Any]) -> Callable[..., list[Any]]:
+    def inputs(info: Any, device: str, dtype: torch.dtype, requires_grad: bool, training: bool, **_: Any) -> list[Any]:
+        make = partial(torch.testing.make_tensor, device=device, dtype=dtype, requires_grad=requires_grad)
+        return [
+            ModuleInput(FunctionInput(**kwargs), FunctionInput(make(shape, low=-8, high=8)), desc=f"{kwargs} {shape}")
+            for kwargs in constructors
+            for shape in ((), (4,), (3, 2, 5))
+        ]
+
+    return inputs
+
+
+def _inputs_of_lazy_linear(
+    info: Any, device: str, dtype: torch.dtype, requires_grad: bool, training: bool, **_: Any
+) -> list[Any]:
+    make = partial(torch.testing.make_tensor, device=device, dtype=dtype, requires_grad=requires_grad)
+    return [
+        ModuleInput(FunctionInput(8), FunctionInput(make((4, 10)))),
+        ModuleInput(FunctionInput(8, bias=False), FunctionInput(make((2, 4, 10))), desc="no_bias"),
+        ModuleInput(FunctionInput(5), FunctionInput(make(3)), desc="no_batch_dim"),
+    ]
+
+
+def _inputs_of_triplets(*constructors: dict[str, Any]) -> Callable[..., list[Any]]:
+    def inputs(info: Any, device: str, dtype: torch.dtype, requires_grad: bool, training: bool, **_: Any) -> list[Any]:
+        make = partial(torch.testing.make_tensor, device=device, dtype=dtype, requires_grad=requires_grad)
+        return [
+            ModuleInput(FunctionInput(**kwargs), FunctionInput(*(make(shape) for _ in range(3))), desc=f"{kwargs}")
+            for kwargs in constructors
+            for shape in ((5, 10), (10,))
+        ]
+
+    return inputs
+
+
+def cosine_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return 1.0 - torch.cosine_similarity(x, y, dim=-1)
+
+
+_REDUCTIONS: tuple[dict[str, Any], ...] = ({}, {"reduction": "sum"}, {"reduction": "none"})
+_OWN_INPUTS: dict[str, tuple[Callable[..., list[Any]], bool]] = {  # and whether training and evaluation differ
+    "Identity": (_inputs_of_activation({}), False),
+    "LazyLinear": (_inputs_of_lazy_linear, False),
+    "Hardsigmoid": (_inputs_of_activation({}), False),
+    "RReLU": (_inputs_of_activation({}, {"lower": 0.1, "upper": 0.9}, {"lower": 0.2, "upper": 0.2}), True),
+    "TripletMarginLoss": (
+        _inputs_of_triplets(*_REDUCTIONS, {"margin": 0.5}, {"p": 1.0, "swap": True}, {"eps": 1e-3, "p": 3.0}),
+        False,
+    ),
+    "TripletMarginWithDistanceLoss": (
+        _inputs_of_triplets(*_REDUCTIONS, {"margin": 0.5, "swap": True}, {"distance_function": cosine_distance}),
+        False,
+    ),
+}
+
+MODULES: list[Any] = list(_module_infos())
+"""module_db's entries for our classes."""
+
+OPS: list[Any] = list(_op_infos())
+"""op_db's entries for our functionals."""
+
+_LISTED = {info.module_cls.__name__ for info in MODULES}
+OWN_MODULES: list[Any] = [
+    ModuleInfo(CLASSES[name], module_inputs_func=inputs, train_and_eval_differ=differ)
+    for name, (inputs, differ) in _OWN_INPUTS.items()
+    if name in CLASSES and name not in _LISTED
+]
+"""Our classes that module_db lacks, in its form."""
+
+for _info in (*MODULES, *OWN_MODULES):  # which module_db takes an entry's name from
+    common_modules.MODULE_CLASS_NAMES[_info.module_cls] = f"nn.{_info.module_cls.__name__}"
+
+
+NOT_RUN = {
+    "TestCommon.test_out, test_out_warning": "our functionals take no out=, which cannot be differentiated",
+    "TestCommon.test_python_ref*": "compares torch's decompositions, which stand in a database of their own",
+    "TestCommon.test_compare_cpu, TestModule.test_cpu_gpu_parity, test_multiple_device_transfer": "no GPU at hand",
+    "TestJit.*, TestNNCOpInfo.*, TestCudaFuserOpInfo.*": "torch.jit.script compiles no autograd.Function",
+    "TestCompositeCompliance.*": "for operators of the dispatcher, which a Function in Python is not",
+    "TestNormalizeOperators.*": "fx's schemas of torch's own functions",
+    "TestInductorOpInfo.*": "tests/test_contract.py compiles each rule, with our backward inside",
+    "masked.softmax, masked.log_softmax, masked.softmin": "functions of torch.masked, which we do not replace",
+}
+"""Tests and entries of upstream's that do not apply, and why."""
+
+
+def is_ours(entry: str) -> bool:
+    """Whether an entry of the databases is of a class or function that we have."""
+    return entry in {info.name for info in MODULES} | {op.full_name for op in OPS}
+
+
+def coverage() -> list[str]:
+    """What of ours has an entry in the databases, and what has inputs of our own."""
+    without_op = sorted(set(FUNCTIONS) - {op.name.removeprefix("nn.functional.") for op in OPS})
+    own = sorted(info.module_cls.__name__ for info in OWN_MODULES)
+    return [
+        f"{len(CLASSES)} classes: {len(MODULES)} by module_db, {len(own)} by inputs of our own ({', '.join(own)})",
+        f"{len(FUNCTIONS)} functions: {len(FUNCTIONS) - len(without_op)} by {len(OPS)} entries of op_db"
+        + (f", {len(without_op)} by the tests of their classes alone ({', '.join(without_op)})" if without_op else ""),
+    ]
