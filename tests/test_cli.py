@@ -57,7 +57,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["bench", "laiers"], "argument command: invalid choice: 'laiers' (choose from 'layers')"),
-        (["bench", "layers", "--mode", "fast"], "'fast' (choose from 'eager', 'compiled', 'both')"),
+        (["bench", "layers", "--mode", "fast"], "'fast' (choose from 'eager', 'formulas', 'compiled', 'all')"),
         (["bench", "layers", "--layer", "Relu"], "argument --layer: no layer 'Relu'; near it: ReLU"),
         (
             ["bench", "layers", "--layer", "xyz"],
