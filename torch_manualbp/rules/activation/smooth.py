@@ -298,8 +298,7 @@ class GELU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        # exp as a power of 2, at a third of exp's time. Its digits, some fewer, do not show beside Φ's.
-        phi = (z * z).mul_(-0.5 * math.log2(math.e)).exp2_()
+        phi = (z * z).mul_(-0.5).exp_()
         return (z * math.sqrt(0.5)).erf_().add_(1).mul_(0.5).add_(times(z, phi), alpha=1 / math.sqrt(2 * math.pi))
 
 
