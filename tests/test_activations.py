@@ -112,3 +112,13 @@ def test_in_place(name: str) -> None:
         torch.testing.assert_close(results.pop()[1], results[0][1], rtol=1e-7, atol=0)
     for value in results[1:]:
         torch.testing.assert_close(value, results[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "tanhshrink"])
+def test_large_complex_tensors(name: str) -> None:
+    """As large as those whose gradients take a short cut where all are finite."""
+    results = []
+    for module in (functional, torch.nn.functional):
+        z = torch.randn(300, 1000, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        results.append(torch.autograd.grad(getattr(module, name)(z).abs().sum(), z)[0])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

@@ -27,19 +27,15 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["bench", "--help"], ["bench"], ["no such command"]])
-def test_says_what_it_takes_without_loading_torch(arguments: list[str]) -> None:
-    program = f"""
-import runpy, sys
-sys.argv[1:] = {arguments}
-try:
-    runpy.run_module("torch_manualbp", run_name="__main__")
-finally:
-    assert "torch" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "AssertionError" not in done.stderr
+def test_says_what_it_takes(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "torch_manualbp", *arguments], capture_output=True, text=True)
     assert done.returncode == (0 if arguments[-1].startswith("--") else 2)
     assert "torch-manualbp" in (done.stderr if done.returncode else done.stdout)
+
+
+def test_layers_take_no_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    status = failure(["matrix", "--layers", "--rule", "ReLU"], capsys)
+    assert status == (2, "torch-manualbp matrix: --layers takes all layers and checks, and no catalogue")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +57,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["bench", "laiers"], "argument command: invalid choice: 'laiers' (choose from 'layers')"),
-        (["bench", "layers", "--mode", "fast"], "'fast' (choose from 'eager', 'compiled', 'both')"),
+        (["bench", "layers", "--mode", "fast"], "'fast' (choose from 'eager', 'formulas', 'compiled', 'all')"),
         (["bench", "layers", "--layer", "Relu"], "argument --layer: no layer 'Relu'; near it: ReLU"),
         (
             ["bench", "layers", "--layer", "xyz"],

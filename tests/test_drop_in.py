@@ -30,7 +30,8 @@ def test_same_numbers(layer: Layer) -> None:
     for dtype in (torch.float64, torch.float32):
         ours, theirs = layer.pair(dtype)
         of_ours, of_theirs = (results(m, layer.inputs(dtype)) for m in (ours, theirs))
-        surroundings.compare(of_ours, of_theirs, tolerance=4 * torch.finfo(dtype).eps)
+        tolerance = max(layer.tolerance, 4 * torch.finfo(dtype).eps)
+        surroundings.compare(of_ours, of_theirs, tolerance)
 
 
 @every_layer

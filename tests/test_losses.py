@@ -256,33 +256,6 @@ def test_forward_mode_holds_weights_constant() -> None:
     assert torch.equal(tangent, torch.zeros(5, 4))
 
 
-@pytest.mark.parametrize("name", ["l1_loss", "gaussian_nll_loss"])
-@pytest.mark.parametrize("real", [0, 1])
-def test_a_real_argument_beside_complex_ones_warns_of_nothing(name: str, real: int) -> None:
-    """Its gradient is the real part, as autograd takes it; a plain cast would warn of the imaginary part."""
-    args = [torch.randn(4, dtype=torch.complex128) for _ in range(2)]
-    args[real] = args[real].real.clone()
-    args += [torch.rand(4, dtype=torch.float64)] if name == "gaussian_nll_loss" else []
-    results = []
-    for module in (functional, torch_functional):
-        leaves = [a.clone().requires_grad_() for a in args]
-        loss = getattr(module, name)(*leaves)
-        results.append(torch.autograd.grad(loss, leaves, torch.ones_like(loss)))
-    for ours, theirs in zip(*results, strict=True):
-        contract.assert_same(ours, theirs, "gradient")
-
-
-def test_soft_margin_of_complex_scores_takes_no_gradient() -> None:
-    s, y = torch.ones(3, dtype=torch.complex64, requires_grad=True), torch.ones(3, dtype=torch.complex64)
-    messages = []
-    for module in (functional, torch_functional):
-        with pytest.raises(RuntimeError, match="complex") as caught:
-            module.soft_margin_loss(s, y)
-        messages.append(str(caught.value))
-        assert not module.soft_margin_loss(s.detach(), y).requires_grad
-    assert messages[0] == messages[1]
-
-
 COMPLEX = torch.ones(5, 4, dtype=torch.complex64)
 BLOCKS = torch.full((600, 1000), 0.5)
 REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -320,3 +293,30 @@ def test_no_classes_where_every_sample_is_ignored(name: str, reduction: str) -> 
         results.append([loss.detach(), *torch.autograd.grad(loss.sum(), s)])
     for ours, theirs in zip(*results, strict=True):
         contract.assert_same(ours, theirs, name)
+
+
+@pytest.mark.parametrize("name", ["l1_loss", "gaussian_nll_loss"])
+@pytest.mark.parametrize("real", [0, 1])
+def test_a_real_argument_beside_complex_ones_warns_of_nothing(name: str, real: int) -> None:
+    """Its gradient is the real part, as autograd takes it; a plain cast would warn of the imaginary part."""
+    args = [torch.randn(4, dtype=torch.complex128) for _ in range(2)]
+    args[real] = args[real].real.clone()
+    args += [torch.rand(4, dtype=torch.float64)] if name == "gaussian_nll_loss" else []
+    results = []
+    for module in (functional, torch_functional):
+        leaves = [a.clone().requires_grad_() for a in args]
+        loss = getattr(module, name)(*leaves)
+        results.append(torch.autograd.grad(loss, leaves, torch.ones_like(loss)))
+    for ours, theirs in zip(*results, strict=True):
+        contract.assert_same(ours, theirs, "gradient")
+
+
+def test_soft_margin_of_complex_scores_takes_no_gradient() -> None:
+    s, y = torch.ones(3, dtype=torch.complex64, requires_grad=True), torch.ones(3, dtype=torch.complex64)
+    messages = []
+    for module in (functional, torch_functional):
+        with pytest.raises(RuntimeError, match="complex") as caught:
+            module.soft_margin_loss(s, y)
+        messages.append(str(caught.value))
+        assert not module.soft_margin_loss(s.detach(), y).requires_grad
+    assert messages[0] == messages[1]

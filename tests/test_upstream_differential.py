@@ -48,7 +48,6 @@ def allowances(entry: Any) -> dict[str, Any]:
     name = name_of(entry)
     return {
         "finite_where_torch_is_not": name in upstream.FINITE_WHERE_TORCH_IS_NOT,
-        "beyond": name in upstream.BEYOND,
         "exact": 2e-8 if name in upstream.SINGLE_IN_TORCH else EXACT,
     }
 
@@ -102,8 +101,6 @@ def module_calls(
 def test_every_layer(info: Any, dtype: torch.dtype, training: bool) -> None:
     ours, theirs = info.module_cls, upstream.torch_class(info)
     in_place = "inplace" in theirs.__init__.__code__.co_varnames
-    if dtype.is_complex and name_of(info) in upstream.BEYOND:
-        in_place = False  # torch's gradient is wrong there
     errors: Errors = []
     for changed in ({}, {"inplace": True}) if in_place else ({},):
         try:

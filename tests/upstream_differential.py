@@ -172,8 +172,6 @@ def _double(dtype: torch.dtype) -> torch.dtype:
 Errors = list[tuple[str, float, float]]
 """The tensor that erred, our error and torch's, in units of the last place of its largest number."""
 
-REFUSES_COMPLEX = "does not support automatic differentiation for outputs with complex dtype"
-
 FEW = 8.0
 """Units by which one call may be worse than torch's, where terms cancel."""
 
@@ -184,7 +182,6 @@ def assert_same_observation(
     reference: Observation | None = None,
     errors: Errors | None = None,
     finite_where_torch_is_not: bool = False,
-    beyond: bool = False,
     exact: float = EXACT,
 ) -> None:
     """``ours`` shows what ``torchs`` shows.
@@ -192,10 +189,7 @@ def assert_same_observation(
     In double precision numbers may differ by 1e-12 of the tensor's largest. In lower precision the reference is torch's
     own call on the same numbers in double precision; the errors of both go into ``errors``, for
     ``assert_no_less_accurate``. Without a reference (random noise is another in each precision) it is torch's result.
-    With ``beyond`` ours may differentiate complex numbers where torch refuses to.
     """
-    if beyond and torchs.error is not None and ours.error is None and REFUSES_COMPLEX in torchs.error[2]:
-        return
     assert ours.error == torchs.error, f"error {ours.error}, torch's {torchs.error}"
     assert ours.warned == torchs.warned, f"warned {ours.warned}, torch {torchs.warned}"
     assert ours.same_object == torchs.same_object, "returns its argument where torch returns a new tensor, or reversely"

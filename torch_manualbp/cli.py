@@ -1,7 +1,7 @@
 """The command line: ``torch-manualbp``, or ``python -m torch_manualbp``.
 
 A command is a line of ``COMMANDS`` and a module with ``add_arguments(parser)`` and ``main(options) -> status``, which
-is imported when the command is run: what takes no torch, such as ``--help``, does not load it.
+is imported when the command is run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ PROGRAM = "torch-manualbp"
 
 COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "bench layers": ("torch_manualbp.bench.layers", "time the layers against stock torch.nn"),
+    "matrix": ("torch_manualbp.verify.contract.matrix", "hold every rule and layer to the contract"),
     "accuracy": ("torch_manualbp.verify.accuracy", "measure the error of every rule next to torch's, in ulps"),
 }
 

@@ -18,14 +18,18 @@ from torch import Tensor
 from torch.nn.modules import activation as torch_activations
 from torch.nn.modules import loss as torch_losses
 
-from torch_manualbp import nn
+from torch_manualbp import nn, rules
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp.bench.timing import Stopwatch, compare
 
 __all__ = ["Case", "Row", "add_arguments", "main", "measure", "ours_of", "panel"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-MODES = ("eager", "compiled")
+MODES = ("eager", "formulas", "compiled")
+"""As they stand; with :func:`torch_manualbp.rules.compile_formulas`; ours and torch's under ``torch.compile``."""
+
+MODES_HELP = "eager, eager with compiled formulas (large activations), under torch.compile, or (default) all"
+LARGE = "512×4096"
 
 Build = Callable[[Any], torch.nn.Module]
 
@@ -47,6 +51,11 @@ class Case:
     def name(self) -> str:
         """The name of the class."""
         return self.layer.partition(",")[0]
+
+    @property
+    def has_compiled_formula(self) -> bool:
+        """Whether ``compile_formulas`` makes a difference."""
+        return issubclass(getattr(rules, self.name, object), rules.Activation) and self.size == LARGE
 
 
 @dataclass(frozen=True)
@@ -177,8 +186,9 @@ def measure(case: Case, mode: str, rounds: int) -> Row:
     inputs = case.inputs()
     ours, stock = case.build(nn), case.build(torch.nn)
     ours.load_state_dict(stock.state_dict())
-    bound = case.bounds[MODES.index(mode)]
+    bound = case.bounds[mode == "compiled"]
     torch._dynamo.reset()
+    rules.compile_formulas(mode == "formulas")
     comparison = compare(_stopwatch(ours, inputs, mode), _stopwatch(stock, inputs, mode), rounds, bound)
     forward, backward, ratio = comparison.ratios
     return Row(
@@ -225,7 +235,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
     add("--layer", nargs="+", metavar="NAME", help="only these, such as Linear ReLU CrossEntropyLoss (default: all)")
-    add("--mode", choices=(*MODES, "both"), default="both", help="eager, under torch.compile, or (default) both")
+    add("--mode", choices=(*MODES, "all"), default="all", help=MODES_HELP)
     add("--repeats", type=_count, default=15, metavar="N", help="rounds, up to 4 N where they disagree (default: 15)")
     add("--threads", type=_count, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--dtype", choices=DTYPES, default="float32", help="of all floating-point numbers (default: float32)")
@@ -246,8 +256,9 @@ def main(options: argparse.Namespace) -> int:
             return 2
     if options.threads:
         torch.set_num_threads(options.threads)
-    modes = MODES if options.mode == "both" else (options.mode,)
-    todo = [(c, m) for c in cases if options.layer is None or c.name in options.layer for m in modes]
+    modes = MODES if options.mode == "all" else (options.mode,)
+    chosen = [case for case in cases if options.layer is None or case.name in options.layer]
+    todo = [(case, mode) for case in chosen for mode in modes if mode != "formulas" or case.has_compiled_formula]
     rows: list[Row] = []
     for i, (case, mode) in enumerate(todo, 1):
         row = measure(case, mode, options.repeats)

@@ -193,6 +193,8 @@ def sigmoid(input: Tensor) -> Tensor:
 @overridable
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """a = z σ(z), with :class:`~torch_manualbp.rules.SiLU`; as :func:`torch.nn.functional.silu`."""
+    if input.is_complex():
+        return torch_functional.silu(input, inplace)  # which has no gradient
     return run_in_place(rules.SiLU, input) if inplace else run(rules.SiLU, input)
 
 
@@ -207,6 +209,8 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
 def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     """a_k = exp(−z_k) / Σ_j exp(−z_j), with :class:`~torch_manualbp.rules.Softmin`; as
     :func:`torch.nn.functional.softmin`."""
+    if not input.is_floating_point():
+        return softmax(-input, dim, _stacklevel + 2, dtype)  # whose minus comes before the cast
     return _along(rules.Softmin, "softmin", input, dim, _stacklevel, dtype)
 
 

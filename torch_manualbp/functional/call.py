@@ -45,7 +45,7 @@ def overridable(function: F) -> F:
 def run(rule: type[Rule], *args: Any) -> Any:
     """``rule.apply(*args)``, or where no Function can run, its forward alone, which torch differentiates itself."""
     input = args[0]
-    if isinstance(input, Tensor) and (input.is_nested or input.layout is not torch.strided):
+    if isinstance(input, Tensor) and (input.layout is not torch.strided or input.is_nested):
         return rule.forward(*args)  # ragged and sparse tensors have other formulas
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active() or _is_exporting():
@@ -57,14 +57,14 @@ def run(rule: type[Rule], *args: Any) -> Any:
 
 def in_low_precision(rule: type[Rule], *args: Any) -> Any:
     """``run(rule, *args)``, under autocast in its dtype, as autocast runs matrix products."""
-    if _autocasts(args[0]):
+    if torch._C._is_any_autocast_enabled() and _autocasts(args[0]):
         return _run_cast(rule, torch.get_autocast_dtype(args[0].device.type), args)
     return run(rule, *args)
 
 
 def in_full_precision(rule: type[Rule], *args: Any) -> Any:
     """``run(rule, *args)``, under autocast in float32, as autocast runs losses."""
-    if _autocasts(args[0]):
+    if torch._C._is_any_autocast_enabled() and _autocasts(args[0]):
         return _run_cast(rule, torch.float32, args)
     return run(rule, *args)
 
@@ -99,7 +99,7 @@ def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _autocasts(input: Any) -> bool:
     if not isinstance(input, Tensor):
-        return False  # the forward says what it takes
+        return False  # of what is no tensor the forward says that it takes none
     device = input.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as torch_functional
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_manualbp import rules
@@ -23,6 +24,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """z_k = Σ_ij x_i W_kij y_j + b_k, with :class:`~torch_manualbp.rules.Bilinear`; as
     :func:`torch.nn.functional.bilinear`."""
+    if isinstance(input1, Tensor) and input1.is_complex():
+        return torch_functional.bilinear(input1, input2, weight, bias)  # which has no gradient
     return run(rules.Bilinear, input1, input2, weight, bias)
 
 

@@ -246,7 +246,7 @@ class Softmax2d(torch.nn.Softmax2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() not in (3, 4):
+        if isinstance(input, Tensor) and input.dim() not in (3, 4):  # and not what fx traces with
             return super().forward(input)  # says what is wrong
         return F.softmax(input, -3, _stacklevel=5)
 

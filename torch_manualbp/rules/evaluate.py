@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = [
     "blocks",
     "chosen",
     "compile_formulas",
-    "divided",
+    "exact_sigmoid",
     "fits_blocks",
     "formulas_are_compiled",
     "fused",
@@ -27,10 +27,12 @@ __all__ = [
     "is_between",
     "larger",
     "logistic",
+    "logistic_and_divisor",
     "pass_above",
     "pass_between",
     "pass_beyond",
     "pass_positive",
+    "quotient",
     "records_nothing",
     "step",
     "times",
@@ -137,6 +139,23 @@ def logistic(t: Tensor) -> Tensor:
     return e.div_(e + 1)
 
 
+def exact_sigmoid(t: Tensor) -> Tensor:
+    """σ(t) = 1 / (1 + exp(−t)), whose exp torch.sigmoid shortens by a bit, which a sum that cancels then shows."""
+    return t.neg().exp_().add_(1).reciprocal_() if records_nothing(t) else t.sigmoid()
+
+
+def logistic_and_divisor(t: Tensor) -> tuple[Tensor, Tensor]:
+    """σ(t) and d = 1 + exp(t): 1 − σ(t) = 1 / d, which loses no digits to σ."""
+    e = t.clamp(max=40).exp()
+    d = e + 1
+    return quotient(e, d), d
+
+
+def quotient(fresh: Tensor, d: Tensor | float) -> Tensor:
+    """fresh / d, written over ``fresh``, which nobody else may hold, where that may be."""
+    return fresh.div_(d) if records_nothing(fresh, d) else fresh / d
+
+
 def times(g: Tensor, fresh: Tensor) -> Tensor:
     """g ⊙ fresh, written over ``fresh``, which nobody else may hold, where that may be."""
     if records_nothing(g, fresh) and g.dtype == fresh.dtype and g.shape == fresh.shape:
@@ -152,11 +171,6 @@ def times_one_plus(fresh: Tensor, y: Tensor, sign: int = 1) -> Tensor:
     if records_nothing(fresh, y):
         return fresh.addcmul_(fresh, y, value=sign)
     return torch.addcmul(fresh, fresh, y, value=sign)
-
-
-def divided(fresh: Tensor, n: float) -> Tensor:
-    """fresh / n, written over ``fresh``, which nobody else may hold, where that may be."""
-    return fresh.div_(n) if records_nothing(fresh) else fresh / n
 
 
 def larger(fresh: Tensor, other: Tensor) -> Tensor:
@@ -227,7 +241,7 @@ def pass_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
 
 
 def _choose_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    return torch.where(widened(z).abs() > bound, g, zero_of(g, z))
+    return torch.where(z.abs() > bound, g, zero_of(g, z))  # torch, too, rounds this bound to the dtype of z
 
 
 def chosen(
@@ -267,7 +281,7 @@ def _between(z: Tensor, low: float, high: float, into: Tensor) -> Tensor:
 def are_finite(t: Tensor) -> bool:
     """Whether all are finite, by a sum; if the sum overflows it says no."""
     wide = torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
-    return math.isfinite(t.sum(dtype=wide))
+    return cmath.isfinite(t.sum(dtype=wide).item())
 
 
 def _as_numbers(mask: Tensor, z: Tensor) -> Tensor:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-__all__ = ["Rule", "rounded_once", "widened"]
+__all__ = ["Rule", "runs_forward_mode", "widened"]
 
 
 class Rule(Function):
@@ -74,6 +72,11 @@ class Rule(Function):
         raise NotImplementedError("a rule must define backward(ctx, upstream)")
 
 
+def runs_forward_mode() -> bool:
+    """Whether a ``jvp`` may be asked for."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def _levels_of_forward_mode() -> int:
     interpreters = torch._C._functorch.get_interpreter_stack() or ()
     return sum(i.key() == torch._C._functorch.TransformType.Jvp for i in interpreters)
@@ -85,13 +88,3 @@ def widened(t: Tensor) -> Tensor:
     Rounding to 8 bits at every step instead costs up to 34 ulp where ATen's kernels, which widen too, are within 1.
     """
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-
-
-def rounded_once(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Have an elementwise ``formula(upstream, *tensors)`` compute in widened precision and round once, at the end."""
-
-    @functools.wraps(formula)
-    def widened_formula(upstream: Tensor, *tensors: Tensor) -> Tensor:
-        return formula(widened(upstream), *(widened(t) for t in tensors)).to(upstream.dtype)
-
-    return widened_formula

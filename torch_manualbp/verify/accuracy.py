@@ -322,7 +322,7 @@ def _compared(
             raise NotImplementedError(str(error)) from None
         raise
     ours = _results(entry.rule.apply, args, learning, g)
-    references = _results(entry.twin, wide, learning, g.double())
+    references = _results(entry.reference or entry.twin, wide, learning, g.double())
     doubles = _results(entry.rule.apply, wide, learning, g.double())
     moved = _moved_pointwise(entry, wide, learning, g, dtype) if pointwise else _moved(entry, wide, learning, g, dtype)
     has_nan = _have_nan(args, pointwise)

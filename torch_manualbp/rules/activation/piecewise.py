@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from torch_manualbp.rules.activation.elementwise import Activation
 from torch_manualbp.rules.evaluate import (
     chosen,
-    divided,
     is_between,
     pass_above,
     pass_between,
     pass_beyond,
     pass_positive,
+    quotient,
     zero_of,
 )
 from torch_manualbp.rules.rule import widened
@@ -116,7 +116,7 @@ class Hardsigmoid(Activation):
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return divided(pass_between(da, z, -3, 3), 6)
+        return quotient(pass_between(da, z, -3, 3), 6)
 
 
 class Hardswish(Activation):
@@ -144,7 +144,7 @@ class Hardswish(Activation):
 
 def _hardswish_delta(da: Tensor, z: Tensor) -> Tensor:
     wide = widened(da)
-    inside = torch.where(z < 3, wide * (widened(z) / 3 + 0.5), wide)
+    inside = torch.where(z >= 3, wide, wide * (widened(z) / 3 + 0.5))
     return torch.where(z <= -3, zero_of(wide, z), inside).to(da.dtype)
 
 

@@ -9,7 +9,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.evaluate import is_above, larger, logistic, step, times, times_one_plus
+from torch_manualbp.rules.evaluate import (
+    exact_sigmoid,
+    is_above,
+    larger,
+    logistic,
+    logistic_and_divisor,
+    quotient,
+    step,
+    times,
+    times_one_plus,
+)
 
 __all__ = [
     "CELU",
@@ -240,7 +250,8 @@ class SiLU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        return times_one_plus(torch.sigmoid(z), times(z, torch.sigmoid(-z)))  # σ(−z) has digits that 1 − σ(z) lost
+        sigma = exact_sigmoid(z)
+        return times_one_plus(sigma, (1 - sigma).mul_(z))
 
 
 class Mish(Activation):
@@ -287,8 +298,7 @@ class GELU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        # exp as a power of 2, at a third of exp's time. Its digits, some fewer, do not show beside Φ's.
-        phi = (z * z).mul_(-0.5 * math.log2(math.e)).exp2_()
+        phi = (z * z).mul_(-0.5).exp_()
         return (z * math.sqrt(0.5)).erf_().add_(1).mul_(0.5).add_(times(z, phi), alpha=1 / math.sqrt(2 * math.pi))
 
 
@@ -315,6 +325,5 @@ class GELUTanh(Activation):
         kappa, c = math.sqrt(8 / math.pi), 0.044715
         z = z.clamp(-30, 30)  # where σ is 0 or 1 in every dtype, and z³ is still finite
         square = z * z
-        v = (square * (kappa * c)).add_(kappa).mul_(z)
-        slope = square.mul_(3 * kappa * c).add_(kappa).mul_(z)
-        return times_one_plus(torch.sigmoid(v), times(slope, torch.sigmoid(-v)))  # σ(−v) has digits that 1 − σ(v) lost
+        sigma, d = logistic_and_divisor((square * (kappa * c)).add_(kappa).mul_(z))
+        return times_one_plus(sigma, quotient(square.mul_(3 * kappa * c).add_(kappa).mul_(z), d))

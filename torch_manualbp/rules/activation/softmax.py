@@ -57,8 +57,8 @@ def softmax_delta(da: Tensor, a: Tensor, dim: int) -> Tensor:
     share = da * a
     total = share.sum(dim, keepdim=True)
     if records_nothing(share, a):
-        return share.addcmul_(a, total, value=-1).to(dtype)
-    return torch.addcmul(share, a, total, value=-1).to(dtype)
+        return torch.sub(da, total, out=share).mul_(a).to(dtype)
+    return ((da - total) * a).to(dtype)
 
 
 class Softmin(_AlongDimension):

@@ -70,6 +70,9 @@ class Entry:
     twin_for_second: Callable[..., Tensor] | None = None
     """What second derivatives are held against, where the twin has none or approximates them."""
 
+    reference: Callable[..., Tensor] | None = None
+    """What accuracy is measured against in float64, where there, too, the twin loses digits or underflows."""
+
     cancels: bool = False
     """Whether the gradient is a sum whose terms cancel, which leaves an entry near 0 few right digits in any order."""
 

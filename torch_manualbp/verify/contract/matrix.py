@@ -201,6 +201,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "catalogue", nargs="?", help="package.module:NAME of a catalogue of your own; by default this package's"
     )
+    parser.add_argument(
+        "--layers", action="store_true", help="hold the layers to torch's in their surroundings instead"
+    )
     parser.add_argument("--rule", action="append", metavar="NAME", help="run this rule alone (may be repeated)")
     parser.add_argument("--check", action="append", metavar="NAME", help="run this check alone (may be repeated)")
     parser.add_argument("--all-samples", action="store_true", help="compile every sample, at about a second each")
@@ -210,6 +213,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print the matrix; 0 if nothing failed, 1 if something did, 2 if the arguments name what is not there."""
+    if args.layers:
+        if args.catalogue or args.rule or args.check or args.all_samples:
+            print("torch-manualbp matrix: --layers takes all layers and checks, and no catalogue", file=sys.stderr)
+            return 2
+        from torch_manualbp.verify.surroundings import surroundings_matrix  # which builds on this module
+
+        return _finish(surroundings_matrix(), args)
     try:
         entries = _catalogue(args.catalogue)
         if args.rule:
@@ -222,7 +232,10 @@ def main(args: argparse.Namespace) -> int:
         print(f"torch-manualbp matrix: {error}", file=sys.stderr)
         return 2
     progress = _show_progress if sys.stderr.isatty() else None
-    matrix = contract_matrix(entries, chosen, all_samples=args.all_samples, progress=progress)
+    return _finish(contract_matrix(entries, chosen, all_samples=args.all_samples, progress=progress), args)
+
+
+def _finish(matrix: Matrix, args: argparse.Namespace) -> int:
     print(matrix)
     if args.json is not None:
         args.json.write_text(matrix.to_json() + "\n", encoding="utf-8")

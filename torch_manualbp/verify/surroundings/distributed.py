@@ -80,14 +80,14 @@ def _on_each_placement(layer: Layer, placements: Sequence[Any]) -> None:
                 continue
             raise
         try:
-            _compare({"output": mine["output"]}, {"output": expected["output"]})
+            _compare({"output": mine["output"]}, {"output": expected["output"]}, tolerance=layer.tolerance)
             right = True
         except AssertionError:
             right = False
         if right:
-            _compare(mine, expected)
+            _compare(mine, expected, tolerance=layer.tolerance)
         else:  # our forward calls ATen's, which may be wrong; then ours is just that
-            _compare(mine, of_torch(_on_dtensors, layer, theirs, placement))
+            _compare(mine, of_torch(_on_dtensors, layer, theirs, placement), tolerance=layer.tolerance)
             wrong = "torch's own layer computes something else than in one process"
             refused.setdefault(wrong, []).append(str(placement))
     if refused:
@@ -111,11 +111,11 @@ def _on_dtensors(layer: Layer, module: Module, placement: Any) -> dict[str, Tens
     return _whole({"output": output.detach(), **named})
 
 
-def _compare(mine: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def _compare(mine: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     """As ``compare``, and with the same end in both processes, which otherwise would wait for each other."""
     message = ""
     try:
-        compare(mine, expected)
+        compare(mine, expected, tolerance)
     except AssertionError as error:
         message = str(error)
     messages: list[Any] = [None] * PROCESSES
@@ -146,10 +146,10 @@ def is_tensor_parallel(layer: Layer) -> None:
         except DoesNotApply as reason:
             refused.append(f"{reason} ({'plain tensors' if local else 'DTensors'} between)")
             continue
-        _compare(_tensor_parallel(layer, layer.namespace, local), expected)
+        _compare(_tensor_parallel(layer, layer.namespace, local), expected, tolerance=layer.tolerance)
         if layer.class_name == "Linear":
             alone, x = _network(layer, torch.nn), _features()
-            _compare(expected, results(alone, x, upstream=_upstream(alone(*x))))
+            _compare(expected, results(alone, x, upstream=_upstream(alone(*x))), tolerance=layer.tolerance)
     if refused:
         raise DoesNotApply(*refused, partly=len(refused) == 1)
 
@@ -179,7 +179,7 @@ def is_fully_sharded(layer: Layer) -> None:
     """After a Linear that ``fully_shard`` splits over two processes with a batch each, and with its own parameters
     split, output and gradients are torch's."""
     expected = of_torch(_fully_sharded, layer, torch.nn)
-    _compare(_fully_sharded(layer, layer.namespace), expected)
+    _compare(_fully_sharded(layer, layer.namespace), expected, tolerance=layer.tolerance)
 
 
 class _AfterLinear(Module):

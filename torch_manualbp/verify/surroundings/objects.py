@@ -77,7 +77,7 @@ def _parametrizes(layer: Layer, parametrization: Callable[[Module], Module]) -> 
     if "weight" not in dict(ours.named_parameters()):
         raise DoesNotApply("the layer has no weight")
     expected = of_torch(_parametrized, layer, theirs, parametrization)
-    compare(_parametrized(layer, ours, parametrization), expected)
+    compare(_parametrized(layer, ours, parametrization), expected, tolerance=layer.tolerance)
 
 
 def _parametrized(layer: Layer, module: Module, parametrization: Callable[[Module], Module]) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def calls_with_other_weights(layer: Layer) -> None:
     """``vmap(grad)`` of a ``functional_call``: each sample's gradients of parameters and input are torch's."""
     ours, theirs = layer.pair()
     expected = of_torch(_per_sample, layer, theirs)
-    compare(_per_sample(layer, ours), expected)
+    compare(_per_sample(layer, ours), expected, tolerance=layer.tolerance)
 
 
 def _per_sample(layer: Layer, module: Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from torch_manualbp import functional
 from torch_manualbp.verify.contract.case import DoesNotApply
 from torch_manualbp.verify.surroundings.layers import Layer, compare, of_torch, results
 
@@ -30,28 +31,29 @@ __all__ = [
 class Logging(Tensor):
     """A subclass that notes the functions it is asked for, and stays what it is through all of them."""
 
-    called: ClassVar[list[str]] = []
+    called: ClassVar[list[Any]] = []
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        cls.called.append(getattr(func, "__name__", str(func)))
+        cls.called.append(func)
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
 
 def lets_subclasses_take_over(layer: Layer) -> None:
-    """A ``__torch_function__`` subclass is asked for the function that torch's layer asks it for, its class is kept,
-    and the numbers are torch's."""
+    """A ``__torch_function__`` subclass is asked for our function wherever torch's layer asks it for torch's; its class
+    is kept, and the numbers are torch's."""
     ours, theirs = layer.pair()
     expected, torchs_calls = of_torch(_logged, layer, theirs)
     got, calls = _logged(layer, ours)
     assert {name: type(t) for name, t in got.items()} == {name: type(t) for name, t in expected.items()}
-    compare(got, expected)
-    assert calls[:1] == torchs_calls[:1], f"asked for {calls[:1]}, torch's for {torchs_calls[:1]}"
+    compare(got, expected, tolerance=layer.tolerance)
+    asked = any(call is getattr(functional, getattr(call, "__name__", ""), None) for call in calls)
+    assert asked or not torchs_calls, f"asked for {calls}, none a function of ours; torch's for {torchs_calls}"
 
 
-def _logged(layer: Layer, module: Module) -> tuple[dict[str, Tensor], list[str]]:
+def _logged(layer: Layer, module: Module) -> tuple[dict[str, Tensor], list[Any]]:
     inputs = [t.detach().as_subclass(Logging).requires_grad_(t.requires_grad) for t in layer.inputs()]
     upstream = torch.ones_like(module(*layer.inputs()).detach())
     Logging.called = []
@@ -101,7 +103,7 @@ def dispatches_to_subclasses(layer: Layer) -> None:
     """A ``__torch_dispatch__`` subclass that wraps two tensors gives for each torch's output and gradients."""
     ours, theirs = layer.pair()
     expected = of_torch(_doubled, layer, theirs)
-    compare(_doubled(layer, ours), expected)
+    compare(_doubled(layer, ours), expected, tolerance=layer.tolerance)
 
 
 def _doubled(layer: Layer, module: Module) -> dict[str, Tensor]:
@@ -124,8 +126,8 @@ def _doubled(layer: Layer, module: Module) -> dict[str, Tensor]:
 
 
 def keeps_strides(layer: Layer) -> None:
-    """On transposed and on sliced inputs output and gradients have torch's numbers; the output has torch's strides, and
-    each gradient torch's or its input's."""
+    """On transposed and on sliced inputs output and gradients have torch's numbers, and each torch's strides or its
+    input's."""
     for layout in (_transposed, _sliced):
         _keeps_layout(layer, layout, layer.shape)
 
@@ -148,12 +150,15 @@ def _keeps_layout(layer: Layer, layout: Callable[[Tensor], Tensor], shape: tuple
     ours, theirs = layer.pair()
     torchs = of_torch(results, theirs, laid_out())
     mine = results(ours, laid_out())
-    compare(mine, torchs)
+    compare(mine, torchs, tolerance=layer.tolerance)
     inputs = laid_out()
     for name, t in torchs.items():
         allowed = {t.stride()}
+        # ATen's losses lay their gradients out row by row whatever the input is, and its RReLU the output, too. Ours
+        # keep the input's layout.
+        if name == "output" and t.shape == inputs[0].shape:
+            allowed.add(torch.empty_like(inputs[0]).stride())
         if name.startswith("gradient of input"):
-            # ATen's losses lay their gradients out row by row whatever the input is; ours keep the input's layout.
             allowed.add(torch.empty_like(inputs[int(name.split()[-1])]).stride())
             if layer.class_name in LAID_OUT_PLAINLY:
                 allowed.add(torch.empty(t.shape, device="meta").stride())
@@ -215,7 +220,7 @@ def works_in_place(layer: Layer) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             assert module(t) is t, "returns another tensor"
-    compare({"input": z}, {"input": z_of_torch})
+    compare({"input": z}, {"input": z_of_torch}, tolerance=layer.tolerance)
     on_leaf, torchs_on_leaf = (_error_on_a_leaf(layer, module) for module in (ours, theirs))
     assert on_leaf == torchs_on_leaf, f"on a leaf: {on_leaf}, torch's {torchs_on_leaf}"
     refused = []
@@ -233,7 +238,7 @@ def works_in_place(layer: Layer) -> None:
         except DoesNotApply as reason:
             refused.append(str(reason))
             continue
-        compare(mine, expected)
+        compare(mine, expected, tolerance=layer.tolerance)
     if refused:
         raise DoesNotApply(*refused, partly=True)
 

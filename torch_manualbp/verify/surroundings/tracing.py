@@ -29,7 +29,7 @@ def compiles(layer: Layer, backend: str = "aot_eager") -> None:
     if layer.is_random:
         raise DoesNotApply("compiled code draws other random numbers")
     of_torch(_compiled, layer, theirs, backend)
-    compare(_compiled(layer, ours, backend), expected)
+    compare(_compiled(layer, ours, backend), expected, tolerance=layer.tolerance)
 
 
 def _compiled(layer: Layer, module: Module, backend: str) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def exports(layer: Layer, strict: bool = False) -> None:
     if layer.is_random:
         raise DoesNotApply("the program draws other random numbers")
     expected = of_torch(_exported, layer, theirs, strict)
-    compare(_exported(layer, ours, strict), expected)
+    compare(_exported(layer, ours, strict), expected, tolerance=layer.tolerance)
 
 
 def exports_strictly(layer: Layer) -> None:
@@ -66,7 +66,7 @@ def traces(layer: Layer) -> None:
     """``torch.jit.trace`` makes a function with torch's output and gradients."""
     ours, theirs = layer.pair()
     expected = of_torch(_traced, layer, theirs)
-    compare(_traced(layer, ours), expected)
+    compare(_traced(layer, ours), expected, tolerance=layer.tolerance)
 
 
 def _traced(layer: Layer, module: Module) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def traces_symbolically(layer: Layer) -> None:
     """What ``torch.fx.symbolic_trace`` makes of a module with the layer in it has torch's output and gradients."""
     ours, theirs = layer.pair()
     expected = of_torch(_traced_symbolically, layer, theirs)
-    compare(_traced_symbolically(layer, ours), expected)
+    compare(_traced_symbolically(layer, ours), expected, tolerance=layer.tolerance)
 
 
 def _traced_symbolically(layer: Layer, module: Module) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ def runs_on_the_meta_device(layer: Layer) -> None:
     """On the meta device output and gradients have torch's shapes, dtypes and strides."""
     ours, theirs = layer.pair()
     expected = of_torch(_on_meta, layer, theirs)
-    compare(_on_meta(layer, ours), expected, strides=True)
+    compare(_on_meta(layer, ours), expected, strides=True, tolerance=layer.tolerance)
 
 
 def _on_meta(layer: Layer, module: Module) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def runs_on_fake_tensors(layer: Layer) -> None:
     """Under ``FakeTensorMode`` output and gradients have torch's shapes, dtypes and strides."""
     ours, theirs = layer.pair()
     expected = of_torch(_faked, layer, theirs)
-    compare(_faked(layer, ours), expected, strides=True)
+    compare(_faked(layer, ours), expected, strides=True, tolerance=layer.tolerance)
 
 
 def _faked(layer: Layer, module: Module) -> dict[str, Tensor]:
