@@ -17,6 +17,7 @@ from torch_manualbp.verify.contract.check import check_of_exemption
 
 CASES = list(contract.cases())
 FIRST = {case.entry.name: case for case in reversed(CASES)}
+COMPILERS = [check for check in CHECKS if check.slow]
 EXEMPTIONS = [(entry, key) for entry in CATALOGUE for key in entry.exempt]
 
 
@@ -26,15 +27,22 @@ def test_the_catalogue_lists_every_rule() -> None:
     assert public == {entry.rule for entry in CATALOGUE}
 
 
-@pytest.mark.parametrize("check", [c for c in CHECKS if c.name != "torch.compile, inductor"], ids=str)
+@pytest.mark.parametrize("check", [c for c in CHECKS if not c.slow], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_contract(case: Case, check: Check) -> None:
     hold(case, check)
 
 
+@pytest.mark.parametrize("check", COMPILERS, ids=str)
 @pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_compiles_to_machine_code(case: Case) -> None:
-    hold(case, contract.check("torch.compile, inductor"))
+def test_compiles(case: Case, check: Check) -> None:
+    hold(case, check)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case not in FIRST.values()], ids=str)
+def test_compiles_every_sample(case: Case) -> None:
+    hold(case, COMPILERS[0])
 
 
 def hold(case: Case, check: Check) -> None:

@@ -7,18 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from torch_manualbp import functional, nn
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+PROGRAMS = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
-def test_the_quick_start_prints_what_it_says() -> None:
-    program, printed = blocks("python")[0], blocks("text")[0]
+@pytest.mark.parametrize(("program", "printed"), PROGRAMS, ids=["quick start", "your own rule"])
+def test_a_program_prints_what_it_says(program: str, printed: str) -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout == printed
 

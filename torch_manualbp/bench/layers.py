@@ -272,7 +272,7 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         write(options.json, {**_surroundings(options), "rows": [asdict(row) for row in rows]})
     if options.markdown:
-        write(options.markdown, as_markdown(columns, cells) + f"\n{_summary(rows)}\n")
+        write(options.markdown, f"{title}:\n\n{as_markdown(*_by_layer(rows))}\n{_summary(rows)}.\n")
     return 0
 
 
@@ -293,6 +293,17 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         for row in rows
     ]
     return columns, cells
+
+
+def _by_layer(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The ratios alone, a row for each layer and size; those beyond their bound in bold."""
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        ratio = f"{row.ratio:.2f}"
+        table.setdefault((row.layer, row.size), {})[row.mode] = f"**{ratio}**" if row.met is False else ratio
+    modes = [mode for mode in MODES if any(mode in ratios for ratios in table.values())]
+    cells = [[layer, size, *(ratios.get(mode, "") for mode in modes)] for (layer, size), ratios in table.items()]
+    return ["layer", "size", *modes], cells
 
 
 def _microseconds(t: float) -> str:

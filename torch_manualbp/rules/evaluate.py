@@ -192,9 +192,11 @@ def is_above(z: Tensor, bound: float) -> Tensor:
 
 def is_between(z: Tensor, low: float, high: float) -> Tensor:
     """[low < z < high] as numbers 0 and 1, a step function of z whose derivative is 0 and not missing."""
-    if records_nothing(z):
-        return _between(z, low, high, torch.empty_like(z))
-    return _as_numbers((z > low) & (z < high), z)
+    if not records_nothing(z):
+        return _as_numbers((z > low) & (z < high), z)
+    bounds = z.new_tensor([low, high])
+    above, below = torch.nextafter(bounds, bounds.flip(0)).tolist()
+    return z.clamp(above, below).eq_(z)  # to the numbers next to the bounds: two passes and not three
 
 
 def step(z: Tensor, below: float, above: float) -> Tensor:
@@ -209,7 +211,7 @@ def step(z: Tensor, below: float, above: float) -> Tensor:
 
 def pass_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
     """g where z > bound, else 0. Where z is NaN g passes, as in torch."""
-    return chosen(g, z, _choose_above, lambda into: torch.gt(z, bound, out=into), bound, passes_nan=True)
+    return chosen(g, z, _choose_above, lambda: torch.gt(z, bound, out=torch.empty_like(z)), bound, passes_nan=True)
 
 
 def _choose_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
@@ -218,7 +220,7 @@ def _choose_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
 
 def pass_positive(g: Tensor, a: Tensor) -> Tensor:
     """g where a > 0, else 0, for an a ≥ 0. Where a is NaN g passes, as in torch."""
-    return chosen(g, a, _choose_positive, lambda into: torch.ne(a, 0, out=into))
+    return chosen(g, a, _choose_positive, lambda: torch.ne(a, 0, out=torch.empty_like(a)))
 
 
 def _choose_positive(g: Tensor, a: Tensor) -> Tensor:
@@ -227,7 +229,7 @@ def _choose_positive(g: Tensor, a: Tensor) -> Tensor:
 
 def pass_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
     """g where low < z < high, else 0."""
-    return chosen(g, z, _choose_between, lambda into: _between(z, low, high, into), low, high)
+    return chosen(g, z, _choose_between, lambda: is_between(z, low, high), low, high)
 
 
 def _choose_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
@@ -237,7 +239,7 @@ def _choose_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
 
 def pass_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
     """g where |z| > bound, else 0."""
-    return chosen(g, z, _choose_beyond, lambda into: torch.abs(z, out=into).gt_(bound), bound)
+    return chosen(g, z, _choose_beyond, lambda: z.abs().gt_(bound), bound)
 
 
 def _choose_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
@@ -248,11 +250,11 @@ def chosen(
     g: Tensor,
     z: Tensor,
     choose: Callable[..., Tensor],
-    numbers: Callable[[Tensor], Tensor],
+    numbers: Callable[[], Tensor],
     *bounds: float,
     passes_nan: bool = False,
 ) -> Tensor:
-    """``choose(g, z, *bounds)``, by a product of g with the factors of ``numbers(into)`` where that is the same and
+    """``choose(g, z, *bounds)``, by a product of g with the fresh factors of ``numbers()`` where that is the same and
     faster."""
     if not fits_blocks(g, z) or g.dtype != z.dtype:
         return choose(g, z, *bounds)
@@ -260,7 +262,7 @@ def chosen(
         return fused(choose, g, z, *bounds)
     if widened(z) is not z:  # a comparison in low precision rounds its bound, as torch's kernels do not
         return choose(g, z, *bounds)
-    result = numbers(torch.empty_like(z)).mul_(g)
+    result = numbers().mul_(g)
     if are_finite(result) and (not passes_nan or are_finite(z)):
         return result
     return choose(g, z, *bounds)
@@ -269,13 +271,6 @@ def chosen(
 def zero_of(g: Tensor, z: Tensor) -> Tensor | int:
     """0 in the dtype of g, as a function of z whose derivative is 0 and not missing where somebody may ask for it."""
     return (z.sign() * 0).to(g.dtype) if torch.is_grad_enabled() else 0
-
-
-def _between(z: Tensor, low: float, high: float, into: Tensor) -> Tensor:
-    """[low < z < high], by clamping to the numbers next to the bounds: two passes and not three."""
-    bounds = z.new_tensor([low, high])
-    above, below = torch.nextafter(bounds, bounds.flip(0)).tolist()
-    return torch.clamp(z, above, below, out=into).eq_(z)
 
 
 def are_finite(t: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch_manualbp.rules.evaluate import (
     pass_between,
     pass_beyond,
     pass_positive,
-    quotient,
+    times_one_plus,
     zero_of,
 )
 from torch_manualbp.rules.rule import widened
@@ -116,7 +116,11 @@ class Hardsigmoid(Activation):
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return quotient(pass_between(da, z, -3, 3), 6)
+        return chosen(da, z, _hardsigmoid_delta, lambda: is_between(z, -3, 3).div_(6))
+
+
+def _hardsigmoid_delta(da: Tensor, z: Tensor) -> Tensor:
+    return torch.where((z > -3) & (z < 3), da / 6, zero_of(da, z))
 
 
 class Hardswish(Activation):
@@ -139,7 +143,7 @@ class Hardswish(Activation):
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return chosen(da, z, _hardswish_delta, lambda into: _hardswish_derivative(z, into))
+        return chosen(da, z, _hardswish_delta, lambda: _hardswish_derivative(z))
 
 
 def _hardswish_delta(da: Tensor, z: Tensor) -> Tensor:
@@ -148,10 +152,9 @@ def _hardswish_delta(da: Tensor, z: Tensor) -> Tensor:
     return torch.where(z <= -3, zero_of(wide, z), inside).to(da.dtype)
 
 
-def _hardswish_derivative(z: Tensor, into: Tensor) -> Tensor:
-    """h(z) + z h'(z) = (c + 3 + c [−3 < z < 3]) / 6 with c = z clamped to ±3."""
-    torch.clamp(z, -3, 3, out=into)
-    return into.addcmul_(into, is_between(z, -3, 3)).add_(3).div_(6)
+def _hardswish_derivative(z: Tensor) -> Tensor:
+    """h(z) + z h'(z) = (c + c [−3 < z < 3] + 3) / 6 with c = z clamped to ±3."""
+    return times_one_plus(z.clamp(-3, 3), is_between(z, -3, 3)).add_(3).div_(6)
 
 
 class Threshold(Activation):

@@ -200,7 +200,8 @@ class CELU(Activation):
 
     @staticmethod
     def derivative(z: Tensor, alpha: float) -> Tensor:
-        return z.clamp(max=0).div_(alpha).exp_()
+        below = z.clamp(max=0)
+        return (below if alpha == 1 else below.div_(alpha)).exp_()
 
 
 SELU_ALPHA = 1.6732632423543772848170429916717
