@@ -6,6 +6,7 @@ import test_upstream_modules
 import test_upstream_ops
 import torch
 import upstream
+from test_upstream_differential import EVERY_DTYPE
 
 
 def test_every_class_has_inputs() -> None:
@@ -26,7 +27,9 @@ def test_every_function_has_inputs() -> None:
     """From op_db, or as what the forward of a covered class calls."""
     by_op_db = {op.name.removeprefix("nn.functional.") for op in upstream.OPS}
     for op in upstream.OPS:
-        assert list(op.sample_inputs("cpu", next(iter(op.supported_dtypes("cpu"))))), op.full_name
+        assert list(op.sample_inputs("cpu", next(d for d in EVERY_DTYPE if d in op.supported_dtypes("cpu")))), (
+            op.full_name
+        )
     called = {name for cls in upstream.CLASSES.values() for name in cls.forward.__code__.co_names}
     assert set(upstream.FUNCTIONS) - by_op_db <= called
 
