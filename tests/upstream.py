@@ -102,8 +102,6 @@ CANCELS = {
 """Where the median error of all inputs is compared, and not the worst."""
 
 KNOWN_DIFFERENCES: dict[tuple[str, str], str] = {
-    ("nn.functional.rrelu", "reference inputs"): "a strided input: torch's output and noise are contiguous",
-    ("RReLU", "test_non_contiguous_tensors"): "a strided input: torch's output and noise are contiguous",
     ("nn.functional.logsigmoid", "reference inputs"): "a strided input: torch's gradient is contiguous",
 }
 """Where ours is not torch's: each is a strict expected failure."""

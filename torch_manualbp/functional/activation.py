@@ -164,7 +164,8 @@ def rrelu(
         return torch_functional.rrelu(input, lower, upper, training, inplace)  # says what is wrong
     if not training:
         return leaky_relu(input, (lower + upper) / 2, inplace)
-    output = run(rules.RReLU, input, _random_slopes(input.detach(), lower, upper))
+    plain = input.contiguous()  # as torch lays its output out, and draws
+    output = run(rules.RReLU, plain, _random_slopes(plain.detach(), lower, upper))
     return in_place(input, output) if inplace else output
 
 
