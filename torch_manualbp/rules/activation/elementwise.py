@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.evaluate import are_finite, blocks, fits_blocks, formulas_are_compiled, fused, times
+from torch_manualbp.rules.arithmetic import times
+from torch_manualbp.rules.evaluate import are_finite, blocks, fits_blocks, formulas_are_compiled, fused
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = ["Activation"]

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.evaluate import is_above, step, times
+from torch_manualbp.rules.arithmetic import times
+from torch_manualbp.rules.choice import is_above, step
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = ["LeakyReLU", "PReLU", "RReLU"]

@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.evaluate import (
+from torch_manualbp.rules.arithmetic import times_one_plus
+from torch_manualbp.rules.choice import (
     chosen,
     is_between,
     pass_above,
     pass_between,
     pass_beyond,
     pass_positive,
-    times_one_plus,
     zero_of,
 )
 from torch_manualbp.rules.rule import widened

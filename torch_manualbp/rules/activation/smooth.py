@@ -9,17 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.evaluate import (
+from torch_manualbp.rules.arithmetic import (
     exact_sigmoid,
-    is_above,
     larger,
     logistic,
     logistic_and_divisor,
     quotient,
-    step,
     times,
     times_one_plus,
 )
+from torch_manualbp.rules.choice import is_above, step
 
 __all__ = [
     "CELU",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import logistic, records_nothing
+from torch_manualbp.rules.arithmetic import logistic
+from torch_manualbp.rules.evaluate import records_nothing
 from torch_manualbp.rules.loss.reduction import (
     PointwiseLoss,
     fits_blocks,
