@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-PROGRAMS = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+BLOCK = r"((?:(?!```).)*)^```$"
+PROGRAMS = re.findall(rf"^```python\n{BLOCK}\n\n```text\n{BLOCK}", README, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize(("program", "printed"), PROGRAMS, ids=["quick start", "your own rule"])
