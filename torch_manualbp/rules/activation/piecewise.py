@@ -116,11 +116,11 @@ class Hardsigmoid(Activation):
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return chosen(da, z, _hardsigmoid_delta, lambda: is_between(z, -3, 3).div_(6))
+        return chosen(da, z, _hardsigmoid_delta, lambda: is_between(z, -3, 3).mul_(1 / 6))
 
 
 def _hardsigmoid_delta(da: Tensor, z: Tensor) -> Tensor:
-    return torch.where((z > -3) & (z < 3), da / 6, zero_of(da, z))
+    return torch.where((z > -3) & (z < 3), da * (1 / 6), zero_of(da, z))  # a division takes the time of ten products
 
 
 class Hardswish(Activation):
