@@ -86,6 +86,27 @@ def test_compiled_formulas_equal_the_plain(rule: type[Activation], special: bool
         assert_equal_to_rounding(rule.delta(g, kept), row_by_row(entry, kept, g, ()))
 
 
+class Half(Activation):
+    """a = z² / 2, whose derivative is what the rule keeps."""
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return z * z / 2
+
+    @staticmethod
+    def derivative(z: Tensor) -> Tensor:
+        return z
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (200, 1000)], ids=["small", "large"])
+def test_a_derivative_may_be_what_is_kept(shape: tuple[int, ...]) -> None:
+    z = torch.randn(shape, requires_grad=True)
+    before, g = z.detach().clone(), torch.randn(shape)
+    (dz,) = torch.autograd.grad(Half.apply(z), z, g)
+    assert torch.equal(z.detach(), before)
+    assert torch.equal(dz, before * g)
+
+
 def test_rrelu_draws_as_torch_does() -> None:
     z = torch.randn(64, 32)
     torch.manual_seed(3)

@@ -19,6 +19,7 @@ __all__ = [
     "formulas_are_compiled",
     "fused",
     "in_blocks_of_rows",
+    "is_free",
     "records_nothing",
 ]
 
@@ -43,6 +44,12 @@ def _is_plain(t: Any) -> bool:
     if type(t) is not Tensor or t.device.type != "cpu" or t.layout is not torch.strided:
         return False
     return not torch._C._functorch.is_legacy_batchedtensor(t)  # as is_grads_batched makes of the upstream gradient
+
+
+def is_free(t: Tensor, *others: Tensor | None) -> bool:
+    """Whether t may be written over: it shares no memory with the others, nor within itself."""
+    memory = t.untyped_storage().data_ptr()
+    return 0 not in t.stride() and all(o is None or o.untyped_storage().data_ptr() != memory for o in others)
 
 
 def in_blocks_of_rows(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

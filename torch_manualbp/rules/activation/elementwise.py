@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.rules.arithmetic import times
-from torch_manualbp.rules.evaluate import are_finite, blocks, fits_blocks, formulas_are_compiled, fused
+from torch_manualbp.rules.evaluate import (
+    are_finite,
+    blocks,
+    fits_blocks,
+    formulas_are_compiled,
+    fused,
+    is_free,
+    records_nothing,
+)
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = ["Activation"]
@@ -30,7 +38,7 @@ class Activation(Rule):
     An activation owes
 
     - ``forward(z, *options)``;
-    - ``derivative(kept, *options)``: f'(z) as a fresh tensor, from z or, where ``keeps_output``, from a. It is computed
+    - ``derivative(kept, *options)``: f'(z), from z or, where ``keeps_output``, from a. It is computed
       in widened precision and rounded once, with the product;
     - or ``delta(upstream, kept, *options)``, the whole product, where that is a choice and no product: a derivative of
       0 lets nothing pass, not even ∞.
@@ -71,7 +79,11 @@ def _delta_of(derivative: Derivative, lean_delta: Delta | None, in_blocks: bool)
     """The function of the product ∂C/∂a ⊙ f'(z), rounded once."""
 
     def product(upstream: Tensor, kept: Tensor, *options: Any) -> Tensor:
-        return times(widened(upstream), derivative(widened(kept), *options)).to(upstream.dtype)
+        wide = widened(kept)
+        factor = derivative(wide, *options)
+        if records_nothing(factor, wide) and not is_free(factor, wide):
+            factor = factor.clone()  # of z² / 2 it is z itself
+        return times(widened(upstream), factor).to(upstream.dtype)
 
     # torch.compile limits how often it compiles one code object, which these functions would share.
     product.__code__ = product.__code__.replace(co_name=derivative.__qualname__)
