@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import functional, rules
-from torch_manualbp.rules import CATALOGUE, Entry, Make
+from torch_manualbp.rules import CATALOGUE, Entry, Make, choice
 from torch_manualbp.rules.activation import Activation
 from torch_manualbp.rules.evaluate import LARGE
 
@@ -57,6 +57,44 @@ def test_large_equals_small(entry: Entry, dtype: torch.dtype, special: bool) -> 
         with torch.no_grad():
             large = entry.rule.delta(g, kept, *options)  # type: ignore[attr-defined]
             assert_equal_to_rounding(large, row_by_row(entry, kept, g, options))
+
+
+def every_number(dtype: torch.dtype) -> Tensor:
+    """All 2¹⁶ numbers of float16 or bfloat16, NaNs of both signs among them; in another dtype the same numbers."""
+    of = torch.float16 if dtype == torch.float16 else torch.bfloat16
+    return torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(of).to(dtype)
+
+
+def bits(t: Tensor) -> Tensor:
+    return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_masked_gradient_keeps_its_bits(dtype: torch.dtype) -> None:
+    g = every_number(dtype)
+    assert torch.equal(bits(choice.masked_bits(g, torch.ones_like(g))), bits(g))
+    assert torch.equal(bits(choice.masked_bits(g, torch.zeros_like(g))), bits(torch.zeros_like(g)))
+
+
+@pytest.mark.parametrize("bound", [0.1, 1 / 3, 0, 6, -0.1, math.inf, -math.inf, 1e-42])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_choices_compare_with_the_bound_and_not_with_a_rounded_one(dtype: torch.dtype, bound: float) -> None:
+    z = every_number(dtype)
+    for g in (torch.rand(z.shape).to(dtype) + 1, torch.full_like(z, math.inf), torch.full_like(z, math.nan)):
+        wide = z if dtype == torch.float64 else z.float()
+        with torch.no_grad():
+            cases = [
+                (choice.pass_above(g, z, bound), ~(wide <= bound)),
+                (choice.pass_between(g, z, bound, 2.3), (wide > bound) & (wide < 2.3)),
+                (choice.pass_between(g, z, bound, bound), torch.zeros_like(z, dtype=torch.bool)),
+                (choice.pass_beyond(g, z, bound), z.abs() > bound),
+                (choice.pass_positive(g, z.relu()), ~(z.relu() <= 0)),
+            ]
+        for passed, passes in cases:
+            assert torch.equal(bits(passed), torch.where(passes, bits(g), 0))
 
 
 def test_a_large_upstream_gradient_that_is_expanded_or_transposed() -> None:

@@ -17,6 +17,7 @@ from torch_manualbp.rules.choice import (
     pass_positive,
     zero_of,
 )
+from torch_manualbp.rules.evaluate import records_nothing
 from torch_manualbp.rules.rule import widened
 
 __all__ = [
@@ -116,11 +117,9 @@ class Hardsigmoid(Activation):
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return chosen(da, z, _hardsigmoid_delta, lambda: is_between(z, -3, 3).mul_(1 / 6))
-
-
-def _hardsigmoid_delta(da: Tensor, z: Tensor) -> Tensor:
-    return torch.where((z > -3) & (z < 3), da * (1 / 6), zero_of(da, z))  # a division takes the time of ten products
+        passed = pass_between(da, z, -3, 3)
+        sixth = 1 / 6  # whose product takes a tenth of the time of a division
+        return passed.mul_(sixth) if records_nothing(passed) else passed * sixth
 
 
 class Hardswish(Activation):
@@ -143,7 +142,7 @@ class Hardswish(Activation):
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return chosen(da, z, _hardswish_delta, lambda: _hardswish_derivative(z))
+        return chosen(da, z, _hardswish_delta, _hardswish_product)
 
 
 def _hardswish_delta(da: Tensor, z: Tensor) -> Tensor:
@@ -152,9 +151,11 @@ def _hardswish_delta(da: Tensor, z: Tensor) -> Tensor:
     return torch.where(z <= -3, zero_of(wide, z), inside).to(da.dtype)
 
 
-def _hardswish_derivative(z: Tensor) -> Tensor:
-    """h(z) + z h'(z) = (c + c [−3 < z < 3] + 3) / 6 with c = z clamped to ±3."""
-    return times_one_plus(z.clamp(-3, 3), is_between(z, -3, 3)).add_(3).div_(6)
+def _hardswish_product(da: Tensor, z: Tensor) -> Tensor:
+    """∂C/∂a ⊙ (c + c [−3 < z < 3] + 3) / 6 with c = z clamped to ±3; nothing passes where that is 0 for z ≤ −3."""
+    wide = widened(z)
+    derivative = times_one_plus(wide.clamp(-3, 3), is_between(wide, -3, 3)).add_(3).div_(6)
+    return pass_above(derivative.mul_(da).to(da.dtype), z, -3)
 
 
 class Threshold(Activation):
