@@ -17,7 +17,6 @@ from torch_manualbp.rules.choice import (
     pass_positive,
     zero_of,
 )
-from torch_manualbp.rules.evaluate import records_nothing
 from torch_manualbp.rules.rule import widened
 
 __all__ = [
@@ -117,9 +116,11 @@ class Hardsigmoid(Activation):
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        passed = pass_between(da, z, -3, 3)
-        sixth = 1 / 6  # whose product takes a tenth of the time of a division
-        return passed.mul_(sixth) if records_nothing(passed) else passed * sixth
+        return chosen(da, z, _hardsigmoid_delta, lambda da, z: pass_between(da, z, -3, 3).mul_(1 / 6))
+
+
+def _hardsigmoid_delta(da: Tensor, z: Tensor) -> Tensor:
+    return torch.where((z > -3) & (z < 3), da * (1 / 6), zero_of(da, z))  # a division takes the time of ten products
 
 
 class Hardswish(Activation):
