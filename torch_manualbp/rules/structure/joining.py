@@ -36,8 +36,12 @@ class Cat(Rule):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
         _, *needed = ctx.needs_input_grad
-        parts = da.split([shape[ctx.dim] for shape in ctx.shapes], ctx.dim)
-        about = zip(needed, ctx.dtypes, parts, strict=True)
+        # torch passes over a tensor of shape (0), whatever dimensions the others have.
+        is_nothing = [tuple(shape) == (0,) for shape in ctx.shapes]
+        sizes = [0 if nothing else shape[ctx.dim] for nothing, shape in zip(is_nothing, ctx.shapes, strict=True)]
+        parts = zip(is_nothing, da.split(sizes, ctx.dim), strict=True)
+        parts_in_shape = [part.reshape(0) if nothing else part for nothing, part in parts]
+        about = zip(needed, ctx.dtypes, parts_in_shape, strict=True)
         return None, *[in_dtype(dtype, part) if needs else None for needs, dtype, part in about]
 
     @staticmethod

@@ -65,7 +65,7 @@ class Mean(_OverDimensions):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
         # Of nothing da itself, so that no derivative is the empty sum's 0 times 1 / 0.
-        n = math.prod(size for size, reduced in zip(ctx.shape, _reduced(ctx.shape, ctx.dims), strict=True) if reduced)
+        n = math.prod([n for n, summed in zip(ctx.shape, _summed(ctx.shape, ctx.dims), strict=True) if summed])
         return _spread(da / max(n, 1), ctx.shape, ctx.dims), None, None
 
     @staticmethod
@@ -73,13 +73,15 @@ class Mean(_OverDimensions):
         return dz.mean(ctx.dims, ctx.keepdim)
 
 
-def _reduced(shape: tuple[int, ...], dims: tuple[int, ...] | None) -> list[bool]:
+def _summed(shape: tuple[int, ...], dims: tuple[int, ...] | None) -> list[bool]:
     """Of each dimension whether it is summed over. For a number, dimensions 0 and −1 are it."""
-    summed = range(len(shape)) if dims is None else [d % max(len(shape), 1) for d in dims]
-    return [d in summed for d in range(len(shape))]
+    if dims is None:
+        return [True] * len(shape)
+    positions = [d % max(len(shape), 1) for d in dims]
+    return [d in positions for d in range(len(shape))]
 
 
 def _spread(da: Tensor, shape: tuple[int, ...], dims: tuple[int, ...] | None) -> Tensor:
     """da in every entry that was summed over."""
-    kept = [1 if reduced else size for size, reduced in zip(shape, _reduced(shape, dims), strict=True)]
+    kept = [1 if summed else n for n, summed in zip(shape, _summed(shape, dims), strict=True)]
     return da.reshape(kept).expand(shape)
