@@ -219,26 +219,23 @@ def _getitem(input: Tensor, index: Any) -> Tensor:
         at = next(k for k, i in enumerate(items) if i is Ellipsis)
         left_out = input.dim() - sum(i is not None and i is not Ellipsis for i in items)
         items[at : at + 1] = [slice(None)] * left_out
-    basic = tuple(slice(None) if isinstance(i, Tensor) and i.dim() else _number(i) for i in items)
-    tensors = [i if isinstance(i, Tensor) and i.dim() else None for i in items]
-    if all(t is None for t in tensors):
-        return rules.Slice.apply(input, basic)
-    if any(not _is_whole(i) for i in basic):
+    basic = tuple(slice(None) if isinstance(i, Tensor) else i for i in items)
+    tensors = [i if isinstance(i, Tensor) else None for i in items if not isinstance(i, int)]
+    if all(t is None for t in tensors) or any(not _is_whole(i) for i in basic):
         input = rules.Slice.apply(input, basic)
-        tensors = [t for t, i in zip(tensors, basic, strict=True) if not isinstance(i, int)]
-    while tensors[-1] is None:
+    for k in reversed(range(len(tensors))):  # a number that stands in a tensor takes its dimension away by itself
+        t = tensors[k]
+        if t is not None and not t.dim():
+            input = rules.Index.apply(input, *[None] * k, t)
+            del tensors[k]
+    while tensors and tensors[-1] is None:
         tensors.pop()
-    return rules.Index.apply(input, *tensors)
+    return rules.Index.apply(input, *tensors) if tensors else input
 
 
 def _refuse_booleans(items: Sequence[Any]) -> None:
     if any(isinstance(i, bool) or (isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)) for i in items):
         raise NoRule("an index of booleans has no rule: the shape of its result depends on numbers; multiply by them")
-
-
-def _number(i: Any) -> Any:
-    """The integer that stands in a tensor without dimensions."""
-    return int(i) if isinstance(i, Tensor) else i
 
 
 def _is_whole(i: Any) -> bool:

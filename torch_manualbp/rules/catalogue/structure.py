@@ -142,13 +142,15 @@ def _slice_samples(make: Make) -> Iterator[Sample]:
 
 
 def _index(z: Tensor, *index: Tensor | None) -> Tensor:
-    return z[tuple(slice(None) if i is None else i for i in index)]
+    """z[index], which for an index without dimensions looks up its number and keeps it."""
+    return torch.ops.aten.index(z, list(index))
 
 
 def _index_samples(make: Make) -> Iterator[Sample]:
     yield Sample("rows", (make(5, 4), make.indices(5, 6)))
     yield Sample("columns", (make(5, 4), None, make.indices(4, 2, 3)))
     yield Sample("entries", (make(5, 4), make.indices(5, 2, 1), make.indices(4, 3)))
+    yield Sample("one column", (make(5, 4), None, make.indices(4)))
     yield Sample("apart", (make(3, 2, 4), make.indices(3, 6), None, make.indices(4, 6)))
 
 

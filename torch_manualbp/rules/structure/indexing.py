@@ -60,7 +60,7 @@ class Index(Rule):
 
     @staticmethod
     def forward(z: Tensor, *index: Tensor | None) -> Tensor:
-        return z[_with_slices(index)]
+        return torch.ops.aten.index(z, list(index))  # z[…] of an index without dimensions is a view
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -78,8 +78,4 @@ class Index(Rule):
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, *_: None) -> Tensor:
-        return dz[_with_slices(ctx.saved_tensors)]
-
-
-def _with_slices(index: tuple[Tensor | None, ...]) -> tuple[Tensor | slice, ...]:
-    return tuple([slice(None) if i is None else i for i in index])
+        return torch.ops.aten.index(dz, list(ctx.saved_tensors))
