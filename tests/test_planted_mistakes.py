@@ -7,6 +7,7 @@ from typing import Any
 import planted_losses
 import planted_margins
 import planted_rules
+import planted_structure
 import planted_surroundings
 import pytest
 import torch
@@ -19,6 +20,7 @@ MISTAKES: list[Mistake] = [
     *planted_rules.MISTAKES,
     *planted_losses.MISTAKES,
     *planted_margins.MISTAKES,
+    *planted_structure.MISTAKES,
     *planted_surroundings.MISTAKES,
 ]
 CAUGHT_BY_VALUE = [(rule, sample) for rule, sample, checks in MISTAKES if "first derivatives" in checks]
@@ -41,8 +43,9 @@ def test_caught(rule: type[Rule], sample: str, check: str) -> None:
 @pytest.mark.parametrize(("rule", "sample"), CAUGHT_BY_VALUE, ids=name_of)
 def test_a_mistake_is_wrong_and_not_broken(rule: type[Rule], sample: str) -> None:
     """Each gives gradients, and not an error of its own making that any check would take for the mistake."""
-    args = contract.case_of(rule.__mro__[1], sample).args()
-    output = rule.apply(*args)
+    case = contract.case_of(rule.__mro__[1], sample).with_rule(rule)
+    args = case.args()
+    output = case.apply(*args)
     torch.autograd.grad(output, contract.leaves(args), contract.upstream_for(output), allow_unused=True)
 
 

@@ -19,13 +19,14 @@ g          ``g``        the upstream gradient of a loss
 ``CATALOGUE`` lists every rule with its torch twin and sample inputs. A rule is tested by being listed in it.
 """
 
-from torch_manualbp.rules import activation, linear, loss
+from torch_manualbp.rules import activation, linear, loss, structure
 from torch_manualbp.rules.activation import *  # noqa: F403
 from torch_manualbp.rules.catalogue import CATALOGUE, Entry, Make, Sample
 from torch_manualbp.rules.evaluate import compile_formulas
 from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
 from torch_manualbp.rules.rule import Rule
+from torch_manualbp.rules.structure import *  # noqa: F403
 
 __all__ = ["CATALOGUE", "Entry", "Make", "Rule", "Sample", "compile_formulas"]
-__all__ += activation.__all__ + linear.__all__ + loss.__all__
+__all__ += activation.__all__ + linear.__all__ + loss.__all__ + structure.__all__

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-__all__ = ["Rule", "runs_forward_mode", "widened"]
+__all__ = ["Rule", "in_dtype", "runs_forward_mode", "widened"]
 
 
 class Rule(Function):
@@ -88,3 +88,10 @@ def widened(t: Tensor) -> Tensor:
     Rounding to 8 bits at every step instead costs up to 34 ulp where ATen's kernels, which widen too, are within 1.
     """
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def in_dtype(dtype: torch.dtype, gradient: Tensor) -> Tensor:
+    """The gradient of an argument of ``dtype``: for a real one the real part, where ``to`` alone would warn."""
+    if gradient.dtype == dtype:
+        return gradient
+    return (gradient.real if gradient.is_complex() and not dtype.is_complex else gradient).to(dtype)

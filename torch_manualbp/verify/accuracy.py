@@ -28,6 +28,7 @@ from torch import Tensor
 
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp.rules import CATALOGUE, Entry, Make, Sample
+from torch_manualbp.verify.outputs import joined
 
 __all__ = ["DTYPES", "Accuracy", "add_arguments", "main", "measure", "ulp"]
 
@@ -186,6 +187,8 @@ def _is_pointwise(entry: Entry, sample: Sample) -> bool:
     positions = _gridded(sample)
     if not positions or any(sample.args[i].is_complex() for i in positions):
         return False
+    if not isinstance(entry.twin(*sample.args), Tensor):
+        return False  # several outputs are parts of what goes in
     generator = torch.Generator().manual_seed(0)
     args = list(sample.args)
     for i in positions:
@@ -299,7 +302,7 @@ def _on_samples(entry: Entry, name: str, dtype: torch.dtype, scale: float) -> li
             drawn = args[i].double()
             if drawn.min() < 0:  # and not of a part of the line alone
                 args[i] = (drawn * scale).to(dtype)
-        output = entry.twin(*[a.double() if _floating(a) else a for a in args])
+        output = joined(entry.twin(*[a.double() if _floating(a) else a for a in args]))
         g = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
         for p in _compared(entry, args, list(entry.differentiable(sample)), g, None, pointwise=False):
             points.setdefault(p.result, []).append(p)
@@ -355,12 +358,12 @@ def _compared(
     return points
 
 
-def _results(function: Callable[..., Tensor], args: Sequence[Any], learning: Sequence[int], g: Tensor) -> list[Tensor]:
+def _results(function: Callable[..., Any], args: Sequence[Any], learning: Sequence[int], g: Tensor) -> list[Tensor]:
     """The output and the gradients."""
     leaves = [args[i].detach().clone().requires_grad_() for i in learning]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of shapes that broadcast
-        output = function(*_replaced(args, learning, leaves))
+        output = joined(function(*_replaced(args, learning, leaves)))
     if not leaves:
         return [output]
     return [output.detach(), *torch.autograd.grad(output, leaves, g.to(output.dtype).expand(output.shape))]

@@ -60,17 +60,18 @@ class Entry:
     """A rule, the torch function of the same arguments, and samples that between them take every branch."""
 
     rule: type[Rule]
-    twin: Callable[..., Tensor]
+    twin: Callable[..., Any]
+    """It returns a tensor, or as many as the rule."""
     samples: Callable[[Make], Iterator[Sample]]
     constants: frozenset[int] = frozenset()
     """Positions of floating-point arguments that torch gives no gradient."""
     complex: bool = False
     """Whether the twin takes complex numbers."""
 
-    twin_for_second: Callable[..., Tensor] | None = None
+    twin_for_second: Callable[..., Any] | None = None
     """What second derivatives are held against, where the twin has none or approximates them."""
 
-    reference: Callable[..., Tensor] | None = None
+    reference: Callable[..., Any] | None = None
     """What accuracy is measured against in float64, where there, too, the twin loses digits or underflows."""
 
     cancels: bool = False

@@ -16,7 +16,6 @@ from torch_manualbp.rules.loss import (
     BinaryCrossEntropyWithLogits,
     CrossEntropy,
     CrossEntropyProbabilities,
-    Difference,
     GaussianNegativeLogLikelihood,
     HingeEmbedding,
     Huber,
@@ -43,17 +42,6 @@ def _pair_samples(*options: Any) -> Callable[[Make], Iterator[Sample]]:
         yield Sample("number", (make(), make(), *options, "mean"))
 
     return samples
-
-
-def _difference_samples(make: Make) -> Iterator[Sample]:
-    yield Sample("matrix", (make(5, 4), make(5, 4), 0.25))
-    yield Sample("broadcast", (make(5, 4), make(4), 0.0))
-    yield Sample("broadcast the other way", (make(), make(2, 3), 0.0))
-    yield Sample("empty batch", (make(0, 4), make(0, 4), 0.25))
-
-
-def _difference(s: Tensor, y: Tensor, epsilon: float) -> Tensor:
-    return s - y + epsilon
 
 
 def _absolute_error_samples(make: Make) -> Iterator[Sample]:
@@ -241,7 +229,6 @@ def _cross_entropy(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, re
 
 
 LOSSES: tuple[Entry, ...] = (
-    Entry(Difference, _difference, _difference_samples, complex=True),
     Entry(
         AbsoluteError,
         _absolute_value,

@@ -43,7 +43,6 @@ from torch_manualbp.rules.loss.margin import (
 )
 from torch_manualbp.rules.loss.regression import (
     AbsoluteError,
-    Difference,
     GaussianNegativeLogLikelihood,
     Huber,
     MeanSquaredError,
@@ -65,7 +64,6 @@ __all__ = [
     "CosineEmbedding",
     "CrossEntropy",
     "CrossEntropyProbabilities",
-    "Difference",
     "GaussianNegativeLogLikelihood",
     "HingeEmbedding",
     "Huber",

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.rules.evaluate import BLOCK, is_free, records_nothing
-from torch_manualbp.rules.rule import Rule, widened
+from torch_manualbp.rules.rule import Rule, in_dtype, widened
 
 __all__ = [
     "PointwiseLoss",
     "fits_blocks",
     "in_blocks",
-    "in_dtype",
     "product_with",
     "reduced",
     "reduced_in_blocks",
@@ -123,11 +122,6 @@ def reduced(C: Tensor, reduction: str) -> Tensor:
 def share_of_each(g: Tensor, reduction: str, n: int) -> Tensor:
     """∂C/∂C_i: g / n of a mean; and of the empty mean g, so that no derivative is the empty sum's 0 times 1 / 0."""
     return g / max(n, 1) if reduction == "mean" else g
-
-
-def in_dtype(dtype: torch.dtype, gradient: Tensor) -> Tensor:
-    """The gradient of an argument of ``dtype``: for a real one the real part, where ``to`` alone would warn."""
-    return (gradient.real if gradient.is_complex() and not dtype.is_complex else gradient).to(dtype)
 
 
 def reduced_in_blocks(loss: Callable[..., Tensor], *tensors: Tensor | None, reduction: str) -> Tensor:

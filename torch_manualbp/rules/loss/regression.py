@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.evaluate import records_nothing
-from torch_manualbp.rules.loss.reduction import PointwiseLoss, in_dtype, product_with, reduced, reduced_in_blocks
+from torch_manualbp.rules.loss.reduction import PointwiseLoss, product_with, reduced, reduced_in_blocks
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = [
     "AbsoluteError",
-    "Difference",
     "GaussianNegativeLogLikelihood",
     "Huber",
     "MeanSquaredError",
@@ -56,49 +55,6 @@ class MeanSquaredError(PointwiseLoss):
 def squared_error_gradient(s: Tensor, y: Tensor, g: Tensor | float = 1) -> Tensor:
     """∂C/∂s = 2 (s − y) g, with one g for all or one for each entry."""
     return (s - y) * (2 * g)
-
-
-class Difference(Rule):
-    """The error of each entry, from which the losses start that need s and y for nothing else.
-
-    ::
-
-        r = s − y + ε
-        ⇒
-        ∂C/∂s = ∂C/∂r
-        ∂C/∂y = −∂C/∂r
-
-    As a rule of its own it lets a loss keep r, which is one tensor, and not s and y, which are two.
-    Shapes: s and y broadcast against each other; their gradients sum over what they were broadcast to. Kept: nothing.
-    """
-
-    @staticmethod
-    def forward(s: Tensor, y: Tensor, epsilon: float) -> Tensor:
-        return s - y if epsilon == 0 else s - y + epsilon
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-        s, y, _ = inputs
-        ctx.shapes = s.shape, y.shape
-        ctx.dtypes = s.dtype, y.dtype
-        ctx.output = output.shape, output.dtype
-
-    @staticmethod
-    def backward(ctx: Any, dr: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        needs_ds, needs_dy, _ = ctx.needs_input_grad
-        ds = in_dtype(ctx.dtypes[0], dr.sum_to_size(ctx.shapes[0])) if needs_ds else None
-        dy = -in_dtype(ctx.dtypes[1], dr.sum_to_size(ctx.shapes[1])) if needs_dy else None
-        return ds, dy, None
-
-    @staticmethod
-    def jvp(ctx: Any, ds: Tensor | None, dy: Tensor | None, _: None) -> Tensor:
-        shape, dtype = ctx.output
-        if ds is None:
-            assert dy is not None
-            dr = -dy
-        else:
-            dr = ds if dy is None else ds - dy
-        return dr.expand(shape).to(dtype, copy=True)
 
 
 class AbsoluteError(Rule):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.rules import CATALOGUE, Entry, Make, Rule
+from torch_manualbp.verify.outputs import of_one_output
 
 __all__ = [
     "EXACT",
@@ -55,6 +56,20 @@ class Case:
     def rule(self) -> type[Rule]:
         return self.entry.rule
 
+    @property
+    def apply(self) -> Callable[..., Tensor]:
+        """The rule, its outputs joined where there are several."""
+        return of_one_output(self.rule.apply)
+
+    @property
+    def twin(self) -> Callable[..., Tensor]:
+        """The torch twin, its outputs joined where there are several."""
+        return of_one_output(self.entry.twin)
+
+    @property
+    def twin_for_second(self) -> Callable[..., Tensor]:
+        return of_one_output(self.entry.twin_for_second or self.entry.twin)
+
     def with_rule(self, rule: type[Rule]) -> Case:
         return Case(replace(self.entry, rule=rule), self.sample)
 
@@ -67,6 +82,10 @@ class Case:
     def differentiable(self) -> tuple[int, ...]:
         return tuple(i for i, a in enumerate(self.args()) if isinstance(a, Tensor) and a.requires_grad)
 
+    def first(self) -> int:
+        """Position of the first tensor."""
+        return next(i for i, a in enumerate(self.args()) if isinstance(a, Tensor))
+
     def is_elementwise(self) -> bool:
         """Whether the first argument is the one tensor, and goes entry by entry into an output of its shape."""
         first, *options = self.args()
@@ -76,7 +95,7 @@ class Case:
         other = z.clone()
         other[0, 0] += 1  # which must change no other entry
         try:
-            before, after = self.entry.twin(z, *options), self.entry.twin(other, *options)
+            before, after = self.twin(z, *options), self.twin(other, *options)
         except (RuntimeError, IndexError):
             return False
         return before.shape == z.shape and torch.equal(before.flatten()[1:], after.flatten()[1:])

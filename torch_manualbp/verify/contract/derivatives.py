@@ -20,6 +20,7 @@ from torch_manualbp.verify.contract.case import (
     refusal,
     upstream_for,
 )
+from torch_manualbp.verify.outputs import outputs
 
 __all__ = [
     "adds_up_over_two_places",
@@ -40,7 +41,7 @@ MEAN_OF_NOTHING = "the mean of nothing is NaN, of which there are no finite diff
 def equals_twin(case: Case, dtype: torch.dtype = torch.float64) -> None:
     """Value and gradients are the torch twin's to 1e-12 in float64."""
     ours, theirs = case.args(Make(dtype)), case.args(Make(dtype))
-    output, expected = case.rule.apply(*ours), case.entry.twin(*theirs)
+    output, expected = case.apply(*ours), case.twin(*theirs)
     assert_same(output, expected, "output")
     upstream = upstream_for(expected)
     pairs = zip(
@@ -55,7 +56,7 @@ def equals_twin(case: Case, dtype: torch.dtype = torch.float64) -> None:
 
 def equals_twin_for_complex_numbers(case: Case) -> None:
     """Where torch takes complex numbers, value and gradients are the twin's, and finite differences agree."""
-    reason = refusal(_value_and_gradients, case.entry.twin, case.args(Make(torch.complex128)))
+    reason = refusal(_value_and_gradients, case.twin, case.args(Make(torch.complex128)))
     if reason and not case.entry.complex:
         raise DoesNotApply("torch takes no complex numbers here")
     equals_twin(case, torch.complex128)
@@ -69,8 +70,8 @@ def _value_and_gradients(function: Callable[..., Tensor], args: Sequence[Any]) -
 
 def second_derivatives_equal_twins(case: Case, upstream_needs_gradient: bool) -> None:
     """Second and mixed derivatives are the torch twin's, also where the upstream gradient needs none of its own."""
-    ours = _second_derivatives(case.rule.apply, case.args(), upstream_needs_gradient)
-    theirs = _second_derivatives(case.entry.twin_for_second or case.entry.twin, case.args(), upstream_needs_gradient)
+    ours = _second_derivatives(case.apply, case.args(), upstream_needs_gradient)
+    theirs = _second_derivatives(case.twin_for_second, case.args(), upstream_needs_gradient)
     for i, (derivative, reference) in enumerate(zip(ours, theirs, strict=True)):
         assert_same(derivative, reference, f"second derivative {i}", tolerance=1e-11)
 
@@ -97,9 +98,9 @@ def raw_backward_is_well_formed(case: Case) -> None:
     positions = case.differentiable()
     for needed in itertools.chain([positions], ([p] for p in positions)):
         args = case.args(frozen=[p for p in positions if p not in needed])
-        output = case.rule.apply(*args)
-        assert output.grad_fn is not None
-        raw = output.grad_fn.apply(upstream_for(output))
+        results = outputs(case.rule.apply(*args))
+        node: Any = results[0].grad_fn
+        raw = node.apply(*map(upstream_for, results))
         raw = raw if isinstance(raw, tuple) else (raw,)
         assert len(raw) == len(args), f"{len(raw)} gradients for {len(args)} arguments"
         for i, (gradient, arg) in enumerate(zip(raw, args, strict=True)):
@@ -114,19 +115,17 @@ def raw_backward_is_well_formed(case: Case) -> None:
 def passes_gradcheck(case: Case, dtype: torch.dtype = torch.float64) -> None:
     """Finite differences agree in reverse mode, forward mode and both under vmap."""
     args = case.args(Make(dtype))
-    if case.entry.twin(*args).isnan().any():
+    if case.twin(*args).isnan().any():
         raise DoesNotApply(MEAN_OF_NOTHING)
-    assert gradcheck(
-        case.rule.apply, args, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
-    )
+    assert gradcheck(case.apply, args, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
 
 
 def passes_gradgradcheck(case: Case) -> None:
     """Finite differences of the backward agree in reverse over reverse and forward over reverse."""
-    theirs = _second_derivatives(case.entry.twin_for_second or case.entry.twin, case.args(), True)
+    theirs = _second_derivatives(case.twin_for_second, case.args(), True)
     if any(t.isnan().any() for t in theirs):
         raise DoesNotApply(MEAN_OF_NOTHING)
-    assert gradgradcheck(case.rule.apply, case.args(), check_fwd_over_rev=True, check_batched_grad=True)
+    assert gradgradcheck(case.apply, case.args(), check_fwd_over_rev=True, check_batched_grad=True)
 
 
 def forward_mode_equals_reverse_mode(case: Case) -> None:
@@ -134,7 +133,7 @@ def forward_mode_equals_reverse_mode(case: Case) -> None:
     the gradients make: ⟨upstream, tangent of the output⟩ = Σ ⟨gradient, tangent⟩."""
     positions = case.differentiable()
     args = case.args()
-    output = case.rule.apply(*args)
+    output = case.apply(*args)
     if output.isnan().any():
         raise DoesNotApply(MEAN_OF_NOTHING)
     upstream = upstream_for(output)
@@ -144,7 +143,7 @@ def forward_mode_equals_reverse_mode(case: Case) -> None:
         with forward_ad.dual_level():
             fixed = case.args(frozen=positions)
             dual = [forward_ad.make_dual(a, tangents[i]) if i in moved else a for i, a in enumerate(fixed)]
-            value, tangent = forward_ad.unpack_dual(case.rule.apply(*dual))
+            value, tangent = forward_ad.unpack_dual(case.apply(*dual))
             assert_same(value, output.detach(), "value on dual numbers")
             assert tangent is not None, f"no tangent from arguments {moved}"
             assert (tangent.shape, tangent.dtype) == (output.shape, output.dtype), f"tangent is {tangent.shape}"
@@ -176,7 +175,7 @@ def takes_no_upstream(case: Case) -> None:
     args = case.args()
     inputs = leaves(args)
     elsewhere = torch.stack([t.sum() for t in inputs]).sum()
-    cut = _cut(case.rule.apply(*args)).sum()
+    cut = _cut(case.apply(*args)).sum()
     for gradient in torch.autograd.grad(cut, inputs, retain_graph=True, allow_unused=True):
         assert gradient is None or not gradient.any(), "a gradient out of none"
     for gradient in torch.autograd.grad(cut + elsewhere, inputs):
@@ -202,10 +201,10 @@ def adds_up_over_two_places(case: Case) -> None:
             output = function(*args)
             return output, *torch.autograd.grad(output, args[p], upstream_for(output))
 
-        if reason := refusal(twice, case.entry.twin):
+        if reason := refusal(twice, case.twin):
             reasons.append(reason)
             continue
-        for ours, theirs in zip(twice(case.rule.apply), twice(case.entry.twin), strict=True):
+        for ours, theirs in zip(twice(case.apply), twice(case.twin), strict=True):
             assert_same(ours, theirs, f"one tensor for arguments {p} and {q}")
         ran += 1
     finish(ran, reasons)

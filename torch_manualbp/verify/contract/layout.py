@@ -30,13 +30,13 @@ __all__ = [
 
 def upstream_may_have_any_strides(case: Case) -> None:
     """An expanded and a transposed upstream gradient give what the same numbers give laid out plainly."""
-    shape = case.rule.apply(*case.args()).shape
+    shape = case.apply(*case.args()).shape
     expanded = torch.tensor(0.7, dtype=torch.float64).expand(shape)
     strided = upstream_for(torch.empty(shape[::-1], dtype=torch.float64)).permute(list(reversed(range(len(shape)))))
     skipping = upstream_for(torch.empty(*shape, 2, dtype=torch.float64))[..., 0]
     for upstream in (expanded, strided, skipping):
-        got = gradients(case.rule.apply, case.args(), upstream)
-        plain = gradients(case.rule.apply, case.args(), upstream.clone(memory_format=torch.contiguous_format))
+        got = gradients(case.apply, case.args(), upstream)
+        plain = gradients(case.apply, case.args(), upstream.clone(memory_format=torch.contiguous_format))
         for g, p in zip(got, plain, strict=True):
             assert_same(g, p, f"upstream strides {upstream.stride()}")
 
@@ -51,7 +51,7 @@ def inputs_may_have_any_strides(case: Case) -> None:
         return view.requires_grad_(t.requires_grad)
 
     args = [spread(a) if isinstance(a, Tensor) and a.dim() else a for a in case.args()]
-    for g, p in zip(_run(case.rule.apply, args), _run(case.rule.apply, case.args()), strict=True):
+    for g, p in zip(_run(case.apply, args), _run(case.apply, case.args()), strict=True):
         assert_same(g, p, "result of strided arguments")
 
 
@@ -89,14 +89,14 @@ def inputs_may_be_channels_last(case: Case) -> None:
         raise DoesNotApply(NO_SUCH_SHAPE)
     for form, args in taken:
         last = [_channels_last(a, form) if isinstance(a, Tensor) else a for a in args]
-        ours, plain = _run(case.rule.apply, _fresh(last)), _run(case.rule.apply, _fresh(args))
+        ours, plain = _run(case.apply, _fresh(last)), _run(case.apply, _fresh(args))
         for g, p in zip(ours, plain, strict=True):
             assert_same(g, p, "result of arguments with channels last")
-        if refusal(_run, case.entry.twin, _fresh(last)):
+        if refusal(_run, case.twin, _fresh(last)):
             continue
-        for i, (g, t) in enumerate(zip(ours, _run(case.entry.twin, _fresh(last)), strict=True)):
+        for i, (g, t) in enumerate(zip(ours, _run(case.twin, _fresh(last)), strict=True)):
             what = f"{'gradient ' + str(i - 1) if i else 'output'} of arguments with channels last"
-            kept = t.dim() != args[0].dim() or not t.is_contiguous(memory_format=form) or t.is_contiguous()
+            kept = t.dim() != args[case.first()].dim() or not t.is_contiguous(memory_format=form) or t.is_contiguous()
             assert kept or g.is_contiguous(memory_format=form), f"{what}: strides {g.stride()}, torch's {t.stride()}"
 
 
@@ -110,14 +110,14 @@ def _equals_twin_in_shapes(case: Case, shapes: Sequence[tuple[int, ...]]) -> Non
     if not taken:
         raise DoesNotApply(NO_SUCH_SHAPE)
     for args in taken:
-        results = zip(_run(case.rule.apply, _fresh(args)), _run(case.entry.twin, _fresh(args)), strict=True)
+        results = zip(_run(case.apply, _fresh(args)), _run(case.twin, _fresh(args)), strict=True)
         for ours, theirs in results:
-            assert_same(ours, theirs, f"result for shape {tuple(args[0].shape)}")
+            assert_same(ours, theirs, f"result for shape {tuple(args[case.first()].shape)}")
 
 
 def _taken(case: Case, shape: tuple[int, ...]) -> list[list[Any]]:
     """The sample's arguments in this shape, where torch takes them so."""
-    return [args for args in _in_shape(case, shape) if not refusal(_run, case.entry.twin, _fresh(args))]
+    return [args for args in _in_shape(case, shape) if not refusal(_run, case.twin, _fresh(args))]
 
 
 def _run(function: Callable[..., Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -137,7 +137,7 @@ def _fresh(args: Sequence[Any]) -> list[Any]:
 
 
 def _in_shape(case: Case, shape: tuple[int, ...]) -> list[list[Any]]:
-    """The sample's arguments with the first of ``shape``, in each way in which the others may follow it:
+    """The sample's arguments with the first tensor of ``shape``, in each way in which the others may follow it:
 
     - tensors of the same shape become ``shape``, the others stay (all that is elementwise, and what has parameters);
     - tensors whose shape is that of the first without its last dimension lose that of ``shape`` (one a row);
@@ -145,8 +145,8 @@ def _in_shape(case: Case, shape: tuple[int, ...]) -> list[list[Any]]:
     - those that have as many features as the first, in their last dimension, get those of ``shape``.
     """
     args = case.args()
-    first = args[0].shape
-    if not args[0].numel():
+    first = args[case.first()].shape
+    if not first.numel():
         raise DoesNotApply("an argument without entries has no numbers to place")
     rows, features = first[:-1], first[-1:]
     without_classes = first[:1] + first[2:] if len(first) > 1 else first[:0]

@@ -19,6 +19,7 @@ from torch_manualbp.verify.contract.case import (
     leaves,
     upstream_for,
 )
+from torch_manualbp.verify.outputs import joined, outputs
 
 __all__ = [
     "allows_changes_in_place",
@@ -40,8 +41,8 @@ def keeps_no_more_than_torch(case: Case) -> None:
                 reasons.append(reason)
                 continue
             frozen = [p for p in positions if p not in needed]
-            ours = bytes_kept(case.rule.apply, case.args(frozen=frozen))
-            theirs = bytes_kept(case.entry.twin, case.args(frozen=frozen))
+            ours = bytes_kept(case.apply, case.args(frozen=frozen))
+            theirs = bytes_kept(case.twin, case.args(frozen=frozen))
             assert ours <= theirs, f"for the gradients of {needed} keeps {ours} bytes, torch {theirs}"
             ran += 1
     finish(ran, reasons)
@@ -64,9 +65,9 @@ def bytes_kept(function: Callable[..., Tensor], args: Sequence[Any]) -> int:
 def frozen_arguments_change_nothing(case: Case) -> None:
     """With all but one argument frozen, that one's gradient is the same to the bit."""
     positions = case.differentiable()
-    every = gradients(case.rule.apply, case.args())
+    every = gradients(case.apply, case.args())
     for p, expected in zip(positions, every, strict=True):
-        (alone,) = gradients(case.rule.apply, case.args(frozen=[q for q in positions if q != p]))
+        (alone,) = gradients(case.apply, case.args(frozen=[q for q in positions if q != p]))
         assert torch.equal(alone, expected) or alone.isnan().any(), f"argument {p} alone has another gradient"
 
 
@@ -74,9 +75,9 @@ def works_under_checkpointing(case: Case) -> None:
     """Gradients are the same to the bit under both kinds of checkpointing."""
 
     def checkpointed(reentrant: bool) -> Callable[..., Tensor]:
-        return lambda *args: checkpoint(case.rule.apply, *args, use_reentrant=reentrant)
+        return lambda *args: checkpoint(case.apply, *args, use_reentrant=reentrant)
 
-    expected = gradients(case.rule.apply, case.args())
+    expected = gradients(case.apply, case.args())
     for gradient, reference in zip(gradients(checkpointed(False), case.args()), expected, strict=True):
         assert_same(gradient, reference, "gradient", tolerance=0)
     args = case.args()  # the reentrant kind works with backward() alone
@@ -90,7 +91,7 @@ def works_under_checkpointing(case: Case) -> None:
 def works_under_hooks(case: Case) -> None:
     """Every number that backward uses passes through saved-tensor hooks: tensors moved away and brought back give the
     same gradients to the bit, and without the graph nothing holds on to an argument or to the output."""
-    expected = gradients(case.rule.apply, case.args())
+    expected = gradients(case.apply, case.args())
     moved: list[Tensor] = []
 
     def pack(t: Tensor) -> int:
@@ -99,7 +100,7 @@ def works_under_hooks(case: Case) -> None:
 
     args = case.args()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: moved[i]):
-        output = case.rule.apply(*args)
+        output = case.apply(*args)
     upstream = upstream_for(output)
     inputs = leaves(args)
     with torch.no_grad():  # what was kept elsewhere than in the hooks is now wrong
@@ -112,7 +113,7 @@ def works_under_hooks(case: Case) -> None:
 def allows_changes_in_place(case: Case) -> None:
     """A tensor may be changed after the forward where torch allows it, and the gradients are those of the numbers
     before; elsewhere the change is an error, and backward never runs on changed numbers."""
-    expected = gradients(case.rule.apply, case.args())
+    expected = gradients(case.apply, case.args())
     changed: list[int | None] = [i for i, arg in enumerate(case.args()) if isinstance(arg, Tensor) and arg.numel()]
     reasons: list[str] = []
     for position in [*changed, None]:  # the last is the output
@@ -129,20 +130,21 @@ def allows_changes_in_place(case: Case) -> None:
 
 
 def _after_change(
-    case: Case, function: Callable[..., Tensor], position: int | None
+    case: Case, function: Callable[..., Tensor | Sequence[Tensor]], position: int | None
 ) -> tuple[tuple[Tensor, ...] | None, str]:
     """The gradients after a change in place, or None and why there are none."""
     args = case.args()
-    output = function(*args)
-    upstream = upstream_for(output)
+    result = function(*args)
+    upstream = upstream_for(joined(result))
     try:
         if position is None:
-            output.add_(1)
+            for output in outputs(result):
+                output.add_(1)
         else:
             with torch.no_grad():
                 changed = args[position]
                 changed.add_(1) if is_floating(changed) else changed.zero_()  # which stays a class that there is
-        return torch.autograd.grad(output, leaves(args), upstream), ""
+        return torch.autograd.grad(joined(result), leaves(args), upstream), ""
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise

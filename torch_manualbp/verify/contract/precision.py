@@ -20,6 +20,7 @@ from torch_manualbp.verify.contract.case import (
     refusal,
     upstream_for,
 )
+from torch_manualbp.verify.outputs import outputs
 
 __all__ = [
     "errors_in_ulps",
@@ -41,7 +42,7 @@ def errors_in_ulps(case: Case, apply: Callable[..., Tensor], dtype: torch.dtype,
         output = apply(*low)
         upstream = upstream_for(output)
         high = [a.detach().double().requires_grad_(a.requires_grad) if is_floating(a) else a for a in low]
-        expected = gradients(case.entry.twin, high, upstream.double())
+        expected = gradients(case.twin, high, upstream.double())
         for gradient, reference in zip(torch.autograd.grad(output, leaves(low), upstream), expected, strict=True):
             errors.append(((gradient.double() - reference).abs() / _ulp(reference, dtype)).flatten())
     return torch.cat(errors)
@@ -51,8 +52,8 @@ def is_as_accurate_as_torch(case: Case, dtype: torch.dtype) -> None:
     """No gradient is further from the float64 reference than torch's own by more than one ulp; in the median where
     terms cancel, since the worst entry is then an accident of rounding for both."""
     _refuse_what_torch_refuses(case, dtype)
-    ours = errors_in_ulps(case, case.rule.apply, dtype)
-    theirs = errors_in_ulps(case, case.entry.twin, dtype)
+    ours = errors_in_ulps(case, case.apply, dtype)
+    theirs = errors_in_ulps(case, case.twin, dtype)
     if not ours.numel():
         return
     mine, torchs = (ours.median(), theirs.median()) if case.entry.cancels else (ours.max(), theirs.max())
@@ -63,14 +64,15 @@ def rounds_once(case: Case, dtype: torch.dtype) -> None:
     """In float16 and bfloat16 the formula is, to one ulp, what it is in float64 on the very numbers that it kept."""
     _refuse_what_torch_refuses(case, dtype)
     args = case.args(Make(dtype))
-    output = case.rule.apply(*args)
-    node, upstream = output.grad_fn, upstream_for(output)
+    results = outputs(case.rule.apply(*args))
+    node: Any = results[0].grad_fn
+    upstream = [upstream_for(output) for output in results]
     assert node is not None
     kept = tuple(t.double() if is_floating(t) else t for t in node.saved_tensors)
     ctx = SimpleNamespace(**vars(node), saved_tensors=kept, needs_input_grad=node.needs_input_grad)
-    exact = case.rule.backward(ctx, upstream.double())
+    exact = case.rule.backward(ctx, *[u.double() for u in upstream])
     exact = [g for g in (exact if isinstance(exact, tuple) else (exact,)) if g is not None]
-    for gradient, reference in zip(torch.autograd.grad(output, leaves(args), upstream), exact, strict=True):
+    for gradient, reference in zip(torch.autograd.grad(results, leaves(args), upstream), exact, strict=True):
         if not reference.numel():
             continue
         error = ((gradient.double() - reference).abs() / _ulp(reference.double(), dtype)).max()
@@ -78,7 +80,7 @@ def rounds_once(case: Case, dtype: torch.dtype) -> None:
 
 
 def _refuse_what_torch_refuses(case: Case, dtype: torch.dtype) -> None:
-    if refusal(gradients, case.entry.twin, case.args(Make(dtype))):
+    if refusal(gradients, case.twin, case.args(Make(dtype))):
         raise DoesNotApply(f"torch takes no {str(dtype).removeprefix('torch.')} here")
 
 
@@ -109,7 +111,7 @@ def treats_special_values_as_torch(case: Case, dtype: torch.dtype) -> None:
     z, upstream = (t.flatten() for t in torch.meshgrid(values, values, indexing="ij"))
     options = case.args()[1:]
     ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
-    output, expected = case.rule.apply(ours, *options), case.entry.twin(theirs, *options)
+    output, expected = case.apply(ours, *options), case.twin(theirs, *options)
     assert_same(output, expected, "value", tolerance=0)
     number = ~expected.isnan()
     assert torch.equal(output.signbit()[number], expected.signbit()[number]), "a zero has the other sign"
@@ -118,7 +120,7 @@ def treats_special_values_as_torch(case: Case, dtype: torch.dtype) -> None:
     # At NaN some of torch's kernels say one thing in their vectors and another in the numbers left over.
     apart = [z[i : i + 1].clone().requires_grad_() for i in range(len(z))]
     grad = torch.autograd.grad
-    alone = torch.cat([grad(case.entry.twin(x, *options), x, upstream[i : i + 1])[0] for i, x in enumerate(apart)])
+    alone = torch.cat([grad(case.twin(x, *options), x, upstream[i : i + 1])[0] for i, x in enumerate(apart)])
     info = torch.finfo(dtype)
     as_vector, as_number = (
         torch.isclose(gradient, answer, rtol=2 * info.eps, atol=2 * info.eps * info.tiny, equal_nan=True)
@@ -129,12 +131,12 @@ def treats_special_values_as_torch(case: Case, dtype: torch.dtype) -> None:
 
 
 def nan_spreads_as_in_torch(case: Case) -> None:
-    """One NaN in the first argument makes NaN of the same entries of the gradients as in torch."""
+    """One NaN in the first tensor makes NaN of the same entries of the gradients as in torch."""
     _spreads_as_in_torch(case, float("nan"))
 
 
 def infinities_spread_as_in_torch(case: Case) -> None:
-    """An infinity of either sign in the first argument makes NaN and infinity of the same entries as in torch."""
+    """An infinity of either sign in the first tensor makes NaN and infinity of the same entries as in torch."""
     for value in (float("inf"), float("-inf")):
         _spreads_as_in_torch(case, value)
 
@@ -143,13 +145,13 @@ def _spreads_as_in_torch(case: Case, value: float) -> None:
     def with_value() -> list[Any]:
         args = case.args()
         with torch.no_grad():
-            args[0].view(-1)[0] = value
+            args[case.first()].view(-1)[0] = value
         return args
 
-    if not case.args()[0].numel():
+    if not case.args()[case.first()].numel():
         raise DoesNotApply(NO_ENTRIES)
-    if reason := refusal(gradients, case.entry.twin, with_value()):
+    if reason := refusal(gradients, case.twin, with_value()):
         raise DoesNotApply(reason)
-    results = (gradients(function, with_value()) for function in (case.rule.apply, case.entry.twin))
+    results = (gradients(function, with_value()) for function in (case.apply, case.twin))
     for ours, theirs in zip(*results, strict=True):
         assert_same(ours, theirs, f"gradient with {value} in it")

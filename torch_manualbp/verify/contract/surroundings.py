@@ -33,15 +33,15 @@ def autocasts_as_torch(case: Case, dtype: torch.dtype) -> None:
     """Under autocast, value and gradients of the function of ``torch_manualbp.functional`` that runs the rule have the
     dtypes of torch's, and its numbers to the rounding of the autocast dtype: for arguments in float32 and in the
     autocast dtype. A rule that no such function runs is held to this itself, for arguments in float32."""
-    ours = _through(_Ours(), case.entry.twin)
+    ours = _through(_Ours(), case.twin)
     runs_the_rule = getattr(ours(*case.args()).grad_fn, "_forward_cls", None) is case.rule
     ran = 0
     for given in (torch.float32, dtype) if runs_the_rule else (torch.float32,):
-        if refusal(_under_autocast, case, case.entry.twin, dtype, given):
+        if refusal(_under_autocast, case, case.twin, dtype, given):
             continue
         results = (
             _under_autocast(case, function, dtype, given)
-            for function in (ours if runs_the_rule else case.rule.apply, case.entry.twin)
+            for function in (ours if runs_the_rule else case.apply, case.twin)
         )
         for i, (got, expected) in enumerate(zip(*results, strict=True)):
             what = f"{'gradient ' + str(i - 1) if i else 'output'} of arguments in {given}"
@@ -86,7 +86,7 @@ def runs_on_fake_tensors(case: Case) -> None:
 
 
 def _results(case: Case, args: Sequence[Any]) -> tuple[Tensor, ...]:
-    output = case.rule.apply(*args)
+    output = case.apply(*args)
     return output, *torch.autograd.grad(output, leaves(args), torch.ones_like(output))
 
 

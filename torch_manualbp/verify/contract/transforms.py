@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules import Make, Rule
+from torch_manualbp.rules import Make
 from torch_manualbp.verify.contract.case import (
     Case,
     DoesNotApply,
@@ -19,6 +19,7 @@ from torch_manualbp.verify.contract.case import (
     leaves,
     refusal,
 )
+from torch_manualbp.verify.outputs import of_one_output
 
 __all__ = [
     "compiles_to_machine_code",
@@ -35,8 +36,8 @@ def jacobians_agree(case: Case) -> None:
     """jacfwd and jacrev of every argument agree."""
     _refuse_jacobians_of_nothing(case)
     args, positions = case.args(frozen=case.differentiable()), case.differentiable()
-    forward = torch.func.jacfwd(case.rule.apply, positions)(*args)
-    reverse = torch.func.jacrev(case.rule.apply, positions)(*args)
+    forward = torch.func.jacfwd(case.apply, positions)(*args)
+    reverse = torch.func.jacrev(case.apply, positions)(*args)
     for p, f, r in zip(positions, forward, reverse, strict=True):
         assert_same(f, r, f"Jacobian of argument {p}")
 
@@ -47,7 +48,7 @@ def hessians_agree(case: Case) -> None:
     args = case.args(frozen=case.differentiable())
 
     def cost(*args: Any) -> Tensor:
-        output: Tensor = case.rule.apply(*args)
+        output: Tensor = case.apply(*args)
         return (output * output).sum()
 
     for p in case.differentiable():
@@ -60,7 +61,7 @@ def hessians_agree(case: Case) -> None:
 
 def _refuse_jacobians_of_nothing(case: Case) -> None:
     args = case.args()
-    if not case.rule.apply(*args).dim() and any(not t.numel() for t in leaves(args)):
+    if not case.apply(*args).dim() and any(not t.numel() for t in leaves(args)):
         raise DoesNotApply("torch.func.jacrev of an argument without entries fails for every function")
 
 
@@ -73,7 +74,7 @@ def vmap_patterns(case: Case) -> list[tuple[int, ...]]:
 def vmaps(case: Case) -> None:
     """Gradients under vmap, over each pattern of arguments, equal those taken one sample at a time."""
     runs = [case.args(Make(seed=seed), frozen=case.differentiable()) for seed in range(3)]
-    ours, theirs = (_vjp(function, case.differentiable()) for function in (case.rule.apply, case.entry.twin))
+    ours, theirs = (_vjp(function, case.differentiable()) for function in (case.apply, case.twin))
     ran, reasons = 0, []
     for mapped in vmap_patterns(case):
         args = [torch.stack([r[i] for r in runs]) if i in mapped else a for i, a in enumerate(runs[0])]
@@ -103,14 +104,14 @@ def maps_per_sample_gradients(case: Case) -> None:
         def per_sample(function: Callable[..., Tensor], in_dims: tuple[int | None, ...] = in_dims) -> Any:
             return torch.func.vmap(torch.func.grad(_cost(function), positions), in_dims=in_dims)
 
-        if reason := refusal(per_sample(case.entry.twin), *args):
+        if reason := refusal(per_sample(case.twin), *args):
             reasons.append(reason)
             continue
-        batched = per_sample(case.rule.apply)(*args)
+        batched = per_sample(case.apply)(*args)
         for n, run in enumerate(runs):
             alone = [run[i] if i in mapped else a for i, a in enumerate(runs[0])]
             alone = [a.detach().requires_grad_() if i in positions else a for i, a in enumerate(alone)]
-            expected = torch.autograd.grad(_cost(case.rule.apply)(*alone), leaves(alone))
+            expected = torch.autograd.grad(_cost(case.apply)(*alone), leaves(alone))
             for p, gradient, reference in zip(positions, batched, expected, strict=True):
                 assert_same(gradient[n], reference, f"gradient of argument {p} for sample {n}")
         ran += 1
@@ -151,12 +152,12 @@ def compiles_with_our_backward(case: Case, backend: str = "aot_eager") -> None:
             return 2 * raw
 
     torch._dynamo.reset()
-    compiled = torch.compile(_apply(Doubled), fullgraph=True, backend=backend)
+    compiled = torch.compile(of_one_output(Doubled.apply), fullgraph=True, backend=backend)
     args = case.args()
-    output, expected = compiled(*args), rule.apply(*case.args())
+    output, expected = compiled(*args), case.apply(*case.args())
     assert_same(output, expected, "compiled output")
     got = gradients(lambda *_: output, args)
-    for gradient, reference in zip(got, gradients(rule.apply, case.args()), strict=True):
+    for gradient, reference in zip(got, gradients(case.apply, case.args()), strict=True):
         assert_same(gradient, 2 * reference, "compiled gradient, doubled")
 
 
@@ -165,11 +166,3 @@ def compiles_to_machine_code(case: Case) -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise DoesNotApply("inductor needs a C++ compiler")
     compiles_with_our_backward(case, "inductor")
-
-
-def _apply(rule: type[Rule]) -> Callable[..., Tensor]:
-    def apply(*args: Any) -> Tensor:
-        output: Tensor = rule.apply(*args)
-        return output
-
-    return apply

@@ -1,0 +1,364 @@
+"""Every torch function that the table maps to rules gives torch's values and gradients, out of rules."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from torch_manualbp import functional
+from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
+from torch_manualbp.rules import CATALOGUE, Hardsigmoid, Make, Rule
+from torch_manualbp.verify.contract import EXACT, assert_same, upstream_for
+from torch_manualbp.verify.outputs import outputs
+
+make = Make()
+
+
+def learns(*shape: int) -> Tensor:
+    return make(*shape).requires_grad_()
+
+
+x, y, positive = learns(3, 4), learns(3, 4), make.positive(3, 4).requires_grad_()
+matrix, batch, vector, cube = learns(4, 2), learns(2, 4, 3), learns(4), learns(2, 3, 4)
+s, target, classes = learns(5, 4), make(5, 4), make.indices(4, 5)
+probabilities, signs = make.probabilities(5, 4, dim=1), 2.0 * make.indices(2, 5) - 1
+rows = make.indices(3, 5)
+
+
+class With(dict[str, Any]):
+    """The keyword arguments of a call."""
+
+
+CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
+    # arithmetic
+    "add __add__": [(x, y), (x, 2), (x, vector), (x, y, With(alpha=3))],
+    "sub subtract __sub__": [(x, y), (x, 1), (x, y, With(alpha=0.5))],
+    "rsub __rsub__": [(x, 1), (x, y)],
+    "mul multiply __mul__": [(x, y), (x, -2), (x, vector)],
+    "div divide true_divide __div__ __truediv__": [(x, positive), (x, 3)],
+    "__rdiv__": [(positive, 2)],
+    "neg negative square positive": [(x,)],
+    "pow": [(x, 2)],
+    # products
+    "matmul __matmul__": [(x, matrix), (cube, matrix), (batch, x), (x, vector), (vector, vector)],
+    "__rmatmul__": [(matrix, x)],
+    "mm": [(x, matrix)],
+    "bmm": [(batch, cube)],
+    "mv": [(x, vector)],
+    "dot": [(vector, vector)],
+    # shapes
+    "reshape": [(x, (2, -1)), (matrix.mT, (-1,))],
+    "view": [(x, (2, -1))],
+    "view_as reshape_as": [(x, make(4, 3))],
+    "flatten": [(cube,), (cube, 1), (make(),)],
+    "ravel": [(x,)],
+    "unflatten": [(x, 1, (2, 2))],
+    "squeeze": [(learns(1, 4, 1),), (learns(1, 4, 1), 0), (learns(1, 4, 1), (0, 2)), (x, 0)],
+    "unsqueeze": [(x, -1), (x, 0)],
+    "transpose swapaxes swapdims": [(cube, 0, -1)],
+    "t": [(x,), (vector,)],
+    "T": [(x,)],
+    "mT": [(cube,)],
+    "permute": [(cube, (1, 0, -1))],
+    "movedim moveaxis": [(cube, 0, -1), (cube, (0, 1), (1, 2))],
+    "expand": [(vector, (3, 4)), (learns(3, 1), (-1, 4))],
+    "broadcast_to": [(vector, (3, 4))],
+    "expand_as": [(vector, make(3, 4))],
+    "contiguous": [(x,), (x.mT,)],
+    "clone": [(x,)],
+    # several tensors, and parts
+    "cat concat concatenate": [((x, y),), ([x, cube[0]], -1), ((x, y), With(axis=1))],
+    "stack": [((x, y),), ([x, y], -1)],
+    "split": [(x, 2), (x, [1, 3], 1)],
+    "split_with_sizes": [(x, [1, 3], 1)],
+    "chunk": [(x, 2), (x, 3, -1), (learns(0, 4), 2)],
+    "unbind": [(x,), (x, 1)],
+    "select": [(x, 1, -2)],
+    "narrow": [(x, 1, -3, 2)],
+    "index_select": [(x, 0, rows), (x, -1, rows)],
+    "__getitem__": [
+        (x, 0),
+        (x, None),
+        (x, (..., 0)),
+        (x, (slice(1, None), slice(None, None, 2))),
+        (x, rows),
+        (x, [2, 0]),
+        (x, (slice(None), rows)),
+        (x, (..., rows)),
+        (x, (rows, make.indices(4, 2, 1))),
+        (x, (None, rows, slice(1, 3))),
+        (cube, (1, slice(None), rows)),
+        (cube, (make.indices(2, 5), slice(None), rows)),
+        (cube, (slice(0, 1), rows, None, rows)),
+        (cube, torch.tensor(1)),
+        (cube, (slice(None), torch.tensor(-1), slice(1, 3))),
+        (cube, (torch.tensor(1), slice(None), rows)),
+    ],
+    # sums
+    "sum mean": [
+        (x,),
+        (x, 0),
+        (cube, (0, -1), True),
+        (x, ()),
+        (x, With(axis=1, keepdims=True)),
+        (x, With(dtype=torch.float32)),
+    ],
+    # dropout
+    "dropout": [(x, 0.3, True), (x.mT, 0.5, True), (x, 0.5, False), (x, 0.0, True), (x, 1.0, True)],
+    # dtypes
+    "float double half bfloat16": [(x,)],
+    "to": [(x, torch.float32), (x, With(dtype=torch.float16)), (x, rows.float()), (x, "cpu"), (x, With(copy=True))],
+    "type": [(x, torch.float32), (x, "torch.FloatTensor")],
+    "type_as": [(x, make(3).float())],
+    # layers
+    "linear": [(x, learns(2, 4), learns(2))],
+    "bilinear": [(x, y, learns(2, 4, 4), learns(2))],
+    "celu elu selu relu relu6 sigmoid tanh silu mish hardsigmoid hardswish hardshrink softshrink tanhshrink": [(x,)],
+    "softsign log_sigmoid logsigmoid gelu leaky_relu hardtanh softplus identity": [(x,)],
+    "threshold _threshold": [(x, 0.1, 0.2)],
+    "prelu": [(x, learns(1))],
+    "rrelu": [(x,), (x, 0.1, 0.3, True)],
+    "glu": [(x,)],
+    "softmax log_softmax softmin": [(x, -1), (x, 0), (x, With(dim=0, dtype=torch.float32))],
+    # losses
+    "l1_loss smooth_l1_loss huber_loss mse_loss": [(s, target), (s, target, With(reduction="sum"))],
+    "cross_entropy": [(s, classes), (s, probabilities)],
+    "nll_loss multi_margin_loss": [(s, classes)],
+    "kl_div": [(s, probabilities, With(reduction="batchmean"))],
+    "gaussian_nll_loss": [(s, target, make.positive(5, 4).requires_grad_()), (s, target, learns(5).detach().exp())],
+    "poisson_nll_loss": [(s, target.exp())],
+    "binary_cross_entropy": [(s.detach().sigmoid().requires_grad_(), probabilities)],
+    "binary_cross_entropy_with_logits multilabel_soft_margin_loss": [(s, (probabilities > 0.3).double())],
+    "hinge_embedding_loss soft_margin_loss": [(learns(5), signs)],
+    "margin_ranking_loss": [(learns(5), learns(5), signs)],
+    "cosine_embedding_loss": [(s, learns(5, 4), signs)],
+    "multilabel_margin_loss": [(s, torch.tensor([[0, 2, -1, 1]] * 5))],
+    "triplet_margin_loss triplet_margin_with_distance_loss": [(s, learns(5, 4), learns(5, 4))],
+}
+"""Arguments for the functions of each name."""
+
+OF_NAME = {name: calls for names, calls in CALLS.items() for name in names.split()}
+AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__idiv__": "div", "__ipow__": "pow"}
+
+
+def name_of(function: Any) -> str:
+    """``T`` of ``Tensor.T.__get__``, ``add`` of ``Tensor.__radd__``, else its name."""
+    name: str = function.__self__.__name__ if function.__name__ == "__get__" else function.__name__
+    return {"__radd__": "add", "__rmul__": "mul"}.get(name, name)
+
+
+def title(function: Any) -> str:
+    return f"{getattr(function, '__module__', None) or 'torch'}.{getattr(function, '__qualname__', function)}"
+
+
+def fresh(value: Any) -> Any:
+    """Leaves with the same numbers and strides."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    return type(value)(map(fresh, value)) if isinstance(value, tuple | list) and value else value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, tuple | list):
+        return [t for v in value for t in tensors_in(v)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def run(function: Callable[..., Any], call: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], list[Any], list[Tensor]]:
+    """The results of a call, the gradients of its arguments, and these; from the same random state every time."""
+    kwargs = call[-1] if isinstance(call[-1], With) else {}
+    args = fresh(call[: len(call) - bool(kwargs)])
+    learning = [t for t in tensors_in(args) if t.requires_grad]
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # torch's own, of deprecated ways
+        torch.manual_seed(0)
+        results = outputs(function(*args, **kwargs))
+    if not learning or not any(r.requires_grad for r in results):
+        return results, [], learning
+    upstream = [upstream_for(r) for r in results]
+    return results, list(torch.autograd.grad(results, learning, upstream, allow_unused=True)), learning
+
+
+def test_every_function_of_the_table_is_called() -> None:
+    assert {name_of(f) for f in OPERATIONS} == set(OF_NAME)
+    assert {plain_name(f) for f in IN_PLACE} <= set(OF_NAME)
+
+
+def torchs(function: Any) -> Callable[..., Any]:
+    """The function of torch that this one is, or stands for."""
+    if function.__name__ == "hardsigmoid":  # the gradient of torch's own has 1/6 in float32 even for float64
+        (entry,) = (e for e in CATALOGUE if e.rule is Hardsigmoid)
+        return entry.twin
+    is_ours = function in [getattr(functional, name) for name in functional.__all__]
+    return getattr(F, function.__name__, Tensor.clone) if is_ours else function  # clone for functional.identity
+
+
+@pytest.mark.parametrize("function", OPERATIONS, ids=title)
+def test_gives_what_torch_gives(function: Any) -> None:
+    for call in OF_NAME[name_of(function)]:
+        results, gradients, learning = run(OPERATIONS[function], call)
+        expected, references, _ = run(torchs(function), call)
+        tolerance = max(EXACT, *[8 * torch.finfo(r.dtype).eps for r in expected])
+        for result, reference in zip(results, expected, strict=True):
+            assert_same(result, reference, f"{call}", tolerance)
+        for gradient, reference in zip(gradients, references, strict=True):
+            assert (gradient is None) == (reference is None)
+            if reference is not None:
+                assert_same(gradient, reference, f"gradient of {call}", tolerance)
+        of_rules = [r for r in results if r.grad_fn is not None]
+        assert len(of_rules) == len(results) or not learning or results[0] is learning[0]
+        assert all(issubclass(getattr(r.grad_fn, "_forward_cls", Tensor), Rule) for r in of_rules)
+
+
+def plain_name(function: Any) -> str:
+    """``relu`` of ``relu_``, ``add`` of ``__iadd__``."""
+    return AUGMENTED.get(function.__name__, function.__name__.removesuffix("_"))
+
+
+@pytest.mark.parametrize("function", IN_PLACE, ids=title)
+def test_in_place_gives_what_torch_writes(function: Any) -> None:
+    call = OF_NAME[plain_name(function)][0]
+    written = call[0].detach().clone()
+    torch.manual_seed(0)
+    function(written, *call[1:])
+    before = call[0].detach().clone()
+    torch.manual_seed(0)
+    assert_same(IN_PLACE[function](*call).detach(), written, "what is written")
+    assert torch.equal(call[0], before)
+    assert is_in_place(function, call, {})
+
+
+def test_in_place_by_an_argument() -> None:
+    for function in (F.relu, F.dropout, F.leaky_relu, F.rrelu, F.threshold, functional.relu):
+        before = x.detach().clone()
+        args = (x, 0.1, 0.2) if function is F.threshold else (x,)
+        assert is_in_place(function, args, {"inplace": True})
+        assert not is_in_place(function, args, {})
+        OPERATIONS[function](*args, inplace=True)
+        assert torch.equal(x, before)
+    assert is_in_place(F.relu, (x, True), {})
+    assert not is_in_place(torch.add, (x, y), {})
+    assert not is_in_place(torch.fft.fft, (x,), {})
+
+
+EXPRESSIONS: Mapping[str, Callable[[Tensor, Tensor], Any]] = {
+    "x + y": lambda x, y: x + y,
+    "2 + x": lambda x, y: 2 + x,
+    "x - 1": lambda x, y: x - 1,
+    "1 - x": lambda x, y: 1 - x,
+    "2 * x": lambda x, y: 2 * x,
+    "x / 3": lambda x, y: x / 3,
+    "1 / x": lambda x, y: 1 / x,
+    "-x": lambda x, y: -x,
+    "x ** 2": lambda x, y: x**2,
+    "x @ y.T": lambda x, y: x @ y.T,
+    "x.mT": lambda x, y: x.mT,
+    "x[..., 0]": lambda x, y: x[..., 0],
+    "x[:, rows]": lambda x, y: x[:, rows],
+    "sum([x, y])": lambda x, y: sum([x, y]),
+    "a, b, c = x": lambda x, y: tuple(x),
+    "torch.cat((x, y), 1)": lambda x, y: torch.cat((x, y), 1),
+    "torch.stack([x, y])": lambda x, y: torch.stack([x, y]),
+    "x.view(2, 6)": lambda x, y: x.view(2, 6),
+    "x.expand(2, 3, 4)": lambda x, y: x.expand(2, 3, 4),
+    "x.permute(1, 0)": lambda x, y: x.permute(1, 0),
+    "x.split(2)": lambda x, y: x.split(2),
+    "torch.split(x, [1, 2])": lambda x, y: torch.split(x, [1, 2]),
+    "x.chunk(2, dim=1)": lambda x, y: x.chunk(2, dim=1),
+    "x.mean(dim=(0, 1))": lambda x, y: x.mean(dim=(0, 1)),
+    "x.float()": lambda x, y: x.float(),
+    "Flatten": lambda x, y: nn.Flatten()(x),
+    "Unflatten": lambda x, y: nn.Unflatten(1, (2, 2))(x),
+    "Dropout": lambda x, y: nn.Dropout(0.3)(x),
+    "Dropout in evaluation": lambda x, y: nn.Dropout(0.3).eval()(x),
+    "ReLU": lambda x, y: nn.ReLU()(x),
+    "GELU": lambda x, y: nn.GELU()(x),
+    "Tanh": lambda x, y: nn.Tanh()(x),
+    "Softmax": lambda x, y: nn.Softmax(-1)(x),
+    "PReLU": lambda x, y: F.prelu(x, y[0, :1]),
+    "LogSigmoid": lambda x, y: nn.LogSigmoid()(x),
+    "CrossEntropyLoss": lambda x, y: nn.CrossEntropyLoss()(x, y.detach().softmax(1)),
+    "MSELoss": lambda x, y: nn.MSELoss()(x, y),
+}
+
+WITHOUT_NUMBERS = ("__len__", "dim", "detach")
+
+
+class Mapped(TorchFunctionMode):
+    """Calls what the table has for each function."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func not in OPERATIONS:
+            assert func.__name__ in WITHOUT_NUMBERS, f"{title(func)} is not in the table"
+            return func(*args, **(kwargs or {}))
+        return OPERATIONS[func](*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("written", EXPRESSIONS)
+def test_what_a_model_writes_is_in_the_table(written: str) -> None:
+    def mapped(*args: Tensor) -> Any:
+        with Mapped():
+            return EXPRESSIONS[written](*args)
+
+    ours, theirs = run(mapped, (x, y)), run(EXPRESSIONS[written], (x, y))
+    for result, reference in zip(ours[0], theirs[0], strict=True):
+        assert_same(result, reference, written)
+    for gradient, reference in zip(ours[1], theirs[1], strict=True):
+        assert (gradient is None) == (reference is None)
+        if reference is not None:
+            assert_same(gradient, reference, f"gradient of {written}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_draws_as_torch_does(dtype: torch.dtype, p: float) -> None:
+    for input in (make(7, 30).to(dtype), make(30, 7).to(dtype).mT, make(7, 30, 2).to(dtype)[..., 0]):
+        results = []
+        for dropout in (F.dropout, OPERATIONS[F.dropout]):
+            torch.manual_seed(5)
+            leaf = input.detach().requires_grad_()
+            output = dropout(leaf, p)
+            results.append((output, *torch.autograd.grad(output.sum(), leaf), torch.rand(1)))
+        for theirs, ours in zip(*results, strict=True):
+            assert torch.equal(theirs, ours)
+
+
+REFUSED: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
+    "rounding_mode='floor'": (torch.div, (x, y, With(rounding_mode="floor"))),
+    "exponent 3": (torch.pow, (x, 3)),
+    "exponent a tensor of shape": (torch.pow, (x, y)),
+    "view as another dtype": (Tensor.view, (x, torch.int64)),
+    "an index of booleans": (Tensor.__getitem__, (x, x > 0)),
+    "device='meta'": (Tensor.to, (x, "meta")),
+    "l1_loss with weight": (F.l1_loss, (s, target, With(weight=target))),
+    "mse_loss with weight": (F.mse_loss, (s, target, With(weight=target))),
+    "huber_loss with weight": (F.huber_loss, (s, target, With(weight=target))),
+    "kl_div with reduce": (F.kl_div, (s, probabilities, With(reduce=True))),
+    "with distance_function": (F.triplet_margin_with_distance_loss, (s, s, s, With(distance_function=torch.dist))),
+    "not contiguous": (F.rrelu, (x.mT, With(training=True))),
+    "'out'": (torch.add, (x, y, With(out=torch.empty(3, 4)))),
+    "'generator'": (torch.rrelu, (x, With(generator=torch.Generator()))),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_says_where_there_is_no_rule(message: str) -> None:
+    function, call = REFUSED[message]
+    with pytest.raises(NoRule, match=message):
+        run(OPERATIONS[function], call)
+
+
+def test_refuses_what_torch_refuses() -> None:
+    for function, args in ((F.dropout, (x, 1.5)), (Tensor.t, (cube,)), (torch.reshape, (x, (5, -1)))):
+        for f in (function, OPERATIONS[function]):
+            with pytest.raises((ValueError, RuntimeError)):
+                f(*args)

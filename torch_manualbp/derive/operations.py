@@ -1,0 +1,523 @@
+"""Which rule computes which torch function: every call of torch that a model's forward may be made of.
+
+``OPERATIONS`` maps the function objects that a ``TorchFunctionMode`` sees to functions of the same signature that apply
+rules, ``IN_PLACE`` the spellings that write over their first argument to the same, out of place. Of ``nn.functional``'s
+functions with an ``inplace`` the result is out of place, too; :func:`is_in_place` tells.
+
+Every number that depends on a tensor comes out of a rule; what a rule takes as a constant, such as the mask of a
+dropout, is drawn beside it. Where no rule computes what the arguments ask for, :class:`NoRule` is raised.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from torch_manualbp import functional, rules
+from torch_manualbp.functional import activation
+
+__all__ = ["IN_PLACE", "OPERATIONS", "NoRule", "is_in_place"]
+
+Function = Callable[..., Any]
+
+
+class NoRule(NotImplementedError):
+    """No rule computes this call."""
+
+
+# Arithmetic
+
+
+def _add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    return rules.Add.apply(input, other, alpha)
+
+
+def _sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    return rules.Difference.apply(input, other, 0.0) if alpha == 1 else rules.Add.apply(input, other, -alpha)
+
+
+def _rsub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    return _sub(other, input, alpha=alpha)
+
+
+def _mul(input: Any, other: Any) -> Tensor:
+    return rules.Multiply.apply(input, other)
+
+
+def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    if rounding_mode is not None:
+        raise NoRule(f"div with rounding_mode={rounding_mode!r} has no rule: its derivative is 0; detach its operands")
+    return rules.Divide.apply(input, other)
+
+
+def _rdiv(input: Any, other: Any) -> Tensor:
+    return _div(other, input)
+
+
+def _neg(input: Tensor) -> Tensor:
+    return rules.Negate.apply(input)
+
+
+def _square(input: Tensor) -> Tensor:
+    return rules.Multiply.apply(input, input)
+
+
+def _pow(input: Any, exponent: Any) -> Tensor:
+    if isinstance(exponent, Tensor) or exponent != 2:
+        raise NoRule(f"pow with exponent {_brief(exponent)} has no rule, 2 alone has; write a product")
+    return _square(input)
+
+
+def _itself(input: Tensor) -> Tensor:
+    return input
+
+
+# Products of matrices
+
+
+def _matmul(input: Tensor, other: Tensor) -> Tensor:
+    return rules.MatMul.apply(input, other)
+
+
+def _rmatmul(input: Tensor, other: Tensor) -> Tensor:
+    return rules.MatMul.apply(other, input)
+
+
+def _mm(input: Tensor, mat2: Tensor) -> Tensor:
+    return rules.MatMul.apply(input, mat2)
+
+
+def _mv(input: Tensor, vec: Tensor) -> Tensor:
+    return rules.MatMul.apply(input, vec)
+
+
+def _dot(input: Tensor, tensor: Tensor) -> Tensor:
+    return rules.MatMul.apply(input, tensor)
+
+
+# Shapes
+
+
+def _reshaping(function: Function) -> Function:
+    """torch works out the new shape, on a tensor without numbers."""
+
+    def reshape(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+            raise NoRule("view as another dtype has no rule; write input.to(dtype) if the numbers are meant")
+        return rules.Reshape.apply(input, _shape(function(_without_numbers(input), *args, **kwargs)))
+
+    return reshape
+
+
+def _transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
+    return rules.Transpose.apply(input, dim0, dim1)
+
+
+def _swapaxes(input: Tensor, axis0: int, axis1: int) -> Tensor:
+    return rules.Transpose.apply(input, axis0, axis1)
+
+
+def _t(input: Tensor) -> Tensor:
+    _without_numbers(input).t()  # which takes matrices and vectors alone
+    return rules.Transpose.apply(input, 0, 1) if input.dim() == 2 else rules.Identity.apply(input)
+
+
+def _T(input: Tensor) -> Tensor:
+    return rules.Permute.apply(input, tuple(reversed(range(input.dim()))))
+
+
+def _mT(input: Tensor) -> Tensor:
+    return rules.Transpose.apply(input, -2, -1)
+
+
+def _permute(input: Tensor, *dims: Any, **kwargs: Any) -> Tensor:
+    return rules.Permute.apply(input, _integers(*dims, *kwargs.values()))
+
+
+def _movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
+    n = input.dim()
+    at = dict(zip(_integers(destination), _integers(source), strict=True))
+    at = {d % n: s % n for d, s in at.items()}
+    others = iter(d for d in range(n) if d not in at.values())
+    return rules.Permute.apply(input, tuple(at[d] if d in at else next(others) for d in range(n)))
+
+
+def _expand(input: Tensor, *size: Any, **kwargs: Any) -> Tensor:
+    return rules.Expand.apply(input, _integers(*size, *kwargs.values()))
+
+
+def _expand_as(input: Tensor, other: Tensor) -> Tensor:
+    return rules.Expand.apply(input, _shape(other))
+
+
+def _contiguous(input: Tensor, *, memory_format: Any = torch.contiguous_format) -> Tensor:
+    """Another layout has the same numbers."""
+    return input if input.is_contiguous(memory_format=memory_format) else rules.Identity.apply(input)
+
+
+def _clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
+    return rules.Identity.apply(input)
+
+
+# Several tensors, and parts
+
+
+def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return rules.Cat.apply(dim, *tensors)
+
+
+def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return rules.Stack.apply(dim, *tensors)
+
+
+def _split(tensor: Tensor, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    return _parts(tensor, dim, lambda along: along.split(split_size))
+
+
+def _split_with_sizes(input: Tensor, split_sizes: Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    return _parts(input, dim, lambda along: along.split(split_sizes))
+
+
+def _chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    return _parts(input, dim, lambda along: along.chunk(chunks))
+
+
+def _parts(input: Tensor, dim: int, cut: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    sizes = tuple(len(part) for part in cut(torch.empty(input.shape[dim], device="meta")))
+    return rules.Split.apply(input, sizes, dim)
+
+
+def _unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    return rules.Unbind.apply(input, dim)
+
+
+def _select(input: Tensor, dim: int, index: int) -> Tensor:
+    return rules.Slice.apply(input, _along(input, dim, index))
+
+
+def _narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
+    start = start if start >= 0 else start + input.shape[dim]
+    return rules.Slice.apply(input, _along(input, dim, slice(start, start + length)))
+
+
+def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    return rules.Index.apply(input, *[None] * (dim % input.dim()), index)
+
+
+def _getitem(input: Tensor, index: Any) -> Tensor:
+    """As torch does it: numbers, slices and None first, then tensors of what these leave."""
+    written = index if isinstance(index, tuple) else (index,)
+    items = [torch.tensor(i, device=input.device) if isinstance(i, list) else i for i in written]
+    _refuse_booleans(items)
+    if any(i is Ellipsis for i in items):
+        at = next(k for k, i in enumerate(items) if i is Ellipsis)
+        left_out = input.dim() - sum(i is not None and i is not Ellipsis for i in items)
+        items[at : at + 1] = [slice(None)] * left_out
+    basic = tuple(slice(None) if isinstance(i, Tensor) else i for i in items)
+    tensors = [i if isinstance(i, Tensor) else None for i in items if not isinstance(i, int)]
+    if all(t is None for t in tensors) or any(not _is_whole(i) for i in basic):
+        input = rules.Slice.apply(input, basic)
+    for k in reversed(range(len(tensors))):  # a number that stands in a tensor takes its dimension away by itself
+        t = tensors[k]
+        if t is not None and not t.dim():
+            input = rules.Index.apply(input, *[None] * k, t)
+            del tensors[k]
+    while tensors and tensors[-1] is None:
+        tensors.pop()
+    return rules.Index.apply(input, *tensors) if tensors else input
+
+
+def _refuse_booleans(items: Sequence[Any]) -> None:
+    if any(isinstance(i, bool) or (isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)) for i in items):
+        raise NoRule("an index of booleans has no rule: the shape of its result depends on numbers; multiply by them")
+
+
+def _is_whole(i: Any) -> bool:
+    return isinstance(i, slice) and i == slice(None)
+
+
+def _along(input: Tensor, dim: int, i: Any) -> tuple[Any, ...]:
+    return (*[slice(None)] * (dim % input.dim()), i)
+
+
+# Sums
+
+
+def _sum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    return rules.Sum.apply(_cast(input, dtype), _dims(dim), keepdim)
+
+
+def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    return rules.Mean.apply(_cast(input, dtype), _dims(dim), keepdim)
+
+
+def _dims(dim: Any) -> tuple[int, ...] | None:
+    """The dimensions to sum over; torch takes none at all for all of them."""
+    return None if dim is None else _integers(dim) or None
+
+
+# Dropout
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not 0 <= p <= 1:
+        F.dropout(input, p, training)  # says what is wrong
+    if p == 0 or not training or not input.numel():
+        return input
+    if p == 1:
+        return rules.Dropout.apply(input, torch.zeros_like(input))
+    mask = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)  # torch's own steps, so that a seed draws the same
+    return rules.Dropout.apply(input, mask)
+
+
+def _torch_dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    return _dropout(input, p, train)
+
+
+# Dtypes
+
+
+def _cast(input: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return input if dtype in (None, input.dtype) else rules.Cast.apply(input, dtype)
+
+
+def _casting(dtype: torch.dtype) -> Function:
+    def cast(input: Tensor) -> Tensor:
+        return _cast(input, dtype)
+
+    return cast
+
+
+def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    copy = kwargs.pop("copy", False)
+    device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+    if device is not None and torch.empty(0, device=device).device != input.device:
+        raise NoRule(f"to(device={str(device)!r}) has no rule; move the inputs and the model there beforehand")
+    return rules.Cast.apply(input, dtype or input.dtype) if copy else _cast(input, dtype)
+
+
+def _type(input: Tensor, dtype: Any) -> Tensor:
+    return _cast(input, dtype if isinstance(dtype, torch.dtype) else torch.empty(0).type(dtype).dtype)
+
+
+def _type_as(input: Tensor, other: Tensor) -> Tensor:
+    return _to(input, other)
+
+
+# Layers and losses
+
+
+def _softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None, *, twin: Function
+) -> Tensor:
+    return twin(_cast(input, dtype), dim, _stacklevel)
+
+
+def _torch_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None, *, twin: Function) -> Tensor:
+    return twin(_cast(input, dtype), dim)
+
+
+def _rrelu(
+    input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    if training and not input.is_contiguous():
+        raise NoRule("rrelu of a tensor that is not contiguous has no rule; write input.reshape(input.shape) before it")
+    return functional.rrelu(input, lower, upper, training)
+
+
+def _gaussian_nll_loss(
+    input: Tensor, target: Tensor, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Tensor:
+    """As ours, with the variance made of rules, too."""
+    if not isinstance(var, Tensor):
+        return functional.gaussian_nll_loss(input, target, var, full, eps, reduction)
+    v = rules.Reshape.apply(var, (*var.shape, 1) if var.dim() < input.dim() else _shape(var))
+    with torch.no_grad():
+        v.clamp_(min=eps)
+    r = rules.Difference.apply(input, target, 0.0)
+    return rules.GaussianNegativeLogLikelihood.apply(r, v, full, reduction)
+
+
+def _leaves_to_autograd(name: str, given: Mapping[str, Any]) -> str | None:
+    """The argument with which ours leaves a part of the function to autograd."""
+    if name in ("l1_loss", "mse_loss", "huber_loss") and given.get("weight") is not None:
+        return "weight"
+    if name == "kl_div":
+        return next((flag for flag in ("size_average", "reduce") if given.get(flag) is not None), None)
+    is_own = given.get("distance_function") not in (None, torch.pairwise_distance)
+    return "distance_function" if name == "triplet_margin_with_distance_loss" and is_own else None
+
+
+def _twin(name: str) -> Function:
+    """The function of ours, out of place, where it is made of rules alone."""
+    ours = getattr(functional, name)
+    signature = inspect.signature(ours)
+
+    @functools.wraps(ours)
+    def twin(*args: Any, **kwargs: Any) -> Tensor:
+        given = signature.bind(*args, **kwargs)
+        if reason := _leaves_to_autograd(name, given.arguments):
+            raise NoRule(f"{name} with {reason}=… has no rule; leave it away, or write it out in operations that have")
+        given.arguments.pop("inplace", None)
+        return ours(*given.args, **given.kwargs)
+
+    return twin
+
+
+# The tables
+
+_SPELLED: Mapping[Function, str] = {
+    _add: "add __add__ __radd__",
+    _sub: "sub subtract __sub__",
+    _rsub: "rsub __rsub__",
+    _mul: "mul multiply __mul__ __rmul__",
+    _div: "div divide true_divide __div__ __truediv__",
+    _rdiv: "__rdiv__ __rtruediv__",
+    _neg: "neg negative __neg__",
+    _square: "square",
+    _pow: "pow __pow__",
+    _itself: "positive __pos__",
+    _matmul: "matmul __matmul__",
+    _rmatmul: "__rmatmul__",
+    _mm: "mm bmm",
+    _mv: "mv",
+    _dot: "dot",
+    _transpose: "transpose swapdims",
+    _swapaxes: "swapaxes",
+    _t: "t",
+    _permute: "permute",
+    _movedim: "movedim moveaxis",
+    _expand: "expand broadcast_to",
+    _expand_as: "expand_as",
+    _contiguous: "contiguous",
+    _clone: "clone",
+    _cat: "cat concat concatenate",
+    _stack: "stack",
+    _split: "split",
+    _split_with_sizes: "split_with_sizes",
+    _chunk: "chunk",
+    _unbind: "unbind",
+    _select: "select",
+    _narrow: "narrow",
+    _index_select: "index_select",
+    _getitem: "__getitem__",
+    _sum: "sum",
+    _mean: "mean",
+    _torch_dropout: "dropout",
+    _to: "to",
+    _type: "type",
+    _type_as: "type_as",
+}
+"""The names, of functions of torch and of methods, that each of these computes."""
+
+_RESHAPES = "reshape view view_as reshape_as flatten ravel unflatten squeeze unsqueeze"
+_CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
+_WRITTEN_OVER = "add sub subtract mul multiply div divide true_divide neg negative square pow"
+_AUGMENTED = {"iadd": _add, "isub": _sub, "imul": _mul, "idiv": _div, "itruediv": _div, "ipow": _pow}
+
+_KEYWORDS = {"axis": "dim", "keepdims": "keepdim", "self": "input", "split_size_or_sections": "split_size"}
+"""Other names that torch has for some arguments."""
+
+
+def _callable_as(name: str, function: Function) -> Function:
+    """The function, with torch's other names for its arguments; a call that it has no place for is none of a rule."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        renamed = {_KEYWORDS.get(key, key): value for key, value in kwargs.items() if (key, value) != ("out", None)}
+        try:
+            given = signature.bind(*args, **renamed)
+        except TypeError as error:
+            raise NoRule(f"{name} with these arguments has no rule: {error}") from None
+        return function(*given.args, **given.kwargs)
+
+    return call
+
+
+def _objects(name: str, *hosts: Any) -> list[Any]:
+    """What of this name can be called, as a function of torch or as a method."""
+    found = [getattr(host, name, None) for host in hosts or (torch, Tensor)]
+    return [f for f in found if callable(f)]
+
+
+def _operations() -> dict[Any, Function]:
+    table: dict[Any, Function] = {}
+    for function, names in _SPELLED.items():
+        for name in names.split():
+            table.update(dict.fromkeys(_objects(name), _callable_as(name, function)))
+    for name in _RESHAPES.split():
+        for f in _objects(name):
+            table[f] = _callable_as(name, _reshaping(f))
+    for name, dtype in _CASTS.items():
+        table[getattr(Tensor, name)] = _callable_as(name, _casting(dtype))
+    for name, function in (("T", _T), ("mT", _mT)):
+        table[getattr(Tensor, name).__get__] = _callable_as(name, function)
+    table[F.dropout] = _callable_as("dropout", _dropout)
+    for name in functional.__all__:
+        twin = _own_twin(name) or _twin(name)
+        hosts = (F, functional, torch, Tensor) if name in activation.__all__ else (F, functional)
+        table.update(dict.fromkeys(_objects(name, *hosts), _callable_as(name, twin)))
+    for name in ("softmax", "log_softmax"):
+        softmax = functools.partial(_torch_softmax, twin=getattr(functional, name))
+        table.update(dict.fromkeys(_objects(name), _callable_as(name, softmax)))
+    return table
+
+
+def _own_twin(name: str) -> Function | None:
+    if name in ("softmax", "softmin", "log_softmax"):
+        return functools.partial(_softmax, twin=getattr(functional, name))
+    return _rrelu if name == "rrelu" else _gaussian_nll_loss if name == "gaussian_nll_loss" else None
+
+
+def _in_place() -> dict[Any, Function]:
+    table: dict[Any, Function] = {}
+    for name in _WRITTEN_OVER.split():
+        table.update(dict.fromkeys(_objects(f"{name}_"), OPERATIONS[getattr(Tensor, name)]))
+    for name, function in _AUGMENTED.items():
+        table.update(dict.fromkeys(_objects(f"__{name}__", Tensor), _callable_as(name, function)))
+    for name in activation.__all__:
+        table.update(dict.fromkeys(_objects(f"{name}_", F, torch, Tensor), OPERATIONS[getattr(functional, name)]))
+    table[torch.dropout_] = OPERATIONS[torch.dropout]
+    return table
+
+
+OPERATIONS: dict[Any, Function] = _operations()
+"""For each function of torch one of the same signature that applies rules."""
+
+IN_PLACE: dict[Any, Function] = _in_place()
+"""For each function that writes over its first argument one that returns what it writes."""
+
+
+def is_in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether this call writes its result over its first argument."""
+    if function in IN_PLACE:
+        return True
+    names = list(inspect.signature(OPERATIONS[function]).parameters) if function in OPERATIONS else []
+    if "inplace" not in names:
+        return False
+    position = names.index("inplace")
+    return bool(args[position] if len(args) > position else kwargs.get("inplace", False))
+
+
+def _shape(t: Tensor) -> tuple[int, ...]:
+    return tuple(t.shape)
+
+
+def _without_numbers(t: Tensor) -> Tensor:
+    return torch.empty(t.shape, device="meta")
+
+
+def _integers(*given: Any) -> tuple[int, ...]:
+    """Integers, or one sequence of them."""
+    return tuple(given[0]) if len(given) == 1 and not isinstance(given[0], int) else tuple(given)
+
+
+def _brief(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
