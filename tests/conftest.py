@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+MOST_WORKERS = 4
+"""Workers each import torch and collect all tests, 10 s and 1 GB."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite on all processors; chosen files in one process, which starts sooner."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(os.cpu_count() or 1, MOST_WORKERS) if whole else 0
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,11 +48,27 @@ def seeded() -> Iterator[None]:
         yield
 
 
+RAN: Counter[str] = Counter()
+"""``upstream.RAN`` of all workers together, or of the one process."""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if "upstream" not in sys.modules:
+        return
+    ran = dict(sys.modules["upstream"].RAN)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["ran"] = ran
+    else:
+        RAN.update(ran)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    RAN.update(getattr(node, "workeroutput", {}).get("ran", {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How much of PyTorch's own databases ran over our layers, and why the rest did not."""
-    upstream = sys.modules.get("upstream")
-    if upstream is None:
-        return
 
     def of(outcome: str) -> list[pytest.TestReport]:
         reports = terminalreporter.stats.get(outcome, [])
@@ -48,12 +77,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts = {outcome: len(of(outcome)) for outcome in ("passed", "failed", "error", "skipped", "xfailed")}
     if not sum(counts.values()):
         return
+    upstream = importlib.import_module("upstream")
     write = terminalreporter.write_line
     terminalreporter.section("PyTorch's own databases over our layers")
     for line in upstream.coverage():
         write(line)
     write(f"{sum(counts.values())} tests: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
-    for what, n in sorted(upstream.RAN.items()):
+    for what, n in sorted(RAN.items()):
         write(f"  {n:6d} {what}")
     reasons = Counter(str(r.longrepr[2]) for r in of("skipped") if isinstance(r.longrepr, tuple))
     for reason, n in reasons.most_common():

@@ -53,7 +53,7 @@ def hold(case: Case, check: Check) -> None:
             pytest.skip(str(why))
 
 
-@pytest.mark.parametrize(("entry", "key"), EXEMPTIONS, ids=str)
+@pytest.mark.parametrize(("entry", "key"), EXEMPTIONS, ids=[f"{entry.name}-{key}" for entry, key in EXEMPTIONS])
 def test_an_exemption_is_needed(entry: rules.Entry, key: str) -> None:
     """Without it the check fails, on some sample; and it is the exemption of a check that there is."""
     check = check_of_exemption(entry, key)
