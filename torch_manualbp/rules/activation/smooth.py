@@ -298,8 +298,10 @@ class GELU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        phi = (z * z).mul_(-0.5).exp_()
-        return (z * math.sqrt(0.5)).erf_().add_(1).mul_(0.5).add_(times(z, phi), alpha=1 / math.sqrt(2 * math.pi))
+        half = z.new_full((), 0.5)
+        phi = torch.addcmul(half.new_zeros(()), z, z, value=-0.5).exp_()  # times √2π
+        tail = torch.addcmul(half, z, phi, value=1 / math.sqrt(2 * math.pi))
+        return tail.add_((z * math.sqrt(0.5)).erf_(), alpha=0.5)
 
 
 class GELUTanh(Activation):
