@@ -4,6 +4,7 @@
 - :mod:`torch_manualbp.functional`: ``torch.nn.functional`` over the rules
 - :mod:`torch_manualbp.nn`: ``torch.nn`` over the rules
 - :func:`torch_manualbp.convert` and :func:`torch_manualbp.restore`: our layers in a built model, and torch's again
+- :class:`torch_manualbp.TrainStep`: a training step without an autograd graph, as Python that can be read
 - :mod:`torch_manualbp.verify`: gradients held against autograd's
 - :mod:`torch_manualbp.lightning`: training under PyTorch Lightning (imported on its own: it loads Lightning)
 - ``torch-manualbp``, or ``python -m torch_manualbp``: the command line
@@ -11,7 +12,8 @@
 
 from torch_manualbp import functional, nn, rules
 from torch_manualbp.convert import convert, restore
+from torch_manualbp.derive import TrainStep
 from torch_manualbp.rules import Rule
 
-__all__ = ["Rule", "convert", "functional", "nn", "restore", "rules"]
+__all__ = ["Rule", "TrainStep", "convert", "functional", "nn", "restore", "rules"]
 __version__ = "0.1.0"

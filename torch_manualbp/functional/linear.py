@@ -20,6 +20,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return in_low_precision(rules.Linear, input, weight, bias)
 
 
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return in_low_precision(rules.Linear, input, weight, bias)
+
+
+linear.__wrapped__ = _linear  # type: ignore[attr-defined] # which @overridable gives the others
+
+
 @overridable
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """z_k = Σ_ij x_i W_kij y_j + b_k, with :class:`~torch_manualbp.rules.Bilinear`; as

@@ -11,6 +11,7 @@ from torch.nn import functional as torch_functional
 
 from torch_manualbp import rules
 from torch_manualbp.functional.call import in_full_precision, legacy_reduction, overridable, run
+from torch_manualbp.rules.evaluate import is_written_down
 from torch_manualbp.rules.rule import Rule
 
 __all__ = [
@@ -356,7 +357,8 @@ def _is_variance_of(var: Any, input: Tensor) -> bool:
         other = [v for v, size in zip(var.shape, input.shape, strict=False) if v != size]
         if var.dim() != input.dim() or other != [1]:
             return False
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or var.is_meta:
+    is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or is_written_down()
+    if is_traced or var.is_meta:
         return True  # no number may decide what is traced or mapped
     return not (var < 0).any()
 

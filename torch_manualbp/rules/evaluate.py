@@ -20,7 +20,9 @@ __all__ = [
     "fused",
     "in_blocks_of_rows",
     "is_free",
+    "is_written_down",
     "records_nothing",
+    "write_down",
 ]
 
 BLOCK = 1 << 17
@@ -37,7 +39,7 @@ def records_nothing(*tensors: Any) -> bool:
     """Whether these are plain numbers in the CPU's memory and nobody records what becomes of them."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    return all(_is_plain(t) for t in tensors)
+    return _written_as != "pure" and all(_is_plain(t) for t in tensors)
 
 
 def _is_plain(t: Any) -> bool:
@@ -59,7 +61,7 @@ def in_blocks_of_rows(formula: Callable[..., Tensor], *tensors: Tensor) -> Tenso
     cache does: 4096×1000 numbers 0.9 ms.
     """
     rows = tensors[0]
-    if rows.numel() < 2 * BLOCK_OF_ROWS or not records_nothing(*tensors):
+    if rows.numel() < 2 * BLOCK_OF_ROWS or is_written_down() or not records_nothing(*tensors):
         return formula(*tensors)
     blocks = zip(*(t.split(max(BLOCK_OF_ROWS // rows.shape[1], 1)) for t in tensors), strict=True)
     first = formula(*next(blocks))
@@ -74,7 +76,7 @@ def in_blocks_of_rows(formula: Callable[..., Tensor], *tensors: Tensor) -> Tenso
 def fits_blocks(*tensors: Tensor) -> bool:
     """Whether an elementwise formula of these may, and should, be evaluated in :func:`blocks`."""
     first = tensors[0]
-    if first.numel() < LARGE or not records_nothing(*tensors):
+    if first.numel() < LARGE or is_written_down() or not records_nothing(*tensors):
         return False
     return all(t.is_contiguous() and t.shape == first.shape for t in tensors)
 
@@ -86,6 +88,25 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     tensors of 8 MB go back to the system each time, and their new pages cost more than the arithmetic on them.
     """
     return zip(*[t.view(-1).split(BLOCK) for t in tensors], strict=True)
+
+
+_written_as: str | None = None
+
+
+def write_down(how: str | None) -> str | None:
+    """Say that somebody writes down the torch calls that formulas make, to make the same calls of other numbers.
+
+    ``"lean"``: they may write over what is theirs; ``"pure"``: over nothing, as torch.compile likes it; None: nobody
+    does. Returns what was said before.
+    """
+    global _written_as
+    before, _written_as = _written_as, how
+    return before
+
+
+def is_written_down() -> bool:
+    """Whether the calls are written down: then no number may decide about them, and none is in blocks."""
+    return _written_as is not None
 
 
 _compiles_formulas = False

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.evaluate import is_written_down, records_nothing
 from torch_manualbp.rules.rule import Rule, runs_forward_mode, widened
 
 __all__ = [
@@ -72,6 +73,8 @@ class Linear(Rule):
 
     @staticmethod
     def forward(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        if is_written_down() and W.dim() == 2 and a.dim() > 1 and (b is None or b.dim() == 1):
+            return _linear_in_columns(a, W, b)
         z = F.linear(a, W, b)
         # Of other than matrices z is a view of one, and what a Function returns as a view may not be changed in place.
         return z if a.dim() == W.dim() == 2 else torch.ops.aten._unsafe_view(z, z.shape)
@@ -94,7 +97,7 @@ class Linear(Rule):
         weight_is_vector = not ctx.is_usual and ctx.weight_is_vector
         if weight_is_vector:  # one neuron whose z has no dimension of its own
             delta = delta.unsqueeze(-1)
-        da = linear_input_gradient(delta, W) if needs_da else None
+        da = linear_input_gradient(delta, W, like=a) if needs_da else None
         dW = linear_weight_gradient(delta, a) if needs_dW else None
         db = linear_bias_gradient(delta, None if ctx.is_usual else ctx.bias_shape) if needs_db else None
         if weight_is_vector and dW is not None:
@@ -115,9 +118,35 @@ class Linear(Rule):
         return dz
 
 
-def linear_input_gradient(delta: Tensor, W: Tensor) -> Tensor:
-    """∂C/∂a = δ W: (*, out), (out, in) → (*, in)."""
+COLUMNS = 1 << 20
+"""Multiplications of a product from which on it is faster with samples as columns: on two cores with MKL, 64×1024 times
+1024×4096 takes 3.5 ms for 5.5, and up to a tenth less at larger sizes."""
+
+
+def _linear_in_columns(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """z with its numbers in the order of zᵀ = W aᵀ + b, a column for each sample, where that is faster."""
+    rows = _samples_as_rows(a)
+    if rows.shape[0] * W.numel() < COLUMNS or not records_nothing(rows):
+        z = F.linear(rows, W, b)
+    else:
+        column = None if b is None else b.unsqueeze(1)
+        z = (torch.mm(W, rows.t()) if column is None else torch.addmm(column, W, rows.t())).t()
+    return z if a.dim() == 2 else z.reshape(*a.shape[:-1], W.shape[0])
+
+
+def _is_in_columns(t: Tensor | None) -> bool:
+    """Whether the samples are columns, in a step that is written down."""
+    return is_written_down() and t is not None and t.dim() == 2 and t.stride(0) == 1 and t.stride(1) >= t.shape[0] > 1
+
+
+def linear_input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) -> Tensor:
+    """∂C/∂a = δ W: (*, out), (out, in) → (*, in), its numbers in the order of ``like``."""
     W = W.conj() if W.is_complex() else W
+    if is_written_down() and delta.dim() > 2 and W.dim() == 2:
+        rows = None if like is None else _samples_as_rows(like)
+        return linear_input_gradient(_samples_as_rows(delta), W, rows).reshape(*delta.shape[:-1], W.shape[1])
+    if _is_in_columns(like) and W.dim() == 2 and records_nothing(delta):
+        return torch.mm(W.t(), delta.t()).t()
     if delta.dim() == W.dim() == 2:
         return torch.mm(delta, W)
     return torch.matmul(delta, W if W.dim() == 2 else W.unsqueeze(0))

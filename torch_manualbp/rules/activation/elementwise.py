@@ -16,6 +16,7 @@ from torch_manualbp.rules.evaluate import (
     formulas_are_compiled,
     fused,
     is_free,
+    is_written_down,
     records_nothing,
 )
 from torch_manualbp.rules.rule import Rule, widened
@@ -90,6 +91,8 @@ def _delta_of(derivative: Derivative, lean_delta: Delta | None, in_blocks: bool)
 
     def delta(upstream: Tensor, kept: Tensor, *options: Any) -> Tensor:
         """δ = ∂C/∂a ⊙ f'(z)."""
+        if is_written_down() and lean_delta is not None and records_nothing(upstream, kept):
+            return lean_delta(upstream, kept, *options)  # where a number is not finite, neither is the result
         if not fits_blocks(upstream, kept):
             return product(upstream, kept, *options)
         if formulas_are_compiled():

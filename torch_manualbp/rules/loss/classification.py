@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import records_nothing
+from torch_manualbp.rules.evaluate import is_written_down, records_nothing
 from torch_manualbp.rules.loss.reduction import PointwiseLoss, reduced, reduced_in_blocks
 from torch_manualbp.rules.rule import Rule, widened
 
@@ -50,6 +50,9 @@ class CrossEntropy(Rule):
             # Here torch selects the samples by mask, which vmap cannot; its sum, divided, can.
             C = F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction="sum", label_smoothing=epsilon)
             return C / _weight_of_samples(*_counted(y, ignore_index), w).to(C.dtype)
+        if is_written_down() and epsilon <= 0 and s.numel():  # log p is computed once, for the gradient too
+            log_p = torch.log_softmax(s, _class_dim(s))
+            return F.nll_loss(log_p, y, w, ignore_index=ignore_index, reduction=reduction)
         return F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
 
     @staticmethod
@@ -64,9 +67,12 @@ class CrossEntropy(Rule):
         s, y, w = ctx.saved_tensors
         counted, y = _counted(y, ctx.ignore_index)
         g = widened(g)
-        if ctx.reduction == "mean":
-            g = g / _weight_of_samples(counted, y, w)
-        g = torch.where(counted, g, 0)
+        if w is None and is_written_down():
+            g = counted * (g / counted.sum().clamp_(min=1) if ctx.reduction == "mean" else g)  # of choices by mask
+        else:
+            if ctx.reduction == "mean":
+                g = g / _weight_of_samples(counted, y, w)
+            g = torch.where(counted, g, 0)
         return cross_entropy_gradient(s, y, g, w, ctx.epsilon, counted), None, None, None, None, None
 
     @staticmethod
@@ -97,8 +103,7 @@ def cross_entropy_gradient(
         return torch.zeros_like(s)
     w_y = None if w is None else _weight_of(y, w, counted).unsqueeze(k)
     y, g = y.unsqueeze(k), g.unsqueeze(k)
-    p = torch.softmax(widened(s), k)
-    p_y = p.gather(k, y)
+    p = _probabilities(widened(s), k)
     q: Tensor | None = None  # times g, of the classes that are not y
     sum_q = q_y = g if w_y is None else g * w_y
     if epsilon != 0:
@@ -106,20 +111,36 @@ def cross_entropy_gradient(
         q = _weighted(smooth, w, s)
         sum_q = (1 - epsilon) * q_y + smooth * (s.shape[k] if w is None else widened(w).sum())
         q_y = (1 - epsilon) * q_y + (smooth if w_y is None else smooth * w_y)
+        p_y = p.gather(k, y)
     if records_nothing(p, sum_q) and p.dtype == sum_q.dtype:  # a pass over fresh memory takes as long as the softmax
         ds = p.mul_(sum_q)
         ds = ds if q is None else ds.sub_(q)
     else:
         ds = p * sum_q if q is None else p * sum_q - q
     # In place, since ds is fresh and what made it did not keep it; but torch 2.6 cannot vmap that.
-    scatter = ds.scatter if torch._C._are_functorch_transforms_active() else ds.scatter_
-    return scatter(k, y, (p_y * sum_q - q_y).to(ds.dtype)).to(s.dtype)
+    is_mapped = torch._C._are_functorch_transforms_active()
+    if q is None:
+        return (ds.scatter_add if is_mapped else ds.scatter_add_)(k, y, -q_y.to(ds.dtype)).to(s.dtype)
+    return (ds.scatter if is_mapped else ds.scatter_)(k, y, (p_y * sum_q - q_y).to(ds.dtype)).to(s.dtype)
+
+
+def _probabilities(s: Tensor, k: int) -> Tensor:
+    """p = softmax(s); where log p is at hand, as the forward of a step that is written down has it, from that."""
+    few = is_written_down() and s.numel() < 1 << 16  # of many numbers torch's softmax is faster than its exp
+    return torch.log_softmax(s, k).exp() if few else torch.softmax(s, k)
 
 
 def _counted(y: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Which samples count, and y with a class for the others too."""
     counted = y != ignore_index
+    if is_written_down() and ignore_index < 0:
+        return counted, y.clamp(min=0).long()  # no other negative number is a class
     return counted, torch.where(counted, y, 0).long()
+
+
+def _all_count(y: Tensor, g: Tensor, ignore_index: int) -> bool:
+    """Whether every sample is known to count; nobody knows it who may not look."""
+    return records_nothing(y, g) and not is_written_down() and bool((y != ignore_index).all())
 
 
 def _weight_of(y: Tensor, w: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -164,7 +185,7 @@ class NegativeLogLikelihood(Rule):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         y, w = ctx.saved_tensors
         g = widened(g)
-        if w is None and g.dim() == 0 and records_nothing(y, g) and (y != ctx.ignore_index).all():
+        if w is None and g.dim() == 0 and _all_count(y, g, ctx.ignore_index):
             # Then there is one g for all, and no mask to make.
             g = (g / y.numel() if ctx.reduction == "mean" else g).expand(y.shape)
             return negative_log_likelihood_gradient(ctx.shape, y.long(), g).to(ctx.dtype), None, None, None, None

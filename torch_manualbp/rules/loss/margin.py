@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import in_blocks_of_rows, records_nothing
+from torch_manualbp.rules.evaluate import in_blocks_of_rows, is_written_down, records_nothing
 from torch_manualbp.rules.loss.reduction import reduced, share_of_each
 from torch_manualbp.rules.rule import Rule, widened
 
@@ -235,7 +235,8 @@ def multi_label_margin_counts(s: Tensor, y: Tensor) -> Tensor:
     """
     s, y = _rows(s), _rows(y)
     # A reading of the numbers, which vmap, torch.compile, meta and fake tensors cannot do, finds the longest list.
-    readable = type(y) is Tensor and y.device.type == "cpu" and not torch.compiler.is_compiling()
+    is_traced = torch.compiler.is_compiling() or is_written_down()
+    readable = type(y) is Tensor and y.device.type == "cpu" and not is_traced
     if readable and not torch._C._are_functorch_transforms_active():
         longest = _longest_list(y, FEW_LABELS)
         if longest <= FEW_LABELS:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.evaluate import BLOCK, is_free, records_nothing
+from torch_manualbp.rules.evaluate import BLOCK, is_free, is_written_down, records_nothing
 from torch_manualbp.rules.rule import Rule, in_dtype, widened
 
 __all__ = [
@@ -161,7 +161,7 @@ def in_blocks(
 def fits_blocks(*tensors: Tensor | None) -> bool:
     """Whether a formula of these may, and should, be evaluated in blocks."""
     given = [t for t in tensors if t is not None]
-    return records_nothing(*given) and any(t.numel() >= 2 * BLOCK for t in given)
+    return records_nothing(*given) and not is_written_down() and any(t.numel() >= 2 * BLOCK for t in given)
 
 
 def _sums_exactly(*tensors: Tensor | None) -> bool:

@@ -1,0 +1,303 @@
+"""A derived step is stock PyTorch's step, to rounding, for any number of steps."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from step_cases import BATCH, CLASSES, FEATURES, MODELS, Pair, data, mlp, stock_of
+from torch import Tensor
+from torch.nn import Module
+
+from torch_manualbp import TrainStep, nn
+
+ACTIVATIONS: tuple[Callable[[], Module], ...] = (
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    lambda: nn.GELU("tanh"),
+    nn.Hardshrink,
+    nn.Hardtanh,
+    nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.PReLU,
+    nn.ReLU,
+    lambda: nn.ReLU(inplace=True),
+    nn.ReLU6,
+    nn.RReLU,
+    nn.SELU,
+    nn.Sigmoid,
+    nn.SiLU,
+    lambda: nn.Softmax(-1),
+    lambda: nn.LogSoftmax(-1),
+    nn.Softplus,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Tanhshrink,
+    lambda: nn.Threshold(0.1, 0.0),
+)
+# Hardsigmoid and Hardswish are not here: torch's float64 gradients of them have a constant in float32.
+
+
+def _indices(generator: torch.Generator) -> Tensor:
+    return torch.randint(CLASSES, (BATCH,), generator=generator)
+
+
+def _numbers(generator: torch.Generator) -> Tensor:
+    return torch.rand(BATCH, CLASSES, generator=generator, dtype=torch.float64)
+
+
+def _signs(generator: torch.Generator) -> Tensor:
+    return torch.randint(2, (BATCH, CLASSES), generator=generator) * 2.0 - 1
+
+
+def _ignored(generator: torch.Generator) -> Tensor:
+    y = _indices(generator)
+    return y.where(y != 2, -100)
+
+
+LOSSES: tuple[tuple[Module, Callable[[torch.Generator], Tensor]], ...] = (
+    (nn.CrossEntropyLoss(label_smoothing=0.1), _indices),
+    (nn.CrossEntropyLoss(weight=torch.linspace(0.5, 2, CLASSES, dtype=torch.float64)), _indices),
+    (nn.CrossEntropyLoss(), _ignored),
+    (nn.CrossEntropyLoss(ignore_index=2, reduction="sum"), _indices),
+    (nn.CrossEntropyLoss(), _numbers),
+    (nn.MSELoss(), _numbers),
+    (nn.L1Loss(), _numbers),
+    (nn.SmoothL1Loss(), _numbers),
+    (nn.HuberLoss(reduction="sum"), _numbers),
+    (nn.BCEWithLogitsLoss(), _numbers),
+    (nn.PoissonNLLLoss(), _numbers),
+    (nn.KLDivLoss(reduction="batchmean"), _numbers),
+    (nn.HingeEmbeddingLoss(), _signs),
+    (nn.SoftMarginLoss(), _signs),
+    (nn.MultiMarginLoss(), _indices),
+    (nn.MultiLabelSoftMarginLoss(), lambda generator: _numbers(generator).round()),
+)
+
+SGD_OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"weight_decay": 0.1},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "weight_decay": 0.01, "dampening": 0.3},
+    {"momentum": 0.9, "weight_decay": 0.02, "nesterov": True},
+    {"momentum": 0.5, "dampening": 0.2, "maximize": True},
+    {"momentum": 0.5, "weight_decay": 0.1, "nesterov": True, "maximize": True},
+)
+
+OPTIMIZERS: tuple[tuple[type[torch.optim.Optimizer], dict[str, Any]], ...] = (
+    *((torch.optim.SGD, {"lr": 0.02, **options}) for options in SGD_OPTIONS),
+    (torch.optim.Adam, {"weight_decay": 0.1}),
+    (torch.optim.Adam, {"amsgrad": True}),
+    (torch.optim.AdamW, {"fused": True}),
+    (torch.optim.AdamW, {"maximize": True, "amsgrad": True}),
+    (torch.optim.RMSprop, {}),
+    (torch.optim.Adagrad, {}),
+    (torch.optim.NAdam, {}),
+    (torch.optim.Adadelta, {}),
+)
+
+_named = pytest.mark.parametrize
+
+
+def _id(value: Any) -> str | None:
+    if isinstance(value, type):
+        return value.__name__
+    return ",".join(f"{k}={v}" for k, v in value.items()) or "-" if isinstance(value, dict) else None
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@_named("activation", ACTIVATIONS, ids=lambda a: repr(a()))
+def test_each_activation_trains_as_stock(activation: Callable[[], Module]) -> None:
+    pair = Pair(mlp(activation))
+    for i in range(50):
+        x, y = data(i)
+        ours, expected = pair.advance(x, y)
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+    pair.check()
+
+
+@_named(("loss", "target"), LOSSES, ids=lambda v: repr(v) if isinstance(v, Module) else v.__name__.strip("_<>"))
+def test_each_loss_trains_as_stock(loss: Module, target: Callable[[torch.Generator], Tensor]) -> None:
+    pair = Pair(mlp(), loss)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(30):
+        ours, expected = pair.advance(data(i)[0], target(generator))
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+    pair.check()
+
+
+@_named(("optimizer", "settings"), OPTIMIZERS, ids=_id)
+@_named("options", [{}, {"accumulate": 3}, {"clip_norm": 0.1}, {"clip_value": 0.01, "accumulate": 2}], ids=_id)
+def test_each_optimizer_trains_as_stock(optimizer: Any, settings: dict[str, Any], options: dict[str, Any]) -> None:
+    pair = Pair(mlp(), optimizer=lambda p: optimizer(p, **settings), **options)
+    for i in range(36):
+        ours, expected = pair.advance(*data(i))
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+    pair.check()
+
+
+@_named("make", MODELS, ids=lambda make: make.__name__)
+@_named("settings", [{}, {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}], ids=_id)
+def test_each_model_trains_as_stock_for_200_steps(make: Callable[[], Module], settings: dict[str, Any]) -> None:
+    pair = Pair(make(), optimizer=lambda p: torch.optim.SGD(p, lr=0.02, **settings))
+    for i in range(200):
+        ours, expected = pair.advance(*data(i))
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-11)
+    pair.check()
+
+
+def test_training_and_evaluation_mode_and_another_batch_size_have_programs_of_their_own() -> None:
+    pair = Pair(MODELS[3]())
+    for i in range(12):
+        for model in (pair.ours, pair.stock):
+            model.train(i % 3 != 0)
+        ours, expected = pair.advance(*data(i, batch=4 if i % 4 == 3 else 9))
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+    pair.check()
+
+
+def test_freezing_a_layer_between_steps_is_seen() -> None:
+    pair = Pair(mlp())
+    for i in range(9):
+        for model in (pair.ours, pair.stock):
+            model.get_submodule("fc2").requires_grad_(i % 3 != 1)
+        pair.stock.get_submodule("fc2").zero_grad()
+        pair.advance(*data(i))
+    pair.check()
+
+
+def test_a_schedule_of_learning_rates_is_followed() -> None:
+    pair = Pair(mlp(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, 0.2, 30) for o in (pair.optimizer, pair.stock_optimizer)]
+    for i in range(30):
+        pair.advance(*data(i))
+        for schedule in schedules:
+            schedule.step()
+    pair.check()
+
+
+@_named(
+    ("optimizer", "settings"),
+    [(torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}), (torch.optim.AdamW, {"lr": 0.01})],
+    ids=_id,
+)
+def test_state_moves_between_a_derived_and_a_stock_run(optimizer: Any, settings: dict[str, Any]) -> None:
+    pair = Pair(mlp(), optimizer=lambda p: optimizer(p, **settings))
+    for i in range(20):
+        pair.advance(*data(i))
+        if i % 5 == 4:
+            theirs, ours = (copy.deepcopy(o.state_dict()) for o in (pair.stock_optimizer, pair.optimizer))
+            pair.optimizer.load_state_dict(theirs)
+            pair.stock_optimizer.load_state_dict(ours)
+    pair.check()
+
+
+def test_several_inputs_come_as_a_tuple_or_by_name() -> None:
+    class Two(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(FEATURES, CLASSES), nn.Linear(3, CLASSES)
+
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return self.first(a), self.second(b)
+
+    def loss(output: tuple[Tensor, Tensor], target: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(output[0], target["y"]) + nn.functional.mse_loss(*output)
+
+    model = Two().double()
+    stock = stock_of(model)
+    step = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(stock.parameters(), lr=0.1)
+    for i in range(10):
+        a, y = data(i)
+        b = a[:, :3].contiguous()
+        step((a, b) if i % 2 else {"a": a, "b": b}, {"y": y})
+        optimizer.zero_grad()
+        u, v = stock(a, b)
+        (torch.nn.functional.cross_entropy(u, y) + torch.nn.functional.mse_loss(u, v)).backward()
+        optimizer.step()
+    for p, q in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
+
+
+def test_large_products_with_samples_as_columns_are_the_same() -> None:
+    sizes = (64, 256, 256, 64)
+    pair = Pair(mlp(nn.GELU, sizes))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x = torch.randn(64, 64, generator=generator, dtype=torch.float64)
+        ours, expected = pair.advance(x, torch.randint(64, (64,), generator=generator))
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+    pair.check()
+    assert "torch.empty(256, 64, dtype=torch.float64)" in pair.step.source  # (out, samples), and not (samples, out)
+
+
+def test_deltas_are_the_gradients_of_the_outputs() -> None:
+    pair = Pair(mlp(), keep_deltas=True)
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: Module, args: Any, output: Tensor) -> None:
+            output.retain_grad()
+            outputs[name] = output
+
+        return hook
+
+    for name, module in pair.stock.named_children():
+        module.register_forward_hook(keep(name))
+    pair.advance(*data(0))
+    assert list(pair.step.deltas) == list(outputs)
+    for name, output in outputs.items():
+        torch.testing.assert_close(pair.step.deltas[name], output.grad, rtol=1e-11, atol=1e-14)
+
+
+@_named(
+    ("optimizer", "settings"),
+    [
+        (torch.optim.SGD, {"lr": 0.05}),
+        (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+        (torch.optim.AdamW, {"lr": 0.01}),
+    ],
+    ids=_id,
+)
+def test_the_compiled_step_is_the_same_in_one_graph(optimizer: Any, settings: dict[str, Any]) -> None:
+    pair = Pair(mlp(nn.GELU), optimizer=lambda p: optimizer(p, **settings), compile=True)
+    for i in range(6):
+        ours, expected = pair.advance(*data(i))
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-11)
+        if i == 3:
+            for o in (pair.optimizer, pair.stock_optimizer):
+                o.param_groups[0]["lr"] = 0.01
+    for p, q in zip(pair.ours.parameters(), pair.stock.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10)
+
+
+@_named("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_is_followed(dtype: torch.dtype) -> None:
+    model = mlp(nn.GELU)
+    stock = stock_of(model)
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.05))
+    optimizer = torch.optim.SGD(stock.parameters(), lr=0.05)
+    for i in range(5):
+        x, y = data(i, torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            C = step(x, y)
+            expected = torch.nn.functional.cross_entropy(stock(x), y)
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        eps = torch.finfo(dtype).eps
+        assert math.isclose(C.item(), expected.item(), rel_tol=8 * eps)
+    for p, q in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=4 * torch.finfo(dtype).eps)

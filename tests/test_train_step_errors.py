@@ -1,0 +1,178 @@
+"""What cannot be derived is refused at once and by name, and an exception leaves nothing half-updated."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from step_cases import CLASSES, FEATURES, data, mlp
+from torch import Tensor
+from torch.nn import Module
+
+from torch_manualbp import TrainStep, nn
+from torch_manualbp.derive import NotDerivableError
+
+
+def step_of(model: Module, **options: Any) -> TrainStep:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    return TrainStep(model.double(), nn.CrossEntropyLoss(), optimizer, **options)
+
+
+def model_of(forward: Callable[[Module, Tensor], Tensor]) -> Module:
+    class Model(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(FEATURES, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self.fc, x)
+
+    return Model()
+
+
+REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "an operation without a rule": (lambda fc, x: torch.cumsum(fc(x), 1), "torch.cumsum has no rule"),
+    "item": (lambda fc, x: fc(x) * fc(x).sum().item(), "torch.Tensor.item reads numbers"),
+    "a condition": (lambda fc, x: fc(x) if x.sum() > 0 else -fc(x), "torch.Tensor.__bool__ reads numbers"),
+    "a shape by numbers": (lambda fc, x: fc(x)[fc(x)[:, 0] > 0], "torch.Tensor.__getitem__ reads numbers"),
+    "a view changed in place": (lambda fc, x: _through_a_view(fc(x)), "through another view"),
+}
+
+
+def _through_a_view(h: Tensor) -> Tensor:
+    h.view(-1).relu_()
+    return h
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_derived_is_named(case: str) -> None:
+    forward, message = REFUSED[case]
+    model = model_of(forward)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(NotDerivableError, match=message.replace(".", r"\.")):
+        step_of(model)(*data(0))
+    torch.testing.assert_close(dict(model.double().state_dict()), {k: v.double() for k, v in before.items()})
+
+
+def test_every_place_is_listed_by_its_module() -> None:
+    class Bad(Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cumsum(x, 1) + x.max()
+
+    model = mlp()
+    model.add_module("bad", Bad())
+    with pytest.raises(NotDerivableError) as caught:
+        step_of(model)(*data(0))
+    assert [path for path, _, _ in caught.value.problems] == ["bad", "bad"]
+    assert "2 places" in str(caught.value)
+
+
+def test_a_parameter_that_the_optimizer_does_not_hold_is_named() -> None:
+    model = mlp().double()
+    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.get_submodule("fc1").parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"does not hold fc2\.weight, fc2\.bias, fc3\.weight, fc3\.bias"):
+        step(*data(0))
+
+
+def test_a_loss_of_many_numbers_is_refused() -> None:
+    model = mlp().double()
+    step = TrainStep(model, nn.CrossEntropyLoss(reduction="none"), torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"a tensor of shape \(9,\): a step takes one number"):
+        step(*data(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0"),
+        ({"clip_value": 0.0}, "clip_value is 0.0"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        step_of(mlp(), **options)
+
+
+def test_a_wrong_shape_fails_and_changes_nothing() -> None:
+    step = step_of(mlp())
+    x, y = data(0)
+    step(x, y)
+    before = copy.deepcopy([*step.model.parameters()])
+    with pytest.raises(RuntimeError):
+        step(x[:, :3], y)
+    torch.testing.assert_close([*step.model.parameters()], before, rtol=0, atol=0)
+
+
+def _interrupted(step: TrainStep, line: int, x: Tensor, y: Tensor) -> None:
+    """Do a step, with an exception before this line of its program."""
+
+    def tracer(frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code.co_name != "step" or not frame.f_code.co_filename.startswith("<derived step"):
+            return None
+
+        def lines(frame: FrameType, event: str, arg: Any) -> Any:
+            if event == "line" and frame.f_lineno == line:
+                raise KeyboardInterrupt
+            return lines
+
+        return lines
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        step(x, y)
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_exception_at_any_line_leaves_no_parameter_half_updated(optimizer: Any) -> None:
+    settings = {"momentum": 0.9, "weight_decay": 0.01} if optimizer is torch.optim.SGD else {}
+    model = mlp().double()
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer(model.parameters(), lr=0.05, **settings))
+    x, y = data(0)
+    step(x, y)
+    source = step.source.splitlines()
+    first = next(i for i, text in enumerate(source, 1) if "---- forward" in text)
+    update = next(i for i, text in enumerate(source, 1) if "---- update" in text)
+    last = next(i for i, text in enumerate(source, 1) if text.strip().startswith("return C"))
+    numbers = [n for n in range(first, last + 1) if source[n - 1].strip() and not source[n - 1].strip().startswith("#")]
+    seen = set()
+    for n in numbers:
+        before = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
+        with pytest.raises(KeyboardInterrupt):
+            _interrupted(step, n, x, y)
+        after = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
+        model.load_state_dict(before[0])
+        step.optimizer.load_state_dict(before[1])
+        if n > update:  # what has begun is finished before the exception goes on
+            step(x, y)
+            before = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+        seen.add(n > update)
+    assert seen == {False, True}
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted() -> None:
+    step = step_of(mlp(), skip_nonfinite=True)
+    x, y = data(0)
+    step(x, y)
+    before = copy.deepcopy((step.model.state_dict(), step.optimizer.state_dict()))
+    assert torch.isnan(step(x * torch.nan, y))
+    torch.testing.assert_close((step.model.state_dict(), step.optimizer.state_dict()), before, rtol=0, atol=0)
+    assert step.skipped == 1
+    assert torch.isfinite(step(x, y))
+    assert step.skipped == 1
+
+
+def test_an_empty_batch_is_what_stock_makes_of_it() -> None:
+    step = step_of(mlp())
+    x, y = data(0)
+    assert torch.isnan(step(x[:0], y[:0]))
+    assert all(torch.isfinite(p).all() for p in step.model.parameters())

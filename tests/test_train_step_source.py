@@ -1,0 +1,81 @@
+"""The program of a step can be read, saved, and run without this package."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from step_cases import MODELS, data, mlp
+from torch.nn import Module
+
+from torch_manualbp import TrainStep, nn
+
+
+def derived(model: Module, **settings: Any) -> TrainStep:
+    step = TrainStep(model.double(), nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1, **settings))
+    step.derive(*data(0))
+    return step
+
+
+def lines_of_step(source: str) -> list[str]:
+    lines = source.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("    def step("))
+    return [line for line in lines[start + 1 :] if line.startswith("        ")]
+
+
+def test_sections_formulas_names_and_shapes_can_be_read() -> None:
+    source = derived(mlp(nn.ReLU)).source
+    for section in ("forward", "loss", "backward", "update"):
+        assert f"# ---- {section} ---" in source
+    for line in (
+        "# fc1: Linear:   z = a Wᵀ + b",
+        "# act1: ReLU:   a = max(z, 0)",
+        "F.linear(x, W_fc1, b_fc1, out=z_fc1)",
+        "torch.mm(delta_fc2, W_fc2, out=da_act1)",
+        "W_fc1.addmm_(delta_fc1_t, x, alpha=-lr)",
+    ):
+        assert line in source
+    for line in lines_of_step(source):
+        code, _, note = line.partition("  # ")
+        if code.strip() and not code.strip().startswith(("#", "return")):
+            assert note.startswith("("), line
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_the_step_is_straight_line_code(make: type[Module]) -> None:
+    tree = ast.parse(derived(make()).source)
+    step = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "step")
+    assert all(isinstance(node, ast.Expr | ast.Assign | ast.AugAssign | ast.Return) for node in step.body)
+
+
+def test_the_gradient_of_a_weight_is_never_there_under_sgd() -> None:
+    assert "dW_" not in derived(mlp(), momentum=0.9, weight_decay=0.1).source
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_the_saved_module_runs_without_this_package(make: type[Module], tmp_path: Path) -> None:
+    model = make()
+    step = derived(model)
+    parameters = {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    step.save(tmp_path / "step.py")
+    x, y = data(0)
+    torch.manual_seed(0)
+    losses = [step(x, y) for _ in range(3)]
+    torch.save({"parameters": parameters, "x": x, "y": y, "losses": losses}, tmp_path / "data.pt")
+    script = (
+        "import sys, importlib.util, torch\n"
+        "sys.modules['torch_manualbp'] = None\n"
+        f"spec = importlib.util.spec_from_file_location('step', {str(tmp_path / 'step.py')!r})\n"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        f"data = torch.load({str(tmp_path / 'data.pt')!r})\n"
+        "step = module.build(data['parameters'], {})\n"
+        "torch.manual_seed(0)\n"
+        "for expected in data['losses']:\n"
+        "    torch.testing.assert_close(step(data['x'], data['y'], 0.1), expected, rtol=1e-14, atol=0)\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", script], check=True)

@@ -1,0 +1,363 @@
+"""One derived program: written down, planned, compiled, and what it needs to run."""
+
+from __future__ import annotations
+
+import itertools
+import linecache
+import operator
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from torch_manualbp.derive.plan import plan
+from torch_manualbp.derive.program import CONSTANT, STATE, Call, Program, Value
+from torch_manualbp.derive.source import Source, used_values, write_source
+from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
+from torch_manualbp.derive.update import forms_of, leave_gradient
+
+__all__ = ["Derived", "How"]
+
+_numbers = itertools.count(1)
+_version: Callable[[Tensor], int] = operator.attrgetter("_version")
+
+LETTERS = {"momentum_buffer": "v", "step": "step", "exp_avg": "m", "exp_avg_sq": "v", "max_exp_avg_sq": "vmax"}
+"""What the state of the optimizers is called in formulas."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What kind of program is wanted."""
+
+    folds: bool
+    """Whether the update is part of it; otherwise it ends at ``.grad``."""
+
+    adds: bool = False
+    """Whether gradients are added to what is in ``.grad``."""
+
+    share: float = 1.0
+    """Of the gradient: 1 / n where n of them are averaged."""
+
+    keep_deltas: bool = False
+    compile: bool = False
+    skip_nonfinite: bool = False
+
+
+class Derived:
+    """A program, bound to the parameters of a model and the state of an optimizer.
+
+    Args:
+        gradients: the tensors that ``.grad`` is to be, by parameter; those that are missing are added.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss: Callable[..., Tensor],
+        optimizer: Optimizer,
+        inputs: Any,
+        target: Any,
+        how: How,
+        gradients: dict[Tensor, Tensor],
+    ) -> None:
+        self.how = how
+        self.optimizer = optimizer
+        named = named_tensors(model, loss)
+        tape, C, leaves = _run_on_tape(model, loss, named, inputs, target, how)
+        program = tape.program
+        self.names = {id(p): name for name, p in named.items()}
+        order = {id(p): n for n, p in enumerate(named.values())}
+        learnt = sorted(tape.gradients.items(), key=lambda item: order[id(item[0].tensor)])
+        self.parameters = [W.tensor for W, _ in learnt]
+        groups = _groups(optimizer, self.parameters, self.names, how.folds)
+        self.settings = [(i, name) for i, form in groups for name in form.settings]
+        settings = [name + form.suffix for _, form in groups for name in form.settings]
+
+        state: dict[str, Value] = {}
+        tensors_of_state: dict[str, Tensor] = {}
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self.gradients: dict[Tensor, Tensor] = {}
+
+        def held(name: str, tensor: Tensor, letters: str) -> Value:
+            tensors_of_state[name] = tensor
+            state[name] = program.add(tensor, STATE, letters)
+            return state[name]
+
+        program.section, program.title = ("update" if how.folds else "gradients"), ()
+        for i, form in groups:
+            items = []
+            for W, g in learnt:
+                if any(W.tensor is p for p in optimizer.param_groups[i]["params"]):
+                    self.state[W.tensor] = _shared(form.new_state(W.tensor), optimizer.state.get(W.tensor, {}))
+                    name = self.names[id(W.tensor)]
+                    names = [(key, f"{LETTERS[key]}_{W.name}", t) for key, t in self.state[W.tensor].items()]
+                    items.append((W, g, {key: held(f"{name} {key}", t, letters) for key, letters, t in names}))
+            form.fold(program, items, pure=how.compile)
+        for W, g in learnt if not how.folds else []:
+            self.gradients[W.tensor] = gradients.setdefault(W.tensor, torch.zeros_like(W.tensor).detach())
+            grad = held(f"{self.names[id(W.tensor)]} grad", self.gradients[W.tensor], f"grad_{W.name}")
+            leave_gradient(program, grad, g, how.adds)
+
+        deltas = _deltas(tape) if how.keep_deltas else {}
+        self.deltas = list(deltas)
+        planned = plan(program, [C], list(deltas.values()), lean=not how.compile)
+        self.written = [*self.parameters, *(t for state in self.state.values() for t in state.values())]
+        self.addresses = {t.untyped_storage().data_ptr() for t in self.written}
+        self._writes = [[v.tensor for v in call.results] for call in planned.steps if call.section == "update"]
+        tensors, own, constants = _given(planned, program, named)
+        self.source: Source = write_source(
+            planned,
+            own,
+            state,
+            constants,
+            [program.value(leaf) for leaf in leaves],
+            settings,
+            (C, *deltas.values()),
+            heading=_heading(model, loss, optimizer, how),
+            skips=how.skip_nonfinite,
+        )
+        self.filename = f"<derived step {next(_numbers)}>"
+        linecache.cache[self.filename] = (
+            len(self.source.text),
+            None,
+            self.source.text.splitlines(True),
+            self.filename,
+        )
+        weakref.finalize(self, linecache.cache.pop, self.filename, None)
+        namespace: dict[str, Any] = {}
+        exec(compile(self.source.text, self.filename, "exec"), namespace)
+        self.step = namespace["build"](tensors, tensors_of_state)
+        if how.compile:
+            self.step = torch.compile(self.step, fullgraph=True)
+
+    def run(self, leaves: list[Tensor]) -> Any:
+        """What the program returns. An exception leaves everything as it was before; one that comes once parameters
+        have begun to change is raised when all have."""
+        groups = self.optimizer.param_groups  # which load_state_dict replaces
+        settings = [_setting(groups[i], name) for i, name in self.settings]
+        if self.state and not self._take_state():
+            settings = [0.0 if name == "dampening" else x for (_, name), x in zip(self.settings, settings, strict=True)]
+        versions = list(map(_version, self.written))
+        try:
+            result = self.step(*leaves, *settings)
+        except BaseException as error:
+            if self.how.folds and self._complete(error.__traceback__, versions):
+                self._commit()
+            raise
+        if self.how.folds:
+            self._commit()
+        return result
+
+    def _take_state(self) -> bool:
+        """Take over the state that the optimizer has: its own, or what somebody loaded into it. Returns whether it has
+        any: on the first step v ← g and not (1 − d) g."""
+        has_state = True
+        theirs = self.optimizer.state
+        for parameter, ours in self.state.items():
+            of_parameter = theirs.get(parameter) or {}
+            for name, tensor in ours.items():
+                found = of_parameter.get(name)
+                if found is not tensor:
+                    if found is None:
+                        tensor.zero_()
+                        has_state = False
+                    else:
+                        tensor.copy_(found)
+        return has_state
+
+    def _commit(self) -> None:
+        theirs = self.optimizer.state
+        for parameter, ours in self.state.items():
+            of_parameter = theirs[parameter]
+            for name, tensor in ours.items():
+                if of_parameter.get(name) is not tensor:
+                    of_parameter[name] = tensor
+        self.optimizer._opt_called = True  # type: ignore[attr-defined] # which learning rate schedulers look at
+
+    def _complete(self, traceback: TracebackType | None, versions: list[int]) -> bool:
+        """Make what is left of an update that has begun. Returns whether there was one."""
+        frame, line = self._where(traceback)
+        first = self.source.sections.get("update")
+        if frame is None or first is None or line <= first:
+            return False
+        lines = self.source.lines[first : self.source.sections["return"] - 1]
+        calls = [n for n, text in enumerate(lines) if text.strip() and not text.strip().startswith("#")]
+        at = next((i for i, n in enumerate(calls) if first + n + 1 >= line), len(calls))
+        if at < len(calls) and first + calls[at] + 1 == line and self._is_done(at, versions):
+            at += 1
+        namespace = {**frame.f_globals, **frame.f_locals}
+        for n in calls[at:]:
+            exec(lines[n].strip(), namespace)
+        return True
+
+    def _is_done(self, at: int, versions: list[int]) -> bool:
+        """Whether line ``at`` of the update, on which an exception came, has changed what it changes."""
+        before = dict(zip(map(id, self.written), versions, strict=True))
+        target = self._writes[at][0]
+        expected = before[id(target)] + sum(any(t is target for t in writes) for writes in self._writes[: at + 1])
+        return target._version >= expected
+
+    def _where(self, traceback: TracebackType | None) -> tuple[FrameType | None, int]:
+        while traceback is not None:
+            code = traceback.tb_frame.f_code
+            if code.co_filename == self.filename and code.co_name == "step":
+                return traceback.tb_frame, traceback.tb_lineno
+            traceback = traceback.tb_next
+        return None, 0
+
+
+def named_tensors(model: Module, loss: Any) -> dict[str, Tensor]:
+    """The parameters and buffers of the model, and of a loss that is a module, by name."""
+    named: dict[str, Tensor] = {}
+    for prefix, root in (("", model), ("loss", loss)):
+        if isinstance(root, Module):
+            named |= dict(root.named_parameters(prefix=prefix))
+            named |= dict(root.named_buffers(prefix=prefix))
+    return named
+
+
+def _run_on_tape(
+    model: Module, loss: Callable[..., Tensor], named: dict[str, Tensor], inputs: Any, target: Any, how: How
+) -> tuple[Tape, Value, list[Tensor]]:
+    """Forward and backward on copies of the data. Returns the tape, the loss and the copies."""
+    tape = Tape("pure" if how.compile else "lean", next((t.device.type for t in named.values()), "cpu"))
+    program = tape.program
+    for name, tensor in named.items():
+        tape.parameter(tensor, _letter(name))
+    copies = []
+    for letter, tree in (("x", inputs), ("y", target)):
+        flat, spec = pytree.tree_flatten(tree)
+        count = sum(isinstance(leaf, Tensor) for leaf in flat)
+        for i, leaf in enumerate(flat):
+            if isinstance(leaf, Tensor):
+                if leaf.requires_grad:
+                    raise ValueError(f"{letter}: a tensor of shape {tuple(leaf.shape)} asks for a gradient; detach it")
+                flat[i] = leaf.detach().clone()
+                copies.append(flat[i])
+                tape.input(flat[i], letter if count == 1 else f"{letter}{i + 1}")
+        if letter == "x":
+            inputs = pytree.tree_unflatten(flat, spec)
+        else:
+            target = pytree.tree_unflatten(flat, spec)
+    random = torch.get_rng_state()
+    try:
+        with tape.running(("", model), ("loss", loss)):
+            program.section = "forward"
+            output = _called(model, inputs)
+            program.section = "loss"
+            with tape.within("loss"):
+                C = loss(output, target)
+        if tape.problems:
+            raise NotDerivableError(tape.problems)
+        if not isinstance(C, Tensor) or C.numel() != 1:
+            found = f"a tensor of shape {tuple(C.shape)}" if isinstance(C, Tensor) else f"a {type(C).__name__}"
+            raise ValueError(f"the loss returns {found}: a step takes one number, such as the mean")
+        with tape.running():
+            program.section, program.title = "backward", ()
+            tape.backward(C, how.share)
+        value = program.value(C)
+        producer = program.producer(value)
+        if producer is None or value.memory not in producer.made:
+            # A parameter, or a view: the caller gets a tensor of his own, which no later step changes.
+            value = program.value(program.call(torch.clone, (C,), {}))
+        value.name, value.is_named = "C", True
+    except Exception as error:
+        if tape.problems and not isinstance(error, NotDerivableError):
+            raise NotDerivableError(tape.problems) from error
+        raise
+    finally:
+        torch.set_rng_state(random)
+    return tape, value, copies
+
+
+def _called(model: Module, inputs: Any) -> Any:
+    """A tuple are several inputs, and a mapping inputs by name."""
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def _groups(optimizer: Optimizer, learnt: list[Tensor], names: dict[int, str], folds: bool) -> list[tuple[int, Any]]:
+    """Which of the optimizer's groups hold what is learnt, and the form of their update where it is folded."""
+    held = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
+    again = [names[id(p)] for p in learnt if held[id(p)] > 1]
+    if again and folds:
+        raise ValueError(f"the optimizer holds {', '.join(again)} more than once: give it each parameter once")
+    missing = [names[id(p)] for p in learnt if id(p) not in held]
+    if missing:
+        raise ValueError(
+            f"the optimizer does not hold {', '.join(missing)}: give it all parameters that learn, or freeze these "
+            "with requires_grad_(False)"
+        )
+    ids = {id(p) for p in learnt}
+    groups = optimizer.param_groups
+    used = [i for i, group in enumerate(groups) if any(id(p) in ids for p in group["params"])]
+    return list(zip(used, forms_of(optimizer, used), strict=True)) if folds else []
+
+
+def _shared(new: dict[str, Tensor], theirs: dict[str, Any]) -> dict[str, Tensor]:
+    """The optimizer's own state where it is of the kind that the program takes, so that all programs have one."""
+    kinds = {name: (t.shape, t.stride(), t.dtype, t.device) for name, t in new.items()}
+    found = {name: theirs.get(name) for name in new}
+    return {
+        name: t if isinstance(t, Tensor) and (t.shape, t.stride(), t.dtype, t.device) == kinds[name] else new[name]
+        for name, t in found.items()
+    }
+
+
+def _setting(group: dict[str, Any], name: str) -> float:
+    """A hyperparameter as a number."""
+    value = group["betas"][name == "beta2"] if name.startswith("beta") else group[name]
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _deltas(tape: Tape) -> dict[str, Value]:
+    """∂C/∂z of each module's output z, by its path: of a module that applies several rules the last one's."""
+    nodes = [node for node in tape.nodes if node.path and node.path != "loss" and node.delta is not None]
+    return {node.path: node.delta for node in nodes if node.delta is not None}
+
+
+def _given(
+    planned: Any, program: Program, named: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Value], dict[str, Value]]:
+    """What ``build`` is given: tensors by name, and the values that the model's and the constants among them are."""
+    used = used_values(planned)
+    own = {name: program.value(t) for name, t in named.items() if program.value(t) in used}
+    tensors = {name: named[name] for name in own}
+    made = {value for item in planned.once if isinstance(item, Call) for value in item.results}
+    constants: dict[str, Value] = {}
+    for value in sorted(used - made, key=lambda value: value.name):
+        if value.memory.origin == CONSTANT and value not in own.values():
+            key = f"constant {len(constants) + 1}"
+            constants[key] = value
+            tensors[key] = value.tensor
+    return tensors, own, constants
+
+
+def _heading(model: Module, loss: Any, optimizer: Optimizer, how: How) -> list[str]:
+    name = getattr(loss, "__name__", type(loss).__name__)
+    what = (
+        f"with {type(optimizer).__name__}"
+        if how.folds
+        else f"up to the gradients, which {type(optimizer).__name__} takes"
+    )
+    return [
+        f"One training step of {type(model).__name__} on {name} {what}.",
+        "",
+        "Derived by torch_manualbp from the formulas of its rules; every line has the shape of what it makes.",
+    ]
+
+
+def _letter(name: str) -> str:
+    """W of a weight, b of a bias, and the name itself of any other parameter, with the path of its module."""
+    path, _, own = name.rpartition(".")
+    own = {"weight": "W", "bias": "b"}.get(own, own)
+    return identifier(f"{own}_{path}" if path else own)

@@ -1,0 +1,298 @@
+"""What a step does, as a list of torch calls on named values.
+
+A :class:`Program` is written down while its calls run once, on real tensors: what a call views, writes and makes is
+read off the tensors themselves. :mod:`~torch_manualbp.derive.plan` then decides in which memory the values live, and
+:mod:`~torch_manualbp.derive.source` writes the program out as Python.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Call", "Formula", "Memory", "Program", "Text", "Value", "mapped", "values_in", "words"]
+
+PARAMETER, INPUT, CONSTANT, STATE, MADE = "parameter", "input", "constant", "state", "made"
+
+
+@dataclass(eq=False)
+class Memory:
+    """A piece of memory, which several values may view."""
+
+    origin: str
+    """Who holds it: the model, the caller, the program for good, the optimizer, or it is made at each step."""
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor of the program."""
+
+    tensor: Tensor
+    """The one of the run that was written down: its shape, strides and dtype are the program's."""
+
+    memory: Memory
+    name: str = ""
+    is_named: bool = False
+    """Whether the name is for good, which the tape gives: the code of a rule has a name of its own for what it gets."""
+
+    number: float | None = None
+    """Which Python number it is made of, if it is."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it covers its memory, each number once, in whatever order."""
+        t, step = self.tensor, 1
+        for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+            if size != 1 and stride != step:
+                return False
+            step *= size
+        return t.numel() * t.element_size() == t.untyped_storage().nbytes()
+
+    def is_same(self, t: Tensor) -> bool:
+        """Whether ``t`` is another tensor object of the very same numbers."""
+        same = t.untyped_storage()._cdata == self.tensor.untyped_storage()._cdata
+        return same and t.storage_offset() == self.tensor.storage_offset() and self.is_like(Value(t, self.memory))
+
+    def is_like(self, other: Value) -> bool:
+        """Whether shape, strides and dtype are the same."""
+        a, b = self.tensor, other.tensor
+        return a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype and a.device == b.device
+
+
+@dataclass(frozen=True)
+class Text:
+    """An argument that is an expression of the step's own, such as ``-lr``."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Formula(Text):
+    """An expression of values, for whose names the text has ``{}``."""
+
+    values: tuple[Value, ...] = ()
+
+
+@dataclass(eq=False)
+class Call:
+    """A call of torch: ``results = function(*args, **kwargs)``, with values in place of tensors."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[Value, ...]
+    """The tensors that it returns, in order."""
+
+    is_tuple: bool = False
+    made: frozenset[Memory] = frozenset()
+    written: frozenset[Memory] = frozenset()
+    section: str = ""
+    title: tuple[str, ...] = ()
+    """What the reader is told where calls with another title end: the layer and its formula."""
+
+    blocks: int = 0
+    """The loop over blocks that it stands in, or 0."""
+
+    reads: frozenset[Memory] = field(default_factory=frozenset)
+
+    @property
+    def name(self) -> str:
+        """The name of the operation, without the marks of operators: ``mul`` of ``torch.mul``, ``*`` and ``.mul``."""
+        name: str = getattr(self.function, "__name__", "")
+        if name == "__get__":
+            name = self.function.__self__.__name__
+        name = name.strip("_") if name.startswith("__") else name
+        return {"truediv": "div", "matmul": "matmul", "true_divide": "div"}.get(name, name)
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it only looks at memory in another way."""
+        return bool(self.results) and not self.made and not self.written
+
+    def arguments(self) -> Iterator[Value]:
+        """The values among the arguments, each time that they stand there."""
+        return values_in((self.args, self.kwargs))
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
+def values_in(tree: Any) -> Iterator[Value]:
+    """The values in nested tuples, lists and dicts."""
+    if isinstance(tree, Value):
+        yield tree
+    elif isinstance(tree, Formula):
+        yield from tree.values
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from values_in(item)
+    elif isinstance(tree, dict):
+        yield from values_in(tuple(tree.values()))
+    elif isinstance(tree, slice):
+        yield from values_in((tree.start, tree.stop, tree.step))
+
+
+def mapped(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """The tree with ``function`` of each item of ``kind`` in its place."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if isinstance(tree, Formula):
+        return Formula(tree.text, tuple(mapped(value, kind, function) for value in tree.values))
+    if isinstance(tree, torch.Size):
+        return tuple(tree)
+    if isinstance(tree, tuple | list):
+        return type(tree)([mapped(item, kind, function) for item in tree])
+    if isinstance(tree, dict):
+        return {key: mapped(item, kind, function) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*[mapped(item, kind, function) for item in (tree.start, tree.stop, tree.step)])
+    return tree
+
+
+class Program:
+    """The calls of a step, in order, and the tensors that they are about."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.section = ""
+        self.title: tuple[str, ...] = ()
+        self._values: dict[int, Value] = {}
+        self._memories: dict[int, Memory] = {}
+        self._numbers: dict[Any, Value] = {}
+        self._alive: list[Any] = []  # so that no id comes twice
+
+    def add(self, tensor: Tensor, origin: str, name: str) -> Value:
+        """Make a tensor known that the program is given."""
+        value = self._new(tensor, origin)
+        value.name, value.is_named = name, True
+        return value
+
+    def number(self, number: float, like: Tensor) -> Value:
+        """A Python number as a tensor of no dimension, one for all calls that have it."""
+        key = (number, like.dtype, like.device)
+        if key not in self._numbers:
+            value = self._new(torch.tensor(number, dtype=like.dtype, device=like.device), CONSTANT)
+            value.name, value.is_named, value.number = _number_name(number), True, number
+            self._numbers[key] = value
+        return self._numbers[key]
+
+    def alias(self, tensor: Tensor, of: Tensor) -> Value:
+        """Make known a view of all of a tensor, which is a value of its own nevertheless."""
+        known = self.value(of)
+        value = Value(tensor, known.memory, f"{known.name}_detached", is_named=True)
+        self.stands_for(tensor, value)
+        self.calls.append(Call(Tensor.detach, (known,), {}, (value,), section=self.section, title=self.title))
+        return value
+
+    def value(self, tensor: Tensor) -> Value:
+        """The value that this tensor is; what nobody made here is a constant."""
+        found = self._values.get(id(tensor))
+        return self._new(tensor, CONSTANT) if found is None else found
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the tensor is one of the program's."""
+        return id(tensor) in self._values
+
+    def stands_for(self, tensor: Tensor, value: Value) -> None:
+        """From now on the tensor means this value."""
+        self._alive += [tensor, self._values.get(id(tensor))]
+        self._values[id(tensor)] = value
+
+    def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call torch, and write it down if it returns tensors."""
+        given = list(_tensors_in((args, kwargs)))
+        versions = [t._version for t in given]
+        output = function(*args, **kwargs)
+        outputs = [output] if isinstance(output, Tensor) else list(_tensors_in(output))
+        written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+        written += _written_by_schema(function, args)
+        if not outputs and not written:
+            return output
+        arguments = mapped((args, kwargs), Tensor, self.value)
+        if not written:
+            self._recognise(outputs, arguments)
+            if all(self.knows(t) for t in outputs):
+                return output  # what was given, as it was
+        made: set[Memory] = set()
+        results = []
+        for t in outputs:
+            is_new = t.untyped_storage()._cdata not in self._memories
+            results.append(self._values[id(t)] if self.knows(t) else self._new(t, MADE))
+            if is_new:
+                made.add(results[-1].memory)
+        self.calls.append(
+            Call(
+                function,
+                arguments[0],
+                arguments[1],
+                tuple(results),
+                is_tuple=not isinstance(output, Tensor),
+                made=frozenset(made),
+                written=frozenset(self.value(t).memory for t in written),
+                section=self.section,
+                title=self.title,
+            )
+        )
+        return output
+
+    def append(self, function: Any, *args: Any, writes: Iterable[Value] = (), **kwargs: Any) -> None:
+        """Write a call down that is not made now, and that returns nothing new."""
+        written = frozenset(value.memory for value in writes)
+        results = tuple(writes)
+        self.calls.append(
+            Call(function, args, kwargs, results, written=written, section=self.section, title=self.title)
+        )
+
+    def producer(self, value: Value) -> Call | None:
+        """The call that made this value."""
+        return next((call for call in reversed(self.calls) if value in call.results), None)
+
+    def _recognise(self, outputs: list[Tensor], arguments: Any) -> None:
+        """Take a view of all of an argument, in its shape, for the argument itself."""
+        for t in outputs:
+            for value in values_in(arguments):
+                if not self.knows(t) and value.is_same(t):
+                    self.stands_for(t, value)
+
+    def _new(self, tensor: Tensor, origin: str) -> Value:
+        storage = tensor.untyped_storage()
+        self._alive += [tensor, storage]
+        memory = self._memories.setdefault(storage._cdata, Memory(origin))
+        value = Value(tensor, memory)
+        self._values[id(tensor)] = value
+        return value
+
+
+def _written_by_schema(function: Any, args: tuple[Any, ...]) -> list[Tensor]:
+    """What an operator of ``torch.ops`` says that it writes to: not each of them counts the version up."""
+    if not isinstance(function, torch._ops.OpOverloadPacket):
+        return []
+    arguments = getattr(function, function.overloads()[0])._schema.arguments
+    is_written = [argument.alias_info is not None and argument.alias_info.is_write for argument in arguments]
+    return [arg for arg, is_w in zip(args, is_written, strict=False) if is_w and isinstance(arg, Tensor)]
+
+
+def _number_name(number: float) -> str:
+    words = {1: "one", 2: "two", 0: "zero", 0.5: "half", 3: "three", 6: "six"}
+    if abs(number) in words:
+        return ("minus_" if number < 0 else "") + words[abs(number)]
+    return "c_" + re.sub(r"\W", "_", f"{number:.6g}".replace("-", "minus_").replace("+", ""))
+
+
+def _tensors_in(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from _tensors_in(item)
+    elif isinstance(tree, dict):
+        yield from _tensors_in(tuple(tree.values()))
+    elif isinstance(tree, slice):
+        yield from _tensors_in((tree.start, tree.stop, tree.step))

@@ -1,0 +1,543 @@
+"""Runs a model's rules forward, then backward, in autograd's place, and writes down the torch calls that they make.
+
+::
+
+    a¹ = x                                  forward: each rule's ``forward`` and ``setup_context``, in the model's order
+    ∂C/∂(output) of the loss = 1
+    ∂C/∂(arguments) = rule.backward         backward: the same rules in the opposite order; where a tensor was used
+                                            more than once its gradients are added up
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import Module
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils import _pytree as pytree
+
+from torch_manualbp.derive.effects import has_global_hooks, has_hooks, watched
+from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
+from torch_manualbp.derive.program import INPUT, MADE, PARAMETER, Program, Value, words
+from torch_manualbp.rules.evaluate import write_down
+from torch_manualbp.rules.rule import Rule, put_on_tape
+
+__all__ = ["Node", "NotDerivableError", "Tape"]
+
+
+class NotDerivableError(RuntimeError):
+    """A model whose step cannot be written out. ``problems`` lists every place: its module path, what is there,
+    and what to do."""
+
+    def __init__(self, problems: list[tuple[str, str, str]]) -> None:
+        self.problems = list(dict.fromkeys(problems))
+        lines = [f"  {path or 'the model itself'}: {what}; {todo}" for path, what, todo in self.problems]
+        places = "one place" if len(lines) == 1 else f"{len(lines)} places"
+        super().__init__(f"no step can be derived, because of {places}:\n" + "\n".join(lines))
+
+
+_one_at_a_time = threading.RLock()
+"""The rules of the thread that has it are on its tape."""
+
+
+class Context:
+    """What a rule's ``setup_context`` and ``backward`` take for autograd's ``ctx``."""
+
+    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
+        self.needs_input_grad = needs_input_grad
+        self.saved_tensors: tuple[Tensor | None, ...] = ()
+        self.non_differentiable: tuple[Tensor, ...] = ()
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+    def save_for_forward(self, *tensors: Tensor | None) -> None:
+        """Nothing: there is no forward mode here."""
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        self.non_differentiable = tensors
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Nothing: gradients that are missing are zeros in any case."""
+
+
+@dataclass(eq=False)
+class Node:
+    """One application of a rule on the way forward."""
+
+    rule: type[Rule]
+    ctx: Context
+    path: str
+    arguments: tuple[Value | None, ...]
+    """Those that need a gradient; None in the other places."""
+
+    outputs: tuple[Value, ...]
+    is_tuple: bool
+    title: tuple[str, ...] = ()
+    delta: Value | None = None
+    """∂C/∂(first output), once it is known."""
+
+
+READS = words("item __bool__ __int__ __float__ __index__ __contains__ tolist numpy __array__")
+READS |= {"equal", "allclose", "is_nonzero", "__complex__", "nonzero", "masked_select", "unique", "unique_consecutive"}
+READS |= {"argwhere", "bincount", "_unique2"}
+"""What makes Python depend on numbers, or a shape."""
+
+VIEWS = words(
+    "view reshape flatten squeeze unsqueeze transpose permute t T mT H mH expand expand_as view_as "
+    "reshape_as select narrow split chunk unbind detach unflatten swapaxes swapdims movedim moveaxis "
+    "ravel __getitem__ __iter__ tensor_split hsplit vsplit dsplit squeeze_ alias real imag diagonal "
+    "unfold"
+)
+
+
+SHAPED = words(
+    "empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_zeros "
+    "new_ones new_full new_tensor"
+)
+"""What takes of a tensor its shape and dtype alone."""
+
+
+class Tape(TorchFunctionMode):
+    """Under it rules, and what has a rule, are run and written down.
+
+    Args:
+        how: ``"lean"`` or ``"pure"``, as for :func:`~torch_manualbp.rules.evaluate.write_down`.
+        device: the type of the device that the model is on.
+    """
+
+    def __init__(self, how: str = "lean", device: str = "cpu") -> None:
+        super().__init__()
+        self.how = how
+        self.device = device
+        self.program = Program()
+        self.nodes: list[Node] = []
+        self.problems: list[tuple[str, str, str]] = []
+        self.gradients: dict[Value, Value] = {}
+        """∂C/∂(parameter)."""
+
+        self._thread = threading.get_ident()
+        self._learns: set[Value] = set()
+        self._paths: list[str] = [""]
+        self._is_in_rule = False
+        self._groups: dict[int, set[int]] = {}  # tensors that share memory in torch, where here they may be copies
+        self._stale: dict[int, str] = {}
+
+    def is_here(self) -> bool:
+        """Whether this thread's rules are to be on the tape."""
+        return threading.get_ident() == self._thread
+
+    # Forward
+
+    def parameter(self, parameter: Tensor, name: str) -> None:
+        """Make a parameter or buffer of the model known."""
+        value = self.program.add(parameter, PARAMETER, name)
+        if parameter.requires_grad:
+            self._learns.add(value)
+
+    def input(self, tensor: Tensor, name: str) -> None:
+        """Make a tensor known that the caller gives."""
+        self.program.add(tensor, INPUT, name)
+
+    @contextlib.contextmanager
+    def running(self, *roots: tuple[str, Any]) -> Iterator[None]:
+        """Put the rules on the tape, and follow which module of ``roots`` is running."""
+        handles = []
+        modules = [
+            item for prefix, root in roots if isinstance(root, Module) for item in root.named_modules(prefix=prefix)
+        ]
+        if has_global_hooks():
+            self._refuse_at("", "a hook of all modules", "remove it: a derived step would never call it")
+        for name, module in modules:
+            self._refuse_hooks(name, module)
+            handles.append(module.register_forward_pre_hook(self._enter(name)))
+            handles.append(module.register_forward_hook(self._leave))
+        with _one_at_a_time:
+            tape, written = put_on_tape(self), write_down(self.how)
+            try:
+                with self, torch.enable_grad(), watched(modules, self._refuse_at), self._refusing_functions():
+                    yield
+            finally:
+                put_on_tape(tape)
+                write_down(written)
+                for handle in handles:
+                    handle.remove()
+
+    @contextlib.contextmanager
+    def _refusing_functions(self) -> Iterator[None]:
+        """autograd.Function's apply runs a forward whose backward nobody would see."""
+        apply = vars(Function)["apply"]
+
+        def refuse(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+            if self.is_here() and not self._is_in_rule:
+                self._refuse(f"the Function {cls.__name__} is autograd's", "make it a torch_manualbp.Rule")
+            return apply.__get__(None, cls)(*args, **kwargs)
+
+        setattr(Function, "apply", classmethod(refuse))  # noqa: B010 # no assignment, for type checkers
+        try:
+            yield
+        finally:
+            setattr(Function, "apply", apply)  # noqa: B010
+
+    @contextlib.contextmanager
+    def within(self, path: str) -> Iterator[None]:
+        """Count what happens to the module path ``path``."""
+        self._paths.append(path)
+        try:
+            yield
+        finally:
+            self._paths.pop()
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        return lambda module, args: self._paths.append(name)
+
+    def _leave(self, module: Module, args: Any, output: Any) -> None:
+        self._paths.pop()
+
+    def _refuse_at(self, path: str, what: str, todo: str) -> None:
+        self.problems.append((path, what, todo))
+
+    def _refuse_hooks(self, name: str, module: Module) -> None:
+        for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+            if getattr(module, kind):
+                what = kind.strip("_").replace("_", " ").removesuffix("s")
+                self._refuse_at(name, f"a {what}", "remove it: a derived step would never call it")
+        for own, parameter in module._parameters.items():
+            if parameter is not None and has_hooks(parameter):
+                self._refuse_at(name, f"a hook of {own}", "remove it: a derived step would never call it")
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if name == "__get__":
+            name = function.__self__.__name__
+        if self._is_in_rule:
+            if name in READS:
+                self._refuse(f"its rule calls {_named(function)}, which reads numbers", "have formulas choose by where")
+            return self.program.call(function, args, kwargs)
+        self._refuse_stale(args, kwargs)
+        self._refuse_foreign(function, args, kwargs)
+        output = self._run(function, name, args, kwargs)
+        if name in VIEWS:
+            self._share(args[0], output)
+        return output
+
+    def _run(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        module = getattr(function, "__module__", None) or ""
+        if module.startswith("torch_manualbp.functional") and hasattr(function, "__wrapped__"):
+            return self._ruled(function, function.__wrapped__, args, kwargs)
+        if name == "copy_":
+            return self._write(args[0], args[1])
+        if name in ("detach", "data"):
+            return self._detached(args[0])
+        if name == "__set__":
+            self._refuse(f"sets the {function.__self__.__name__} of a tensor", "make a new tensor")
+            return None
+        if _writes(name) and self._is_held(args[0]):
+            self._refuse_change_of(args[0])
+            return args[0]
+        if name in READS or _counts(name, args, kwargs):
+            self._refuse(
+                f"{_named(function)} reads numbers", "have the step's shape and course follow from shapes alone"
+            )
+            return function(*args, **kwargs)
+        if function in IN_PLACE or (function in OPERATIONS and is_in_place(function, args, kwargs)):
+            result = self._ruled(function, IN_PLACE.get(function) or OPERATIONS[function], args, kwargs)
+            return self._write(args[0], result)
+        if function in OPERATIONS and self._need_gradient(args, kwargs):
+            return self._ruled(function, OPERATIONS[function], args, kwargs)
+        if name in ("backward", "grad", "requires_grad_", "register_hook"):
+            self._refuse(
+                f"{_named(function)} is autograd's", "derive the step of a model that does without, or use autograd"
+            )
+            return function(*args, **kwargs)
+        return self._plainly(function, args, kwargs)
+
+    def _ruled(self, function: Any, by_rules: Any, args: Any, kwargs: Any) -> Any:
+        """Call what makes rules of ``function``."""
+        try:
+            with self:
+                return by_rules(*args, **kwargs)
+        except NoRule as error:
+            self._refuse(f"{_named(function)}", str(error))
+            with torch.no_grad():
+                return function(*args, **kwargs)
+
+    def _plainly(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Write down a call of which nothing is learnt."""
+        needs_gradient = self._need_gradient(args, kwargs) and getattr(function, "__name__", "") not in SHAPED
+        given = list(_tensors(args, kwargs))
+        versions = [t._version for t in given]
+        with torch.no_grad():
+            output = self.program.call(function, args, kwargs)
+        changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+        if changed and (needs_gradient or any(map(self._is_held, changed))):
+            self._refuse(f"{_named(function)} changes a tensor in place", "write it out of place")
+        elif needs_gradient and any(map(_is_continuous, _tensors(output))):
+            todo = "use a layer of torch_manualbp.nn or an operation that has a rule, or write a Rule for it"
+            self._refuse(f"{_named(function)} has no rule", todo)
+        return output
+
+    def apply(self, rule: type[Rule], args: tuple[Any, ...]) -> Any:
+        """Run a rule: what ``rule.apply(*args)`` comes to under the tape."""
+        learns = tuple(isinstance(arg, Tensor) and self._learns_from(arg) for arg in args)
+        path = self._paths[-1]
+        forward, backward = formulas(rule)
+        label = f"{path}: {rule.__name__}" if path else rule.__name__
+        with self._in_rule((label, *forward)):
+            output = rule.forward(*args)
+            outputs = (output,) if isinstance(output, Tensor) else tuple(output)
+            if not any(learns):
+                return output
+            ctx = Context(learns)
+            rule.setup_context(ctx, args, output)
+        values = tuple(self.program.value(t) for t in outputs)
+        arguments = tuple(self.program.value(a) if needs else None for a, needs in zip(args, learns, strict=True))
+        for t, value in zip(outputs, values, strict=True):
+            if _is_continuous(t) and not any(t is other for other in ctx.non_differentiable):
+                self._learns.add(value)
+        self._name(values, rule, path)
+        is_tuple = not isinstance(output, Tensor)
+        self.nodes.append(Node(rule, ctx, path, arguments, values, is_tuple, (label, *backward)))
+        return output
+
+    def _name(self, values: tuple[Value, ...], rule: type[Rule], path: str) -> None:
+        letter = _letter(rule)
+        for i, value in enumerate(values):
+            suffix = f"_{i}" if len(values) > 1 else ""
+            value.name = f"{letter}_{identifier(path)}{suffix}" if path else f"{letter}{suffix}"
+            value.is_named = True
+
+    @contextlib.contextmanager
+    def _in_rule(self, title: tuple[str, ...]) -> Iterator[None]:
+        """Write down each torch call, and give what it makes the name that the rule's own code has for it."""
+        self.program.title = title
+        suffix = f"_{identifier(self._paths[-1])}" if self._paths[-1] else ""
+        profile = sys.getprofile()
+        self._is_in_rule = True
+        sys.setprofile(self._namer(suffix))
+        try:
+            with torch.no_grad(), torch.autocast(self.device, enabled=False):
+                yield
+        finally:
+            sys.setprofile(profile)
+            self._is_in_rule = False
+
+    def _namer(self, suffix: str) -> Callable[[FrameType, str, Any], None]:
+        def name_locals(frame: FrameType, event: str, arg: Any) -> None:
+            if event != "return" or "torch_manualbp/rules" not in frame.f_code.co_filename.replace("\\", "/"):
+                return
+            for name, local in frame.f_locals.items():
+                if type(local) is Tensor and self.program.knows(local):
+                    value = self.program.value(local)
+                    if not value.is_named and name not in ("output", "result", "t", "_"):
+                        value.name = f"{name}{suffix}"
+
+        return name_locals
+
+    def _learns_from(self, tensor: Tensor) -> bool:
+        if tensor.requires_grad and not self.program.knows(tensor):
+            self._refuse(
+                "a parameter that is not the model's", "make it an attribute of the model, or of a loss module"
+            )
+        return torch.is_grad_enabled() and self.program.value(tensor) in self._learns
+
+    def _need_gradient(self, args: Any, kwargs: Any) -> bool:
+        return any(self._learns_from(t) for t in _tensors(args, kwargs))
+
+    def _detached(self, tensor: Tensor) -> Tensor:
+        """The same numbers, of which nothing is learnt."""
+        with torch.no_grad():
+            alias = tensor.detach()
+        self.program.alias(alias, of=tensor)
+        return alias
+
+    def _write(self, target: Tensor, source: Any) -> Tensor:
+        """Have ``target`` mean ``source`` from here on; what shares its memory in torch may not be used any more."""
+        if not isinstance(source, Tensor) or source.shape != target.shape or source.dtype != target.dtype:
+            self._refuse("an in-place change of shape or dtype", "write it out of place")
+            return target
+        if self._is_held(target):
+            self._refuse_change_of(target)
+            return target
+        self.program.stands_for(target, self.program.value(source))
+        for other in self._groups.get(id(target), set()):
+            if other != id(target):
+                self._stale[other] = self._paths[-1]
+        return target
+
+    def _is_held(self, tensor: Any) -> bool:
+        """Whether somebody has the tensor who would see it change."""
+        return isinstance(tensor, Tensor) and self.program.value(tensor).memory.origin != MADE
+
+    def _refuse_change_of(self, tensor: Tensor) -> None:
+        if self.program.value(tensor).memory.origin == INPUT:
+            self._refuse("changes an input in place", "write it out of place")
+        else:
+            held = "a parameter, a buffer or a tensor that it holds"
+            self._refuse(f"changes {held} in forward", "keep such state out of a derived step")
+
+    def _share(self, base: Any, views: Any) -> None:
+        if not isinstance(base, Tensor):
+            return
+        group = self._groups.setdefault(id(base), {id(base)})
+        for t in _tensors(views):
+            self.program.value(t)  # which keeps it, and its id, alive
+            group.add(id(t))
+            self._groups[id(t)] = group
+
+    def _refuse_stale(self, args: Any, kwargs: Any) -> None:
+        for t in _tensors(args, kwargs):
+            if id(t) in self._stale:
+                path = self._stale.pop(id(t))
+                self.problems.append(
+                    (path, "changes a tensor in place that is used through another view of it", "write it out of place")
+                )
+
+    def _refuse_foreign(self, function: Any, args: Any, kwargs: Any) -> None:
+        """What cannot be written down, and what torch's transforms hide."""
+        for argument in pytree.tree_leaves((args, kwargs)):
+            if isinstance(argument, torch.Generator):
+                self._refuse(
+                    f"{_named(function)} draws from a generator of its own", "draw from torch's: leave it away"
+                )
+        if torch._C._are_functorch_transforms_active():
+            self._refuse(f"{_named(function)} under a transform of torch.func", "write it out for the whole batch")
+            raise NotDerivableError(self.problems)
+
+    def _refuse(self, what: str, todo: str) -> None:
+        self.problems.append((self._paths[-1], what, todo))
+
+    # Backward
+
+    def backward(self, loss: Tensor, share: float = 1) -> None:
+        """Run the rules' backward from ∂C/∂C = 1, or this share of it, and leave the gradients of the parameters in
+        ``gradients``."""
+        one = torch.ones_like(loss) if share == 1 else torch.full_like(loss, share)
+        gradients = {self.program.value(loss): one}
+        for node in reversed(self.nodes):
+            upstream = [gradients.pop(value, None) for value in node.outputs]
+            if all(g is None for g in upstream):
+                continue
+            with self.within(node.path), self._in_rule(node.title):
+                filled = [
+                    torch.zeros_like(value.tensor) if g is None else g
+                    for g, value in zip(upstream, node.outputs, strict=True)
+                ]
+                node.delta = self.program.value(filled[0])
+                result = node.rule.backward(node.ctx, *filled)
+                result = result if isinstance(result, tuple) else (result,)
+                for value, g in zip(node.arguments, result, strict=True):
+                    if value is not None and g is not None:
+                        self._accumulate(gradients, value, g)
+        self.gradients = {
+            value: self.program.value(g) for value, g in gradients.items() if value.memory.origin == PARAMETER
+        }
+
+    def _accumulate(self, gradients: dict[Value, Tensor], value: Value, g: Tensor) -> None:
+        if g.shape != value.tensor.shape:
+            g = g.sum_to_size(value.tensor.shape)
+        if g.dtype != value.tensor.dtype:
+            g = g.to(value.tensor.dtype)
+        before = gradients.get(value)
+        total = g if before is None else torch.add(before, g)
+        gradients[value] = total
+        gradient = self.program.value(total)
+        if not gradient.is_named:
+            gradient.name, gradient.is_named = _gradient_name(value.name), True
+
+
+def formulas(rule: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The lines of the formula in a rule's docstring before the ⇒, and after it."""
+    doc = rule.__doc__ or ""
+    block = re.search(r"::\n\s*\n((?:[ \t]+\S.*\n|\s*\n)*?)(?=\S|\Z)", _dedented(doc))
+    lines = [] if block is None else [line.strip() for line in block.group(1).splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    if "⇒" not in lines:
+        return (), ()
+    at = lines.index("⇒")
+    after = [line for line in lines[at + 1 :] if line and not line.startswith("δ = ∂C/∂z  ")]  # which names, no more
+    return tuple(line for line in lines[:at] if line), tuple(after)
+
+
+def identifier(path: str) -> str:
+    """A module path as part of a Python name."""
+    return re.sub(r"\W", "_", path)
+
+
+def _dedented(doc: str) -> str:
+    first, _, rest = doc.partition("\n")
+    lines = rest.splitlines()
+    margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+    return "\n".join([first, *(line[margin:] for line in lines)]) + "\n"
+
+
+def _letter(rule: type[Rule]) -> str:
+    """What the output of a rule is called: z of a layer with weights, a of an activation, C of a loss."""
+    module = rule.__module__
+    if module.endswith("rules.linear"):
+        return "z"
+    if ".activation" in module:
+        return "a"
+    return "C" if ".loss" in module else rule.__name__.lower()
+
+
+def _gradient_name(name: str) -> str:
+    return f"delta_{name[2:]}" if name.startswith("z_") else f"d{name}"
+
+
+def _named(function: Any) -> str:
+    return resolve_name(function) or getattr(function, "__name__", repr(function))
+
+
+def _writes(name: str) -> bool:
+    """Whether a method of this name writes over its tensor."""
+    if name.startswith("__"):
+        return name == "__setitem__" or name in _AUGMENTED
+    return name.endswith("_") and name != "requires_grad_"
+
+
+_AUGMENTED = words("__iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ipow__ __imod__ __ifloordiv__ __iand__ __ior__")
+
+
+def _counts(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether the shape of the result is a matter of numbers."""
+    if name == "__getitem__":
+        items = args[1] if isinstance(args[1], tuple | list) else (args[1],)
+        masks = any(isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) for item in items)
+        return masks or any(True for item in items if isinstance(item, slice) for _ in _tensors_of(item))
+    if name == "where":
+        return len(args) + len(kwargs) == 1
+    if name == "one_hot":
+        return (args[1] if len(args) > 1 else kwargs.get("num_classes", -1)) == -1
+    return name == "repeat_interleave" and any(isinstance(t, Tensor) for t in (*args[1:], kwargs.get("repeats")))
+
+
+def _tensors_of(part: slice) -> Iterator[Tensor]:
+    return _tensors((part.start, part.stop, part.step))
+
+
+def _is_continuous(t: Tensor) -> bool:
+    """Whether there are derivatives by it."""
+    return t.is_floating_point() or t.is_complex()
+
+
+def _tensors(*trees: Any) -> Iterator[Tensor]:
+    for tree in trees:
+        if isinstance(tree, Tensor):
+            yield tree
+        elif isinstance(tree, tuple | list):
+            yield from _tensors(*tree)
+        elif isinstance(tree, dict):
+            yield from _tensors(*tree.values())

@@ -1,0 +1,292 @@
+"""What becomes of a gradient: folded into the product that makes it, taken by Adam's kernel, or left in ``.grad``.
+
+With s = −1 where the optimizer maximises and 1 otherwise, ``torch.optim.SGD`` is, for the learning rate η (``lr``),
+weight decay λ, momentum μ and dampening d,
+
+::
+
+    g = s ∂C/∂W + λ W                                W ← W − η g
+    with momentum:    v ← μ v + (1 − d) g            W ← W − η v
+    with Nesterov's:  v ← μ v + g                    W ← W − η (g + μ v)
+
+(on a parameter's first step v ← g). ∂C/∂W = δᵀ a of a linear layer enters each line as a term, so that the line is one
+product that adds to what is there, and ∂C/∂W never is. Nesterov's g + μ v is (1 + μ) v − μ v_before.
+
+Adam and AdamW are not linear in the gradient: it is made, and torch's fused kernel takes it while it is in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+from torch_manualbp.derive.program import Call, Formula, Program, Text, Value
+
+__all__ = ["SGD", "Adam", "forms_of", "leave_gradient", "structure_of"]
+
+Learnt = Sequence[tuple[Value, Value, dict[str, Value]]]
+"""Parameters, their gradients, and the state that the optimizer has of each."""
+
+SMALL = 1 << 16
+"""Numbers up to which a parameter is updated together with others: a call takes as long as its arithmetic."""
+
+
+def structure_of(optimizer: Optimizer) -> list[tuple[Any, ...]] | None:
+    """What of the hyperparameters of each group is part of the shape of the program that makes the update; None if the
+    optimizer makes its own step."""
+    if _is_watched(optimizer):
+        return None
+    groups = optimizer.param_groups
+    if type(optimizer) is torch.optim.SGD:
+        structure: list[tuple[Any, ...]] = [
+            (g["momentum"] != 0, g["dampening"] != 0, g["weight_decay"] != 0, g["nesterov"], g["maximize"])
+            for g in groups
+        ]
+        if any(g["dampening"] and g["momentum"] and _are_at_different_steps(optimizer, g) for g in groups):
+            return None
+    elif type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        structure = [(g["decoupled_weight_decay"], g["amsgrad"], g["maximize"]) for g in groups]
+        if any(g["capturable"] for g in groups):
+            return None
+    else:
+        return None
+    return None if any(g["differentiable"] for g in groups) else structure
+
+
+def _is_watched(optimizer: Optimizer) -> bool:
+    """Whether somebody is called at the optimizer's own step, other than a learning rate scheduler, which counts."""
+    own = vars(optimizer).get("step")
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or torch_optimizer._global_optimizer_pre_hooks
+        or torch_optimizer._global_optimizer_post_hooks
+        or (own is not None and not hasattr(own, "_wrapped_by_lr_sched"))
+    )
+
+
+def _are_at_different_steps(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """Whether some parameters take their first step, at which there is no dampening, when others do not."""
+    buffers = [optimizer.state.get(p, {}).get("momentum_buffer") for p in group["params"] if p.requires_grad]
+    return len({buffer is None for buffer in buffers}) > 1
+
+
+def forms_of(optimizer: Optimizer, used: Sequence[int]) -> list[SGD | Adam]:
+    """How the update of the groups with these numbers becomes part of the program."""
+    structure = structure_of(optimizer) or []
+    form: Any = SGD if type(optimizer) is torch.optim.SGD else Adam
+    suffixes = [""] if len(used) == 1 else [f"_{i}" for i in used]
+    return [form(*map(bool, structure[i]), suffix) for i, suffix in zip(used, suffixes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Which terms of Adam there are: what of the hyperparameters is part of the program's shape."""
+
+    decoupled: bool
+    """Whether weight decay is AdamW's, apart from the gradient."""
+
+    amsgrad: bool
+    maximize: bool
+    suffix: str = ""
+
+    settings: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "eps", "weight_decay")
+
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What the optimizer keeps of a parameter that has not been updated yet, under its names."""
+        names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.amsgrad else [])]
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        return {"step": step, **{name: torch.zeros_like(parameter).detach() for name in names}}
+
+    def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
+        """Write down the update of parameters from their gradients, with the state that belongs to each."""
+        if pure:
+            for W, g, state in learnt:
+                self._fold_one(program, W, g, state)
+            return
+        program.title = ("AdamW" if self.decoupled else "Adam",)
+        large = [[item] for item in learnt if item[0].tensor.numel() > SMALL]
+        small = [item for item in learnt if item[0].tensor.numel() <= SMALL]
+        kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        settings = {name: Text(name + self.suffix) for name in self.settings}
+        for items in [*large, *([small] if small else [])]:
+            states = [state for _, _, state in items]
+            steps = [state["step"] for state in states]
+            m, v = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+            largest = [state["max_exp_avg_sq"] for state in states] if self.amsgrad else []
+            weights = [item[0] for item in items]
+            program.append(torch._foreach_add_, steps, 1, writes=steps)
+            program.append(
+                kernel,
+                weights,
+                [item[1] for item in items],
+                m,
+                v,
+                largest,
+                steps,
+                amsgrad=self.amsgrad,
+                maximize=self.maximize,
+                **settings,
+                writes=[*weights, *m, *v, *largest],
+            )
+
+    def _fold_one(self, program: Program, W: Value, g: Value, state: dict[str, Value]) -> None:
+        """The formula itself, which torch.compile makes one kernel of, where it takes no optimizer's kernel."""
+        program.title = (f"{W.name}: {'AdamW' if self.decoupled else 'Adam'}",)
+        x = self.suffix
+        lr, beta1, beta2, eps, decay = (f"{name}{x}" for name in self.settings)
+        step, m, v = state["step"], state["exp_avg"], state["exp_avg_sq"]
+        signed = "-{}" if self.maximize else "{}"
+        if not self.decoupled:
+            signed = f"({signed} + {decay} * {{}})"
+        is_plain = self.decoupled and not self.maximize
+        gradient = g if is_plain else Formula(signed, (g,) if self.decoupled else (g, W))
+        program.append(Tensor.add_, step, 1, writes=[step])
+        program.append(Tensor.lerp_, m, gradient, Text(f"1 - {beta1}"), writes=[m])
+        program.append(Tensor.mul_, v, Text(beta2), writes=[v])
+        program.append(Tensor.addcmul_, v, gradient, gradient, value=Text(f"1 - {beta2}"), writes=[v])
+        second = v
+        if self.amsgrad:
+            second = state["max_exp_avg_sq"]
+            program.append(Tensor.copy_, second, Formula("torch.maximum({}, {})", (second, v)), writes=[second])
+        if self.decoupled:
+            program.append(Tensor.mul_, W, Text(f"1 - {lr} * {decay}"), writes=[W])
+        corrected = (  # the steps are counted in float32, whose powers have too few digits for float64
+            f"{lr} / (1 - {beta1} ** {{}}.double()) * {{}} / (({{}} / (1 - {beta2} ** {{}}.double())).sqrt() + {eps})"
+        )
+        program.append(Tensor.sub_, W, Formula(corrected, (step, m, second, step)), writes=[W])
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Which terms of SGD there are: what of the hyperparameters is part of the program's shape."""
+
+    momentum: bool
+    dampening: bool
+    weight_decay: bool
+    nesterov: bool
+    maximize: bool
+    suffix: str = ""
+    """Of the names of the hyperparameters, where parameter groups have their own."""
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The hyperparameters that the step is given."""
+        there = {"momentum": self.momentum, "dampening": self.dampening, "weight_decay": self.weight_decay}
+        return ("lr", *(name for name, is_there in there.items() if is_there))
+
+    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What the optimizer keeps of a parameter that has not been updated yet, under its names."""
+        return {"momentum_buffer": torch.zeros_like(parameter).detach()} if self.momentum else {}
+
+    def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
+        """Write down the update of parameters from their gradients, with the state that belongs to each."""
+        program.title = ("SGD",)
+        x = self.suffix
+        lr, mu, decay = f"lr{x}", f"momentum{x}", f"weight_decay{x}"
+        damped = f"1 - dampening{x}" if self.dampening else ""
+        if not self.momentum:
+            shrink = f"1 - {lr} * {decay}" if self.weight_decay else ""
+            for W, g, _ in learnt:
+                _add_gradient(program, W, g, alpha=f"{'' if self.maximize else '-'}{lr}", beta=shrink)
+            return
+        weights, gradients = [W for W, _, _ in learnt], [g for _, g, _ in learnt]
+        buffers = [state["momentum_buffer"] for _, _, state in learnt]
+        alpha, kept, decayed, rate = (f"-({damped})" if damped else "-1") if self.maximize else damped, mu, decay, lr
+        if damped:
+            decayed = f"({damped}) * {decay}"
+        if self.nesterov:  # W runs ahead by η μ v_before, and λ W takes that back
+            _add_each(program, weights, buffers, f"{lr} * {mu}", pure)
+            rate = f"{lr} * (1 + {mu})"
+            kept = f"{mu} * (1 - {lr} * {decay})" if self.weight_decay else mu
+        for v, g in zip(buffers, gradients, strict=True):
+            _add_gradient(program, v, g, alpha=alpha, beta=kept)
+        if self.weight_decay:
+            _add_each(program, buffers, weights, decayed, pure)
+        _add_each(program, weights, buffers, f"-{rate}", pure)
+
+
+def _add_each(program: Program, targets: list[Value], others: list[Value], alpha: str, pure: bool) -> None:
+    """target ← target + alpha other of each two, in one call, which takes longer than a small parameter."""
+    if pure:
+        for target, other in zip(targets, others, strict=True):
+            program.append(Tensor.add_, target, other, alpha=Text(alpha), writes=[target])
+    else:
+        program.append(torch._foreach_add_, targets, others, alpha=Text(alpha), writes=targets)
+
+
+def leave_gradient(program: Program, grad: Value, g: Value, adds: bool) -> None:
+    """Write down how g comes into ``.grad``, or is added to what is there."""
+    factors = _factors(program, g)
+    if factors is not None and factors[1].tensor.dim() == 2:
+        if adds:
+            program.append(Tensor.addmm_, grad, *factors, writes=[grad])
+        else:
+            program.append(torch.mm, *factors, out=grad, writes=[grad])
+    else:
+        program.append(Tensor.add_ if adds else Tensor.copy_, grad, g, writes=[grad])
+
+
+def _add_gradient(program: Program, target: Value, g: Value, alpha: str, beta: str) -> None:
+    """target ← beta target + alpha g, as one product where g is one that nothing else reads."""
+    scales = ({"beta": Text(beta)} if beta else {}) | ({"alpha": Text(alpha)} if alpha else {})
+    factors = _factors(program, g)
+    if factors is not None:
+        method = Tensor.addmv_ if factors[1].tensor.dim() == 1 else Tensor.addmm_
+        program.append(method, target, *factors, **scales, writes=[target])
+        return
+    if beta:
+        program.append(Tensor.mul_, target, Text(beta), writes=[target])
+    if alpha.startswith("-"):
+        program.append(Tensor.sub_, target, g, writes=[target], **_alpha(alpha[1:]))
+    else:
+        program.append(Tensor.add_, target, g, writes=[target], **_alpha(alpha))
+
+
+def _alpha(alpha: str) -> dict[str, Text]:
+    return {} if alpha in ("", "1") else {"alpha": Text(alpha)}
+
+
+def _factors(program: Program, g: Value) -> tuple[Value, Value] | None:
+    """The two factors of which g is the product: of δᵀ a, or of Σ δ, which is δᵀ 1."""
+    call = program.producer(g)
+    if call is None or call.written or not call.made:
+        return None
+    if any(g.memory is value.memory for other in program.calls for value in other.arguments()):
+        return None
+    if call.name == "mm" and not call.kwargs and _is_float(g):
+        return call.args[0], call.args[1]
+    if call.name == "sum" and _is_float(g) and _sums_rows(call):
+        delta = call.args[0]
+        return _transposed(program, delta), _ones(program, delta)
+    return None
+
+
+def _sums_rows(call: Call) -> bool:
+    delta, *dims = call.args
+    return not call.kwargs and delta.tensor.dim() == 2 and dims in ([0], [(0,)], [[0]])
+
+
+def _is_float(g: Value) -> bool:
+    return g.tensor.dtype in (torch.float32, torch.float64)
+
+
+def _transposed(program: Program, delta: Value) -> Value:
+    with torch.no_grad():
+        return program.value(program.call(torch.t, (delta.tensor,), {}))
+
+
+def _ones(program: Program, delta: Value) -> Value:
+    ones = program.value(program.call(torch.ones, (delta.tensor.shape[0],), _like(delta.tensor)))
+    ones.name = "ones"
+    return ones
+
+
+def _like(t: Tensor) -> dict[str, object]:
+    return {"dtype": t.dtype, "device": t.device}
