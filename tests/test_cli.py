@@ -56,7 +56,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bench", "laiers"], "argument command: invalid choice: 'laiers' (choose from 'layers')"),
+        (["bench", "laiers"], "argument command: invalid choice: 'laiers' (choose from 'layers', 'step')"),
         (["bench", "layers", "--mode", "fast"], "'fast' (choose from 'eager', 'formulas', 'compiled', 'all')"),
         (["bench", "layers", "--layer", "Relu"], "argument --layer: no layer 'Relu'; near it: ReLU"),
         (
@@ -145,21 +145,48 @@ def test_the_panel_compares_ours_with_torchs(case: layers.Case) -> None:
     assert type(case.build(torch.nn)).__module__.startswith("torch.nn.")
 
 
-def test_a_ratio_is_of_ours_by_torchs() -> None:
+def test_a_ratio_is_of_one_way_by_another() -> None:
     """The planted mistakes here: ratios upside down, parts in the wrong order, times that are not of one call."""
 
     def stopwatch(*seconds: float) -> timing.Stopwatch:
         return lambda repeats: tuple(repeats * s for s in seconds)
 
-    comparison = timing.compare(stopwatch(2.0, 3.0, 5.0), stopwatch(1.0, 4.0, 5.0), rounds=3)
-    expected = timing.Comparison((2, 3, 5), (1, 4, 5), ratios=(2, 0.75, 1), error=0, rounds=3)
-    assert comparison == expected
+    ways = {"stock": stopwatch(1.0, 4.0, 5.0), "ours": stopwatch(2.0, 3.0, 5.0), "products": stopwatch(1.0, 1.0, 2.0)}
+    comparison = timing.compare(ways, rounds=3)
+    assert comparison.rounds == 3
+    assert [comparison.seconds("ours", part) for part in range(3)] == [2, 3, 5]
+    assert [comparison.ratio("ours", "stock", part) for part in range(3)] == [2, 0.75, 1]
+    assert comparison.ratio("stock", "products") == 2.5
+    assert comparison.error("ours", "stock") == 0
+
+
+def test_each_way_is_the_first_in_turn() -> None:
+    order: list[str] = []
+
+    def way(name: str) -> timing.Stopwatch:
+        def run(_: int) -> tuple[float, ...]:
+            order.append(name)
+            return (1.0,)
+
+        return run
+
+    timing.compare({name: way(name) for name in "abc"}, rounds=4)
+    assert "".join(order[-12:]) == "abcbcacababc"
 
 
 def test_measures_longer_where_rounds_disagree() -> None:
-    seconds = iter([1.0, 2.0] * 100)
-    comparison = timing.compare(lambda _: (next(seconds),), lambda _: (1.0,), rounds=5)
+    def alternating() -> timing.Stopwatch:
+        seconds = iter([1.0, 2.0] * 100)
+        return lambda repeats: (repeats * next(seconds),)
+
+    def steady(seconds: float) -> timing.Stopwatch:
+        return lambda repeats: (repeats * seconds,)
+
+    question = timing.Question("ours", "stock")
+    comparison = timing.compare({"stock": steady(1.0), "ours": alternating()}, 5, [question])
     assert comparison.rounds == 20
-    assert comparison.error == pytest.approx(timing.median_error([1.0, 2.0] * 10))
-    steady = timing.compare(lambda _: (1.301,), lambda _: (1.0,), rounds=5, bound=1.3)
-    assert steady.rounds == 5
+    assert comparison.error("ours", "stock") == pytest.approx(timing.median_error([1.0, 2.0] * 10))
+    assert timing.compare({"stock": steady(1.0), "ours": alternating()}, 5, [question], at_most=7).rounds == 7
+    assert timing.compare({"stock": steady(1.0), "ours": alternating()}, 5).rounds == 5
+    near = timing.Question("ours", "stock", 1.3)
+    assert timing.compare({"stock": steady(1.0), "ours": steady(1.301)}, 5, [near]).rounds == 5

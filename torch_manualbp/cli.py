@@ -20,6 +20,7 @@ PROGRAM = "torch-manualbp"
 
 COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "bench layers": ("torch_manualbp.bench.layers", "time the layers against stock torch.nn"),
+    "bench step": ("torch_manualbp.bench.step", "time a training step against stock PyTorch"),
     "matrix": ("torch_manualbp.verify.contract.matrix", "hold every rule and layer to the contract"),
     "accuracy": ("torch_manualbp.verify.accuracy", "measure the error of every rule next to torch's, in ulps"),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,8 @@ from torch.nn.modules import loss as torch_losses
 
 from torch_manualbp import nn, rules
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
-from torch_manualbp.bench.timing import Stopwatch, compare
+from torch_manualbp.bench.command import count, microseconds, surroundings
+from torch_manualbp.bench.timing import Question, Stopwatch, compare
 
 __all__ = ["Case", "Row", "add_arguments", "main", "measure", "ours_of", "panel"]
 
@@ -195,16 +195,17 @@ def measure(case: Case, mode: str, rounds: int) -> Row:
     bound = case.bounds[mode == "compiled"]
     torch._dynamo.reset()
     rules.compile_formulas(mode == "formulas")
-    comparison = compare(_stopwatch(ours, inputs, mode), _stopwatch(stock, inputs, mode), rounds, bound)
-    forward, backward, ratio = comparison.ratios
+    ways = {"stock": _stopwatch(stock, inputs, mode), "ours": _stopwatch(ours, inputs, mode)}
+    comparison = compare(ways, rounds, [Question("ours", "stock", bound)])
+    forward, backward, ratio = (comparison.ratio("ours", "stock", part) for part in range(3))
     return Row(
         layer=case.layer,
         size=case.size,
         mode=mode,
-        stock=comparison.stock[-1] * 1e6,
-        ours=comparison.ours[-1] * 1e6,
+        stock=comparison.seconds("stock") * 1e6,
+        ours=comparison.seconds("ours") * 1e6,
         ratio=ratio,
-        error=comparison.error,
+        error=comparison.error("ours", "stock"),
         forward=forward,
         backward=backward,
         bound=bound,
@@ -242,8 +243,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--layer", nargs="+", metavar="NAME", help="only these, such as Linear ReLU CrossEntropyLoss (default: all)")
     add("--mode", choices=(*MODES, "all"), default="all", help=MODES_HELP)
-    add("--repeats", type=_count, default=15, metavar="N", help="rounds, up to 4 N where they disagree (default: 15)")
-    add("--threads", type=_count, metavar="N", help="threads of torch (default: torch's own choice)")
+    add("--repeats", type=count, default=15, metavar="N", help="rounds, up to 4 N where they disagree (default: 15)")
+    add("--threads", type=count, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--dtype", choices=DTYPES, default="float32", help="of all floating-point numbers (default: float32)")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--markdown", type=Path, metavar="FILE", help="write the table there")
@@ -276,7 +277,8 @@ def main(options: argparse.Namespace) -> int:
     print_table(title, columns, cells)
     print(_summary(rows))
     if options.json:
-        write(options.json, {**_surroundings(options), "rows": [asdict(row) for row in rows]})
+        chosen_by = {"dtype": options.dtype, "repeats": options.repeats}
+        write(options.json, {**surroundings(), **chosen_by, "rows": [asdict(row) for row in rows]})
     if options.markdown:
         write(options.markdown, f"{title}:\n\n{as_markdown(*_by_layer(rows))}\n{_summary(rows)}.\n")
     return 0
@@ -289,8 +291,8 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             row.layer,
             row.size,
             row.mode,
-            _microseconds(row.stock),
-            _microseconds(row.ours),
+            microseconds(row.stock),
+            microseconds(row.ours),
             f"{row.ratio:.2f} ± {row.error:.2f}",
             f"{row.forward:.2f}",
             f"{row.backward:.2f}",
@@ -312,10 +314,6 @@ def _by_layer(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return ["layer", "size", *modes], cells
 
 
-def _microseconds(t: float) -> str:
-    return f"{t:,.1f}" if t < 100 else f"{t:,.0f}"
-
-
 def _figure(bound: float | None) -> str:
     return "–" if bound is None else f"{bound:.2f}"
 
@@ -324,20 +322,3 @@ def _summary(rows: Sequence[Row]) -> str:
     bounded = [row for row in rows if row.met is not None]
     met, faster = sum(bool(row.met) for row in bounded), sum(row.ratio < 1 for row in rows)
     return f"{met} of {len(bounded)} bounds met; {faster} of {len(rows)} rows faster than torch.nn"
-
-
-def _surroundings(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "dtype": options.dtype,
-        "repeats": options.repeats,
-    }
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)

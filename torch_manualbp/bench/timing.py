@@ -1,17 +1,17 @@
-"""How two ways to do one thing are timed on a machine that does other things too.
+"""How several ways to do one thing are timed on a machine that does other things too.
 
-Both run in one process, round by round and in alternating order, and what is reported is the median of the rounds'
-ratios: a burst of other work falls on both, and a slow minute on whole rounds.
+All run in one process, round by round and in rotating order, and what is reported is the median of the rounds' ratios:
+a burst of other work falls on all, and a slow minute on whole rounds.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-__all__ = ["Comparison", "Stopwatch", "compare", "median_error"]
+__all__ = ["Comparison", "Question", "Stopwatch", "compare", "median_error"]
 
 SAMPLE = 1e-3
 """Seconds that a sample lasts at least: below, it is the clock and the scheduler that one measures."""
@@ -21,39 +21,63 @@ Stopwatch = Callable[[int], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a comparison is to tell for certain: the ratio of two ways, and on which side of its bound it is."""
+
+    way: str
+    by: str
+    bound: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Two ways to do one thing in some parts: the medians of the seconds of each, and of the rounds' ratios."""
+    """Some ways to do one thing in some parts: the seconds that each part took of each way, round by round. Part −1 is
+    the last."""
 
-    ours: tuple[float, ...]
-    stock: tuple[float, ...]
-    ratios: tuple[float, ...]
-    error: float
-    """The standard error of the last ratio."""
-    rounds: int
+    samples: Sequence[Mapping[str, tuple[float, ...]]]
+
+    @property
+    def rounds(self) -> int:
+        """How many there were."""
+        return len(self.samples)
+
+    def seconds(self, way: str, part: int = -1) -> float:
+        """The median of the rounds."""
+        return statistics.median(sample[way][part] for sample in self.samples)
+
+    def ratio(self, way: str, by: str, part: int = -1) -> float:
+        """The median over the rounds of one way's time by another's."""
+        return statistics.median(self._ratios(way, by, part))
+
+    def error(self, way: str, by: str, part: int = -1) -> float:
+        """The standard error of that ratio."""
+        return median_error(self._ratios(way, by, part))
+
+    def is_uncertain(self, question: Question) -> bool:
+        """Whether the ratio is closer than two standard errors to its bound, or uncertain by more than 2 %."""
+        ratio, error = self.ratio(question.way, question.by), self.error(question.way, question.by)
+        return error > 0.02 * ratio or (question.bound is not None and abs(ratio - question.bound) < 2 * error)
+
+    def _ratios(self, way: str, by: str, part: int) -> list[float]:
+        return [sample[way][part] / sample[by][part] for sample in self.samples]
 
 
-def compare(ours: Stopwatch, stock: Stopwatch, rounds: int, bound: float | None = None) -> Comparison:
-    """Time both for so many rounds, and up to four times as many where the last ratio is too uncertain: closer than
-    two standard errors to its bound, or uncertain by more than 2 %."""
-    repeats = _repeats(ours, stock)
-    samples: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
-    while len(samples) < rounds or (len(samples) < 4 * rounds and _is_uncertain(samples, bound)):
-        if len(samples) % 2:
-            mine, torchs = ours(repeats), stock(repeats)
-        else:
-            torchs, mine = stock(repeats), ours(repeats)
-        samples.append((mine, torchs))
-    medians = [
-        tuple(statistics.median(part) / repeats for part in zip(*(s[i] for s in samples), strict=True)) for i in (0, 1)
-    ]
-    ratios = list(zip(*map(_ratios, samples), strict=True))
-    return Comparison(
-        ours=medians[0],
-        stock=medians[1],
-        ratios=tuple(statistics.median(part) for part in ratios),
-        error=median_error(ratios[-1]),
-        rounds=len(samples),
-    )
+def compare(
+    ways: Mapping[str, Stopwatch], rounds: int, questions: Sequence[Question] = (), at_most: int | None = None
+) -> Comparison:
+    """Time all for so many rounds, and up to ``at_most`` (by default four times as many) where a question is open."""
+    at_most = 4 * rounds if at_most is None else at_most
+    repeats = _repeats(ways.values())
+    names = list(ways)
+    samples: list[dict[str, tuple[float, ...]]] = []
+    comparison = Comparison(samples)
+    while len(samples) < rounds or (len(samples) < at_most and any(map(comparison.is_uncertain, questions))):
+        first = len(samples) % len(names)
+        sample = {}
+        for name in names[first:] + names[:first]:
+            sample[name] = tuple(seconds / repeats for seconds in ways[name](repeats))
+        samples.append(sample)
+    return comparison
 
 
 def median_error(values: Sequence[float]) -> float:
@@ -64,7 +88,7 @@ def median_error(values: Sequence[float]) -> float:
     return 1.2533 * (three_quarters - quarter) / 1.349 / len(values) ** 0.5
 
 
-def _repeats(*stopwatches: Stopwatch) -> int:
+def _repeats(stopwatches: Collection[Stopwatch]) -> int:
     """Warm up; then how often each is done in a sample."""
     for stopwatch in stopwatches:
         stopwatch(2)
@@ -74,13 +98,3 @@ def _repeats(*stopwatches: Stopwatch) -> int:
         stopwatch(3)
         fastest = min(fastest, (perf_counter() - start) / 3)
     return min(max(round(SAMPLE / fastest), 1), 1000)
-
-
-def _ratios(sample: tuple[tuple[float, ...], tuple[float, ...]]) -> list[float]:
-    return [mine / torchs for mine, torchs in zip(*sample, strict=True)]
-
-
-def _is_uncertain(samples: Sequence[tuple[tuple[float, ...], tuple[float, ...]]], bound: float | None) -> bool:
-    last = [_ratios(sample)[-1] for sample in samples]
-    ratio, error = statistics.median(last), median_error(last)
-    return error > 0.02 * ratio or (bound is not None and abs(ratio - bound) < 2 * error)
