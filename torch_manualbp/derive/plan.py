@@ -373,12 +373,9 @@ class _Planner:
                         self._share(value, argument)
                         return
             for memory, owner in self.owned.items():
-                if self.last_use[memory] < i and memory not in self.pinned and owner.tensor.is_contiguous():
-                    same = owner.tensor.dtype == value.tensor.dtype and owner.tensor.numel() == value.tensor.numel()
-                    same = same and value.tensor.is_contiguous()
-                    if same and owner.tensor.device == value.tensor.device:
-                        self._share(value, owner)
-                        return
+                if self.last_use[memory] < i and memory not in self.pinned and _fits(value, owner):
+                    self._share(value, owner)
+                    return
         self._own(value)
 
     def _own(self, value: Value) -> None:
@@ -393,6 +390,13 @@ class _Planner:
         self.last_use[other.memory] = max(last, self.last_use[other.memory])
         self.stays.add(value)
         self.plan.once.append((value, other))
+
+
+def _fits(value: Value, owner: Value) -> bool:
+    """Whether a value can live in the memory that was made for another."""
+    a, b = value.tensor, owner.tensor
+    rows = a.is_contiguous() and b.is_contiguous() and a.numel() == b.numel()
+    return value.is_like(owner) or (rows and a.dtype == b.dtype and a.device == b.device)
 
 
 def _has_out(call: Call) -> bool:

@@ -151,28 +151,35 @@ def _names(plan: Plan, given: Iterable[Value], settings: Iterable[str]) -> dict[
         used += [*call.arguments(), *call.results]
     used += plan.memory
 
-    def name(value: Value) -> None:
-        if value in names:
-            return
-        wanted = value.name
-        if not wanted and value in views:
-            call = views[value]
-            base = call.args[0]
-            name(base)
-            wanted = f"{names[base]}_{call.name}"
-        wanted = wanted or "t"
-        if wanted == "t" or wanted in taken or keyword.iskeyword(wanted):
-            n = 1 if wanted == "t" else 2
-            stem = wanted if wanted == "t" else f"{wanted}_"
-            while f"{stem}{n}" in taken:
-                n += 1
-            wanted = f"{stem}{n}"
-        taken.add(wanted)
-        names[value] = wanted
-
     for value in sorted(dict.fromkeys(used), key=lambda value: not value.is_named):
-        name(value)
+        for unnamed in _with_bases(value, views, names):
+            wanted = unnamed.name or "t"
+            if not unnamed.name and unnamed in views:
+                wanted = f"{names[views[unnamed].args[0]]}_{views[unnamed].name}"
+            names[unnamed] = _free(wanted, taken)
+            taken.add(names[unnamed])
     return names
+
+
+def _with_bases(value: Value, views: dict[Value, Call], names: dict[Value, str]) -> list[Value]:
+    """The value, and before it what it is a view of, as far as they have no name."""
+    chain = []
+    while value not in names:
+        chain.append(value)
+        if value.name or value not in views:
+            break
+        value = views[value].args[0]
+    return chain[::-1]
+
+
+def _free(wanted: str, taken: set[str]) -> str:
+    """The name, with a number where another value has it."""
+    if wanted != "t" and wanted not in taken and not keyword.iskeyword(wanted):
+        return wanted
+    stem, n = (wanted, 1) if wanted == "t" else (f"{wanted}_", 2)
+    while f"{stem}{n}" in taken:
+        n += 1
+    return f"{stem}{n}"
 
 
 def _statement(call: Call, names: dict[Value, str], plan: Plan) -> str:
