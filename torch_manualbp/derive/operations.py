@@ -4,8 +4,9 @@
 rules, ``IN_PLACE`` the spellings that write over their first argument to the same, out of place. Of ``nn.functional``'s
 functions with an ``inplace`` the result is out of place, too; :func:`is_in_place` tells.
 
-Every number that depends on a tensor comes out of a rule; what a rule takes as a constant, such as the mask of a
-dropout, is drawn beside it. Where no rule computes what the arguments ask for, :class:`NoRule` is raised.
+Every number that depends on a tensor comes out of a rule, outside of autocast, whose casts stand beside them; so do
+constants, such as the mask of a dropout. Where torch returns a view a rule returns a tensor of its own: a change of one
+in place does not reach the other. Where no rule computes what the arguments ask for, :class:`NoRule` is raised.
 """
 
 from __future__ import annotations

@@ -41,8 +41,7 @@ def _add(x: Any, y: Any, alpha: float) -> Tensor:
 
 def _add_samples(make: Make) -> Iterator[Sample]:
     yield Sample("matrix", (make(5, 4), make(5, 4), 1))
-    yield Sample("scaled, broadcast", (make(5, 4), make(4), 0.5))
-    yield Sample("broadcast the other way", (make(), make(2, 3), 1))
+    yield Sample("scaled, broadcast", (make(5, 1), make(4), 0.5))
     yield Sample("number", (make(5, 4), 2.0, 1))
 
 
@@ -60,15 +59,13 @@ def _difference_samples(make: Make) -> Iterator[Sample]:
 
 def _multiply_samples(make: Make) -> Iterator[Sample]:
     yield Sample("matrix", (make(5, 4), make(5, 4)))
-    yield Sample("broadcast", (make(5, 4), make(4)))
-    yield Sample("broadcast the other way", (make(), make(2, 3)))
+    yield Sample("broadcast", (make(5, 1), make(4)))
     yield Sample("by a number", (make(5, 4), -2.5))
 
 
 def _divide_samples(make: Make) -> Iterator[Sample]:
     yield Sample("matrix", (make(5, 4), make.positive(5, 4)))
-    yield Sample("broadcast", (make(5, 4), make.positive(4)))
-    yield Sample("broadcast the other way", (make(), make.positive(2, 3)))
+    yield Sample("broadcast", (make(5, 1), make.positive(4)))
     yield Sample("by a number", (make(5, 4), 3.0))
     yield Sample("of a number", (2.0, make.positive(5, 4)))
 
@@ -79,8 +76,6 @@ def _matmul_samples(make: Make) -> Iterator[Sample]:
     yield Sample("batch by one matrix", (make(2, 3, 4), make(4, 2)))
     yield Sample("one matrix by a batch", (make(3, 4), make(2, 4, 2)))
     yield Sample("vectors", (make(4), make(4)))
-    yield Sample("batch by a vector", (make(2, 3, 4), make(4)))
-    yield Sample("vector by a batch", (make(4), make(2, 4, 2)))
 
 
 def _negate_samples(make: Make) -> Iterator[Sample]:
@@ -93,7 +88,6 @@ def _cast_samples(make: Make) -> Iterator[Sample]:
 
 def _reshape_samples(make: Make) -> Iterator[Sample]:
     yield Sample("flat", (make(2, 3, 4), (2, 12)))
-    yield Sample("what remains", (make(3, 4), (-1, 2)))
     yield Sample("empty batch", (make(0, 4), (0, 2, 2)))
 
 
@@ -106,8 +100,7 @@ def _permute_samples(make: Make) -> Iterator[Sample]:
 
 
 def _expand_samples(make: Make) -> Iterator[Sample]:
-    yield Sample("column", (make(3, 1), (2, 3, 4)))
-    yield Sample("as it is", (make(3, 4), (-1, 4)))
+    yield Sample("column", (make(10, 1), (2, -1, 4)))
 
 
 def _cat(dim: int, *tensors: Tensor) -> Tensor:
@@ -148,7 +141,6 @@ def _index(z: Tensor, *index: Tensor | None) -> Tensor:
 
 def _index_samples(make: Make) -> Iterator[Sample]:
     yield Sample("rows", (make(5, 4), make.indices(5, 6)))
-    yield Sample("columns", (make(5, 4), None, make.indices(4, 2, 3)))
     yield Sample("entries", (make(5, 4), make.indices(5, 2, 1), make.indices(4, 3)))
     yield Sample("one column", (make(5, 4), None, make.indices(4)))
     yield Sample("apart", (make(3, 2, 4), make.indices(3, 6), None, make.indices(4, 6)))
@@ -158,7 +150,6 @@ def _over_samples(make: Make) -> Iterator[Sample]:
     yield Sample("all", (make(5, 4), None, False))
     yield Sample("two dimensions", (make(2, 3, 4), (0, -1), False))
     yield Sample("kept dimension", (make(5, 4), (1,), True))
-    yield Sample("number", (make(), (-1,), False))
     yield Sample("empty batch", (make(0, 4), None, False))
 
 
