@@ -300,8 +300,8 @@ class GELU(Activation):
     def derivative(z: Tensor) -> Tensor:
         half = z.new_full((), 0.5)
         phi = torch.addcmul(half.new_zeros(()), z, z, value=-0.5).exp_()  # times √2π
-        tail = torch.addcmul(half, z, phi, value=1 / math.sqrt(2 * math.pi))
-        return tail.add_((z * math.sqrt(0.5)).erf_(), alpha=0.5)
+        Phi = torch.add(half, (z * math.sqrt(0.5)).erf_(), alpha=0.5)  # 0 far below 0, where z φ is all that is left
+        return torch.addcmul(Phi, z, phi, value=1 / math.sqrt(2 * math.pi))
 
 
 class GELUTanh(Activation):
