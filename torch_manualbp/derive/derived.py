@@ -106,7 +106,7 @@ class Derived:
             grad = held(f"{self.names[id(W.tensor)]} grad", self.gradients[W.tensor], f"grad_{W.name}")
             leave_gradient(program, grad, g, how.adds)
 
-        deltas = _deltas(tape) if how.keep_deltas else {}
+        deltas = _deltas(tape, path_of_loss(model)) if how.keep_deltas else {}
         self.deltas = list(deltas)
         planned = plan(program, [C], list(deltas.values()), lean=not how.compile)
         self.written = [*self.parameters, *(t for state in self.state.values() for t in state.values())]
@@ -152,7 +152,7 @@ class Derived:
             if self.how.folds and self._complete(error.__traceback__, versions):
                 self._commit()
             raise
-        if self.how.folds:
+        if self.how.folds and not (self.how.skip_nonfinite and _is_skipped(result)):
             self._commit()
         return result
 
@@ -214,14 +214,24 @@ class Derived:
         return None, 0
 
 
+def _is_skipped(result: Any) -> bool:
+    C = result[0] if isinstance(result, tuple) else result
+    return not torch.isfinite(C)
+
+
 def named_tensors(model: Module, loss: Any) -> dict[str, Tensor]:
     """The parameters and buffers of the model, and of a loss that is a module, by name."""
     named: dict[str, Tensor] = {}
-    for prefix, root in (("", model), ("loss", loss)):
+    for prefix, root in (("", model), (path_of_loss(model), loss)):
         if isinstance(root, Module):
             named |= dict(root.named_parameters(prefix=prefix))
             named |= dict(root.named_buffers(prefix=prefix))
     return named
+
+
+def path_of_loss(model: Module) -> str:
+    """What the loss is called beside the modules of the model."""
+    return next(name for name in ("loss", "loss_", "loss__") if not hasattr(model, name))
 
 
 def _run_on_tape(
@@ -238,6 +248,8 @@ def _run_on_tape(
         count = sum(isinstance(leaf, Tensor) for leaf in flat)
         for i, leaf in enumerate(flat):
             if isinstance(leaf, Tensor):
+                if leaf.layout is not torch.strided or leaf.is_nested:
+                    raise ValueError(f"{letter}: a {leaf.layout} tensor of shape {tuple(leaf.shape)}; make it dense")
                 if leaf.requires_grad:
                     raise ValueError(f"{letter}: a tensor of shape {tuple(leaf.shape)} asks for a gradient; detach it")
                 flat[i] = leaf.detach().clone()
@@ -248,12 +260,13 @@ def _run_on_tape(
         else:
             target = pytree.tree_unflatten(flat, spec)
     random = torch.get_rng_state()
+    path = path_of_loss(model)
     try:
-        with tape.running(("", model), ("loss", loss)):
+        with tape.running(("", model), (path, loss)):
             program.section = "forward"
             output = _called(model, inputs)
             program.section = "loss"
-            with tape.within("loss"):
+            with tape.within(path):
                 C = loss(output, target)
         if tape.problems:
             raise NotDerivableError(tape.problems)
@@ -319,9 +332,10 @@ def _setting(group: dict[str, Any], name: str) -> float:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _deltas(tape: Tape) -> dict[str, Value]:
-    """∂C/∂z of each module's output z, by its path: of a module that applies several rules the last one's."""
-    nodes = [node for node in tape.nodes if node.path and node.path != "loss" and node.delta is not None]
+def _deltas(tape: Tape, path: str) -> dict[str, Value]:
+    """∂C/∂z of each module's output z, by its path: of a module that applies several rules the last one's. ``path`` is
+    that of the loss."""
+    nodes = [node for node in tape.nodes if node.path and node.path != path and node.delta is not None]
     return {node.path: node.delta for node in nodes if node.delta is not None}
 
 
@@ -336,9 +350,10 @@ def _given(
     constants: dict[str, Value] = {}
     for value in sorted(used - made, key=lambda value: value.name):
         if value.memory.origin == CONSTANT and value not in own.values():
-            key = f"constant {len(constants) + 1}"
-            constants[key] = value
-            tensors[key] = value.tensor
+            key = f"constant {sum(v.number is None for v in constants.values()) + 1}"
+            constants[key if value.number is None else f"{value.name} {value.tensor.dtype}"] = value
+            if value.number is None:
+                tensors[key] = value.tensor
     return tensors, own, constants
 
 

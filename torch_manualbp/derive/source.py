@@ -114,6 +114,7 @@ def write_source(
             title = call.title
             if title:
                 head, *formula = title
+                head = " ".join(head.split())
                 add(f"# {head}" + (f":   {formula[0]}" if formula else ""), 8)
                 for line in formula[1:]:
                     add(f"#{' ' * (len(head) + 5)}{line}", 8)
@@ -257,6 +258,8 @@ def _text(arg: Any, names: dict[Value, str]) -> str:
         return f"[{', '.join(_text(item, names) for item in arg)}]"
     if isinstance(arg, torch.device):
         return repr(str(arg))
+    if type(arg).__module__ == "numpy" and hasattr(arg, "item"):
+        return _text(arg.item(), names)
     if isinstance(arg, float) and arg in (float("inf"), float("-inf")):
         return f'float("{arg}")'
     if isinstance(arg, float) and arg != arg:

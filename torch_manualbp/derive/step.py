@@ -118,6 +118,9 @@ class TrainStep:
         """Take down which modules there are and what they hold, and forget the programs of others."""
         roots = [self.model, self.loss] if isinstance(self.loss, Module) else [self.model]
         modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
+        scripted = next((type(m).__name__ for m in modules if isinstance(m, torch.jit.ScriptModule)), None)
+        if scripted is not None:
+            raise ValueError(f"the model holds a {scripted}, whose forward is no Python: give the module that it is of")
         tensors = [d for m in modules for d in (m._parameters, m._buffers)]
         children = [m._modules for m in modules]
         hooks = [(m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks) for m in modules]
@@ -128,7 +131,7 @@ class TrainStep:
         self._sizes = list(map(len, self._attributes))
         self._children = list(itertools.chain(*map(dict.values, children)))
         self._settings = [
-            (operator.itemgetter("training", "_modules", *_own(module)), vars(module)) for module in modules
+            (operator.itemgetter("_parameters", "_modules", *_own(module)), vars(module)) for module in modules
         ]
         self._programs: dict[str, tuple[Derived, Any]] = {}
         self._last: Derived | None = None
@@ -264,12 +267,14 @@ class TrainStep:
             list(map(_requires_grad, tensors)),
             list(map(_address, tensors)),
             torch.get_autocast_dtype("cpu") if torch._C._is_any_autocast_enabled() else None,
-            [len(group["params"]) for group in self.optimizer.param_groups],
+            [list(map(id, group["params"])) for group in self.optimizer.param_groups],
         ]
 
     def _structure(self) -> Any:
         """That of the update, if it is part of the program."""
         if self.accumulate != 1 or self.clip_norm is not None or self.clip_value is not None:
+            return None
+        if self.compile and self.skip_nonfinite:  # one graph, which takes no turns
             return None
         return structure_of(self.optimizer)
 
@@ -298,7 +303,7 @@ def _own(module: Module) -> list[str]:
     return [name for name in vars(module) if name not in _OF_EVERY_MODULE]
 
 
-_OF_EVERY_MODULE = frozenset(vars(Module()))
+_OF_EVERY_MODULE = frozenset(vars(Module())) - {"training"}
 
 
 def _is_same(form: Any, other: Any) -> bool:

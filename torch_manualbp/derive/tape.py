@@ -25,6 +25,7 @@ from torch.autograd import Function
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, watched
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
@@ -108,6 +109,13 @@ SHAPED = words(
 """What takes of a tensor its shape and dtype alone."""
 
 
+class _Seen(TorchDispatchMode):
+    """Has what TorchScript and extensions in C++ compute come before the tape, which they would pass by."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
 class Tape(TorchFunctionMode):
     """Under it rules, and what has a rule, are run and written down.
 
@@ -164,8 +172,9 @@ class Tape(TorchFunctionMode):
             handles.append(module.register_forward_hook(self._leave))
         with _one_at_a_time:
             tape, written = put_on_tape(self), write_down(self.how)
+            seen = _Seen()  # type: ignore[no-untyped-call]
             try:
-                with self, torch.enable_grad(), watched(modules, self._refuse_at), self._refusing_functions():
+                with seen, self, torch.enable_grad(), watched(modules, self._refuse_at), self._refusing_functions():
                     yield
             finally:
                 put_on_tape(tape)
@@ -221,6 +230,8 @@ class Tape(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name == "__get__":
             name = function.__self__.__name__
+        if name == "_set_grad_enabled":
+            return function(*args, **kwargs)
         if self._is_in_rule:
             if name in READS:
                 self._refuse(f"its rule calls {_named(function)}, which reads numbers", "have formulas choose by where")
@@ -370,6 +381,9 @@ class Tape(TorchFunctionMode):
         if self._is_held(target):
             self._refuse_change_of(target)
             return target
+        if not torch.is_grad_enabled() and self.program.value(target) in self._learns:
+            self._refuse("changes under no_grad what learns", "write it out of place")
+            return target
         self.program.stands_for(target, self.program.value(source))
         for other in self._groups.get(id(target), set()):
             if other != id(target):
@@ -473,7 +487,8 @@ def formulas(rule: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def identifier(path: str) -> str:
     """A module path as part of a Python name."""
-    return re.sub(r"\W", "_", path)
+    name = re.sub(r"\W", "_", path)
+    return name if f"_{name}".isidentifier() else re.sub(r"\W", "_", path, flags=re.ASCII)
 
 
 def _dedented(doc: str) -> str:
@@ -521,7 +536,17 @@ def _counts(name: str, args: Any, kwargs: Any) -> bool:
         return len(args) + len(kwargs) == 1
     if name == "one_hot":
         return (args[1] if len(args) > 1 else kwargs.get("num_classes", -1)) == -1
-    return name == "repeat_interleave" and any(isinstance(t, Tensor) for t in (*args[1:], kwargs.get("repeats")))
+    if name == "full":
+        args = args[:1]
+    sizes = args[0 if name in _MADE_OF_SIZES else 1 :]
+    return name in _MADE_OF_SIZES | _SIZED and any(True for _ in _tensors(sizes, kwargs))
+
+
+_MADE_OF_SIZES = words("arange linspace logspace range zeros ones empty full rand randn randint randperm eye")
+_SIZED = words(
+    "view reshape expand repeat tile unflatten split chunk narrow select tensor_split roll repeat_interleave "
+    "new_zeros new_ones new_empty new_full broadcast_to"
+)
 
 
 def _tensors_of(part: slice) -> Iterator[Tensor]:

@@ -106,10 +106,11 @@ class Adam:
 
     def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
         """Write down the update of parameters from their gradients, with the state that belongs to each."""
-        if pure:
-            for W, g, state in learnt:
-                self._fold_one(program, W, g, state)
-            return
+        # torch's kernel goes through memory from end to end, whatever the strides are.
+        odd = learnt if pure else [item for item in learnt if not _are_laid_out_alike(item)]
+        for W, g, state in odd:
+            self._fold_one(program, W, g, state)
+        learnt = [item for item in learnt if item not in odd]
         program.title = ("AdamW" if self.decoupled else "Adam",)
         large = [[item] for item in learnt if item[0].tensor.numel() > SMALL]
         small = [item for item in learnt if item[0].tensor.numel() <= SMALL]
@@ -157,7 +158,8 @@ class Adam:
             program.append(Tensor.copy_, second, Formula("torch.maximum({}, {})", (second, v)), writes=[second])
         if self.decoupled:
             program.append(Tensor.mul_, W, Text(f"1 - {lr} * {decay}"), writes=[W])
-        corrected = (  # the steps are counted in float32, whose powers have too few digits for float64
+        # float32 counts the steps exactly, and is too short for their powers.
+        corrected = (
             f"{lr} / (1 - {beta1} ** {{}}.double()) * {{}} / (({{}} / (1 - {beta2} ** {{}}.double())).sqrt() + {eps})"
         )
         program.append(Tensor.sub_, W, Formula(corrected, (step, m, second, step)), writes=[W])
@@ -210,6 +212,11 @@ class SGD:
         if self.weight_decay:
             _add_each(program, buffers, weights, decayed, pure)
         _add_each(program, weights, buffers, f"-{rate}", pure)
+
+
+def _are_laid_out_alike(item: tuple[Value, Value, dict[str, Value]]) -> bool:
+    W, g, state = item
+    return all(v.tensor.dim() == 0 or v.tensor.stride() == W.tensor.stride() for v in (g, *state.values()))
 
 
 def _add_each(program: Program, targets: list[Value], others: list[Value], alpha: str, pure: bool) -> None:
