@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
@@ -29,7 +30,7 @@ def watched(modules: Iterable[tuple[str, Module]], refuse: Refuse) -> Iterator[N
             if not _is_same(contents.get(name, ()), now.get(name, ())):
                 refuse(path, f"forward changes self.{name}", "keep such state out of a derived step")
     if not _is_same(drawn, _random_states()):
-        refuse("", "forward draws Python's or NumPy's random numbers", "draw with torch.rand")
+        refuse("", "forward draws Python's or NumPy's random numbers, or sets torch's seed", "draw with torch.rand")
 
 
 def _contents(module: Module) -> dict[str, list[Any]]:
@@ -59,10 +60,11 @@ def _is_equal(a: Any, b: Any) -> bool:
 
 def _random_states() -> list[Any]:
     numpy = sys.modules.get("numpy")
+    seed = torch.initial_seed()
     if numpy is None:
-        return [random.getstate()]
+        return [seed, random.getstate()]
     _, keys, *rest = numpy.random.get_state()
-    return [random.getstate(), keys.tobytes(), *rest]
+    return [seed, random.getstate(), keys.tobytes(), *rest]
 
 
 def has_hooks(parameter: Tensor) -> bool:

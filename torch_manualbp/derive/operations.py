@@ -159,7 +159,12 @@ def _expand_as(input: Tensor, other: Tensor) -> Tensor:
 
 def _contiguous(input: Tensor, *, memory_format: Any = torch.contiguous_format) -> Tensor:
     """Another layout has the same numbers."""
-    return input if input.is_contiguous(memory_format=memory_format) else rules.Identity.apply(input)
+    if input.is_contiguous(memory_format=memory_format):
+        return input
+    if memory_format is not torch.contiguous_format:
+        return rules.Identity.apply(input)
+    # The layout decides the order in which a later dropout draws.
+    return rules.Reshape.apply(rules.Reshape.apply(input, (input.numel(),)), _shape(input))
 
 
 def _clone(input: Tensor, *, memory_format: Any = None) -> Tensor:

@@ -91,12 +91,18 @@ def _writes(call: Call) -> set[Memory]:
 
 
 def _needed(calls: list[Call], roots: list[Value]) -> list[Call]:
-    """Without the calls whose results nobody reads; what changes a parameter or a state is always read."""
+    """Without the calls whose results nobody reads; what changes a parameter or a state is always read, and a random
+    number drawn, after which others come."""
     live = {value.memory for value in roots}
     kept = []
     for call in reversed(calls):
         changes_what_stays = any(memory.origin not in (MADE, CONSTANT) for memory in call.written)
-        if changes_what_stays or any(value.memory in live for value in call.results) or call.written & live:
+        if (
+            changes_what_stays
+            or call.name in RANDOM
+            or any(value.memory in live for value in call.results)
+            or call.written & live
+        ):
             live |= _reads(call)
             kept.append(call)
     return kept[::-1]
@@ -369,7 +375,9 @@ class _Planner:
             if call.name in POINTWISE:
                 for argument in call.arguments():
                     is_done = self.last_use[argument.memory] == i and argument.memory in self.owned
-                    if is_done and argument.is_whole and argument.is_like(value) and argument in self.stays:
+                    others = [v for v in call.arguments() if v.memory is argument.memory]
+                    is_alone = all(v.is_whole and v.is_like(value) for v in others)  # and no other view of it
+                    if is_done and is_alone and argument in self.stays:
                         self._share(value, argument)
                         return
             for memory, owner in self.owned.items():

@@ -385,6 +385,7 @@ class Tape(TorchFunctionMode):
             self._refuse("changes under no_grad what learns", "write it out of place")
             return target
         self.program.stands_for(target, self.program.value(source))
+        target.data = source  # so that views of it are views of the value's memory
         for other in self._groups.get(id(target), set()):
             if other != id(target):
                 self._stale[other] = self._paths[-1]
