@@ -237,8 +237,24 @@ def path_of_loss(model: Module) -> str:
 def _run_on_tape(
     model: Module, loss: Callable[..., Tensor], named: dict[str, Tensor], inputs: Any, target: Any, how: How
 ) -> tuple[Tape, Value, list[Tensor]]:
-    """Forward and backward on copies of the data. Returns the tape, the loss and the copies."""
-    tape = Tape("pure" if how.compile else "lean", next((t.device.type for t in named.values()), "cpu"))
+    """Forward and backward on copies of the data, with numbers in torch's order where something depends on it. Returns
+    the tape, the loss and the copies."""
+    device = next((t.device.type for t in named.values()), "cpu")
+    tape = Tape("pure" if how.compile else "lean", device)
+    try:
+        result = _run(tape, model, loss, named, inputs, target, how)
+    except Exception:
+        if not tape.minds_columns:
+            raise
+    else:
+        if not tape.minds_columns:
+            return result
+    return _run(Tape("rows", device), model, loss, named, inputs, target, how)
+
+
+def _run(
+    tape: Tape, model: Module, loss: Callable[..., Tensor], named: dict[str, Tensor], inputs: Any, target: Any, how: How
+) -> tuple[Tape, Value, list[Tensor]]:
     program = tape.program
     for name, tensor in named.items():
         tape.parameter(tensor, _letter(name))

@@ -81,6 +81,10 @@ def plan(program: Program, results: Iterable[Value], pinned: Iterable[Value] = (
     return _Planner(calls, results, pinned, lean).plan
 
 
+def _is_random(call: Call) -> bool:
+    return call.is_random or call.name in RANDOM
+
+
 def _reads(call: Call) -> set[Memory]:
     return {value.memory for value in call.arguments()}
 
@@ -99,7 +103,7 @@ def _needed(calls: list[Call], roots: list[Value]) -> list[Call]:
         changes_what_stays = any(memory.origin not in (MADE, CONSTANT) for memory in call.written)
         if (
             changes_what_stays
-            or call.name in RANDOM
+            or _is_random(call)
             or any(value.memory in live for value in call.results)
             or call.written & live
         ):
@@ -152,7 +156,7 @@ def _without_repetition(calls: list[Call], results: list[Value]) -> list[Call]:
     kept = []
     for i, call in enumerate(calls):
         _substitute(call, instead)
-        is_pure = not call.written and call.results and call.name not in RANDOM and call.name not in ALLOCATIONS
+        is_pure = not call.written and call.results and not _is_random(call) and call.name not in ALLOCATIONS
         unchanged = is_pure and (call.is_view or all(last_write.get(value.memory, -1) < i for value in call.results))
         if not unchanged or any(value in results for value in call.results):
             kept.append(call)
@@ -346,7 +350,7 @@ class _Planner:
             self.plan.steps.append(call)
 
     def _is_made_once(self, call: Call, arguments: list[Value]) -> bool:
-        if call.written or call.name in RANDOM or not call.made or call.made & (self.changed | self.results):
+        if call.written or _is_random(call) or not call.made or call.made & (self.changed | self.results):
             return False
         return all(self._is_constant(value) for value in arguments)
 

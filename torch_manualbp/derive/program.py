@@ -99,6 +99,8 @@ class Call:
     """The loop over blocks that it stands in, or 0."""
 
     reads: frozenset[Memory] = field(default_factory=frozenset)
+    is_random: bool = False
+    """Whether it draws random numbers."""
 
     @property
     def name(self) -> str:
@@ -163,6 +165,9 @@ class Program:
         self.calls: list[Call] = []
         self.section = ""
         self.title: tuple[str, ...] = ()
+        self.draws_into_layout = False
+        """Whether random numbers were drawn for a tensor, whose layout decides about their order."""
+
         self._values: dict[int, Value] = {}
         self._memories: dict[int, Memory] = {}
         self._numbers: dict[Any, Value] = {}
@@ -209,7 +214,9 @@ class Program:
         """Call torch, and write it down if it returns tensors."""
         given = list(_tensors_in((args, kwargs)))
         versions = [t._version for t in given]
+        drawn = torch.get_rng_state()
         output = function(*args, **kwargs)
+        is_random = not torch.equal(drawn, torch.get_rng_state())
         outputs = [output] if isinstance(output, Tensor) else list(_tensors_in(output))
         written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         written += _written_by_schema(function, args)
@@ -238,8 +245,10 @@ class Program:
                 written=frozenset(self.value(t).memory for t in written),
                 section=self.section,
                 title=self.title,
+                is_random=is_random,
             )
         )
+        self.draws_into_layout |= is_random and bool(given)
         return output
 
     def append(self, function: Any, *args: Any, writes: Iterable[Value] = (), **kwargs: Any) -> None:

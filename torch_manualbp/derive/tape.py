@@ -31,6 +31,7 @@ from torch_manualbp.derive.effects import has_global_hooks, has_hooks, watched
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.program import INPUT, MADE, PARAMETER, Program, Value, words
 from torch_manualbp.rules.evaluate import write_down
+from torch_manualbp.rules.linear import Linear
 from torch_manualbp.rules.rule import Rule, put_on_tape
 
 __all__ = ["Node", "NotDerivableError", "Tape"]
@@ -102,6 +103,9 @@ VIEWS = words(
 )
 
 
+LAYOUT = words("is_contiguous stride view rrelu rrelu_ as_strided")
+"""What depends on the order in which the numbers lie."""
+
 SHAPED = words(
     "empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_zeros "
     "new_ones new_full new_tensor"
@@ -120,7 +124,7 @@ class Tape(TorchFunctionMode):
     """Under it rules, and what has a rule, are run and written down.
 
     Args:
-        how: ``"lean"`` or ``"pure"``, as for :func:`~torch_manualbp.rules.evaluate.write_down`.
+        how: ``"lean"``, ``"rows"`` or ``"pure"``, as for :func:`~torch_manualbp.rules.evaluate.write_down`.
         device: the type of the device that the model is on.
     """
 
@@ -134,6 +138,8 @@ class Tape(TorchFunctionMode):
         self.gradients: dict[Value, Value] = {}
         """∂C/∂(parameter)."""
 
+        self._minds_layout = False  # in which order the numbers of a tensor lie
+        self._has_columns = False
         self._thread = threading.get_ident()
         self._learns: set[Value] = set()
         self._paths: list[str] = [""]
@@ -144,6 +150,11 @@ class Tape(TorchFunctionMode):
     def is_here(self) -> bool:
         """Whether this thread's rules are to be on the tape."""
         return threading.get_ident() == self._thread
+
+    @property
+    def minds_columns(self) -> bool:
+        """Whether something depends on the order of numbers that torch would have had in another."""
+        return self._has_columns and (self._minds_layout or self.program.draws_into_layout)
 
     # Forward
 
@@ -236,6 +247,8 @@ class Tape(TorchFunctionMode):
             if name in READS:
                 self._refuse(f"its rule calls {_named(function)}, which reads numbers", "have formulas choose by where")
             return self.program.call(function, args, kwargs)
+        if name in LAYOUT and not (name == "view" and self._need_gradient(args, kwargs)):
+            self._minds_layout |= not all(t.is_contiguous() for t in _tensors(args, kwargs))
         self._refuse_stale(args, kwargs)
         self._refuse_foreign(function, args, kwargs)
         output = self._run(function, name, args, kwargs)
@@ -308,6 +321,7 @@ class Tape(TorchFunctionMode):
         with self._in_rule((label, *forward)):
             output = rule.forward(*args)
             outputs = (output,) if isinstance(output, Tensor) else tuple(output)
+            self._has_columns |= rule is Linear and not output.is_contiguous()
             if not any(learns):
                 return output
             ctx = Context(learns)

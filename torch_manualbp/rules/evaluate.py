@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "in_blocks_of_rows",
     "is_free",
     "is_written_down",
+    "lays_out_freely",
     "records_nothing",
     "write_down",
 ]
@@ -39,7 +41,7 @@ def records_nothing(*tensors: Any) -> bool:
     """Whether these are plain numbers in the CPU's memory and nobody records what becomes of them."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    return _written_as != "pure" and all(_is_plain(t) for t in tensors)
+    return not (_written_as == "pure" and is_written_down()) and all(_is_plain(t) for t in tensors)
 
 
 def _is_plain(t: Any) -> bool:
@@ -91,22 +93,31 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 _written_as: str | None = None
+_written_by = 0
+"""The thread whose calls are written down."""
 
 
 def write_down(how: str | None) -> str | None:
-    """Say that somebody writes down the torch calls that formulas make, to make the same calls of other numbers.
+    """Say that somebody writes down the torch calls that formulas make in this thread, to make the same calls of other
+    numbers.
 
-    ``"lean"``: they may write over what is theirs; ``"pure"``: over nothing, as torch.compile likes it; None: nobody
-    does. Returns what was said before.
+    ``"lean"``: they may write over what is theirs, and lay numbers out as is fastest; ``"rows"``: as lean, laid out as
+    torch does; ``"pure"``: they write over nothing, as torch.compile likes it; None: nobody does. Returns what was said
+    before.
     """
-    global _written_as
-    before, _written_as = _written_as, how
+    global _written_as, _written_by
+    before, _written_as, _written_by = _written_as, how, threading.get_ident()
     return before
 
 
 def is_written_down() -> bool:
     """Whether the calls are written down: then no number may decide about them, and none is in blocks."""
-    return _written_as is not None
+    return _written_as is not None and threading.get_ident() == _written_by
+
+
+def lays_out_freely() -> bool:
+    """Whether numbers may be laid out in another order than torch has them in."""
+    return _written_as == "lean" and is_written_down()
 
 
 _compiles_formulas = False

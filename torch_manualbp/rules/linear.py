@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import is_written_down, records_nothing
+from torch_manualbp.rules.evaluate import is_written_down, lays_out_freely, records_nothing
 from torch_manualbp.rules.rule import Rule, runs_forward_mode, widened
 
 __all__ = [
@@ -126,7 +126,7 @@ COLUMNS = 1 << 20
 def _linear_in_columns(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """z with its numbers in the order of zᵀ = W aᵀ + b, a column for each sample, where that is faster."""
     rows = _samples_as_rows(a)
-    if rows.shape[0] * W.numel() < COLUMNS or not records_nothing(rows):
+    if rows.shape[0] * W.numel() < COLUMNS or not lays_out_freely() or not records_nothing(rows):
         z = F.linear(rows, W, b)
     else:
         column = None if b is None else b.unsqueeze(1)
