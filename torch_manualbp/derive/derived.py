@@ -292,6 +292,8 @@ def _run(
         with tape.running():
             program.section, program.title = "backward", ()
             tape.backward(C, how.share)
+        if tape.problems:
+            raise NotDerivableError(tape.problems)
         value = program.value(C)
         producer = program.producer(value)
         if producer is None or value.memory not in producer.made:

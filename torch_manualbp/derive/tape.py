@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, watched
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
-from torch_manualbp.derive.program import INPUT, MADE, PARAMETER, Program, Value, words
+from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, PARAMETER, Program, Value, words
 from torch_manualbp.rules.evaluate import write_down
 from torch_manualbp.rules.linear import Linear
 from torch_manualbp.rules.rule import Rule, put_on_tape
@@ -244,7 +244,7 @@ class Tape(TorchFunctionMode):
         if name == "_set_grad_enabled":
             return function(*args, **kwargs)
         if self._is_in_rule:
-            if name in READS:
+            if name in READS and not all(self._is_fixed(self.program.value(t)) for t in _tensors(args, kwargs)):
                 self._refuse(f"its rule calls {_named(function)}, which reads numbers", "have formulas choose by where")
             return self.program.call(function, args, kwargs)
         if name in LAYOUT and not (name == "view" and self._need_gradient(args, kwargs)):
@@ -404,6 +404,15 @@ class Tape(TorchFunctionMode):
             if other != id(target):
                 self._stale[other] = self._paths[-1]
         return target
+
+    def _is_fixed(self, value: Value, seen: frozenset[Value] = frozenset()) -> bool:
+        """Whether the numbers are made of nothing that changes from step to step."""
+        if value.memory.origin != MADE:
+            return value.memory.origin == CONSTANT
+        seen |= {value}
+        made = [call for call in self.program.calls if value in call.results and call.name not in SHAPED]
+        used = {v for call in made for v in call.arguments()} - seen
+        return not any(call.is_random for call in made) and all(self._is_fixed(v, seen) for v in used)
 
     def _is_held(self, tensor: Any) -> bool:
         """Whether somebody has the tensor who would see it change."""

@@ -1,0 +1,357 @@
+"""What a derived step would do otherwise than stock PyTorch, it refuses."""
+
+from __future__ import annotations
+
+import random
+from collections import UserDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from step_cases import CLASSES, FEATURES, data, mlp
+from torch import Tensor
+from torch.nn import Module
+from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim import SGD
+from torch.utils.checkpoint import checkpoint
+
+from torch_manualbp import Rule, TrainStep, nn
+from torch_manualbp.derive import NotDerivableError
+from torch_manualbp.rules import evaluate, rule
+
+Forward = Callable[[Any, Tensor, Tensor], Any]
+
+
+class Through(Module):
+    """fc, then a function of (the module, its output, the input)."""
+
+    last: Any = None
+    counter: Tensor
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.fc = nn.Linear(FEATURES, CLASSES)
+        self.function = forward
+        self.count, self.seen = 0, [0]
+        self.held = torch.ones(CLASSES)
+        self.generator = torch.Generator()
+        self.register_buffer("counter", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, self.fc(x), x)
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return z.sign()
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Tensor:
+        return da
+
+
+def straight(z: Tensor) -> Tensor:
+    a: Tensor = Straight.apply(z)  # type: ignore[no-untyped-call]
+    return a
+
+
+class Choosing(Rule):
+    """a = z, whose backward depends on a number."""
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return z.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Tensor:
+        return da if da.abs().sum().item() > 1 else 2 * da
+
+
+@torch.jit.script
+def scripted(z: Tensor) -> Tensor:
+    return z * z.sigmoid()
+
+
+foreign = torch.nn.Parameter(torch.ones(CLASSES))
+
+
+def _counts(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.count += 1
+    return h * m.count
+
+
+def _remembers(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.last = h.detach()
+    return h
+
+
+def _collects(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.seen.append(1)
+    return h * len(m.seen)
+
+
+def _replaces(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.counter = m.counter + 1
+    return h
+
+
+def _assigns(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.counter.data = m.counter + 1
+    return h
+
+
+def _fills(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.counter[...] = x.mean()
+    return h
+
+
+def _scales_silently(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    h = h.clone()
+    with torch.no_grad():
+        h.mul_(2)
+    return h
+
+
+def _differentiates(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    (g,) = torch.autograd.grad(m.fc(x).sum(), x, create_graph=True)
+    return h + g.sum()
+
+
+def _with_view(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    part = h[:, :2]
+    part.mul_(2)
+    return h
+
+
+REFUSED: dict[str, tuple[Forward, str]] = {
+    # what a program would not do again
+    "an attribute": (_counts, "forward changes self.count"),
+    "an attribute, remembered": (_remembers, "forward changes self.last"),
+    "a list": (_collects, "forward changes self.seen"),
+    "a buffer, another one": (_replaces, "forward changes self._buffers"),
+    "a buffer, its data": (_assigns, "sets the data of a tensor"),
+    "a buffer, added to": (lambda m, h, x: h * m.counter.add_(1), "changes a parameter, a buffer or a tensor"),
+    "a buffer, filled": (_fills, "changes a parameter, a buffer or a tensor"),
+    "a held tensor": (lambda m, h, x: h * m.held.mul_(2), "changes a parameter, a buffer or a tensor"),
+    "an input": (lambda m, h, x: h * x.mul_(2)[:, :1], "changes an input in place"),
+    "Python's random numbers": (lambda m, h, x: h * random.random(), "draws Python's or NumPy's random numbers"),
+    "NumPy's random numbers": (lambda m, h, x: h * float(np.random.rand()), "draws Python's or NumPy's random numbers"),
+    "a seed": (lambda m, h, x: h * torch.rand(1) if torch.manual_seed(3) else h, "sets torch's seed"),
+    "a generator": (lambda m, h, x: h * torch.rand(1, generator=m.generator), "a generator of its own"),
+    # what the tape cannot follow
+    "a Function": (lambda m, h, x: straight(h), "the Function Straight is autograd's"),
+    "a reentrant checkpoint": (lambda m, h, x: checkpoint(m.fc, x, use_reentrant=True), "CheckpointFunction"),
+    "a rule that reads numbers": (lambda m, h, x: Choosing.apply(h), r"its rule calls torch\.Tensor\.item"),
+    "TorchScript": (lambda m, h, x: scripted(h), "sigmoid"),
+    "vmap": (lambda m, h, x: torch.vmap(m.fc)(x), r"under a transform of torch\.func"),
+    "autograd inside": (_differentiates, "is autograd's"),
+    "a foreign parameter": (lambda m, h, x: h * foreign, "a parameter that is not the model's"),
+    "a write under no_grad": (_scales_silently, "changes under no_grad what learns"),
+    "a view that is written": (_with_view, "through another view"),
+    "a part that is written": (lambda m, h, x: h[:, :1].zero_() + h, "in place"),
+    "complex numbers": (lambda m, h, x: torch.view_as_complex(h[:, :4].reshape(-1, 2, 2)).real.sum(), "has no rule"),
+    # numbers that decide about shapes
+    "float": (lambda m, h, x: h * float(x.mean()), "reads numbers"),
+    "numpy": (lambda m, h, x: h * x.numpy()[0, 0], "reads numbers"),
+    "where": (lambda m, h, x: h * torch.where(x[:, 0] > 0)[0].numel(), "reads numbers"),
+    "a slice": (lambda m, h, x: h * x[: (x[0, 0] > 0).long() + 1].sum(), "reads numbers"),
+    "one_hot": (lambda m, h, x: h * F.one_hot((x[:, 0] > 0).long()).sum(), "reads numbers"),
+    "bincount": (lambda m, h, x: h * torch.bincount((x[:, 0] > 0).long()).numel(), "reads numbers"),
+    "arange": (lambda m, h, x: h * len(torch.arange((x[:, 0] > 0).sum())), "reads numbers"),  # type: ignore[call-overload]
+    "repeats": (lambda m, h, x: h * torch.repeat_interleave(x[0], (x[0] > 0).long()).sum(), "reads numbers"),
+}
+
+
+def step_of(model: Module, **options: Any) -> TrainStep:
+    return TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), lr=0.05), **options)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_model_is_refused(case: str) -> None:
+    forward, message = REFUSED[case]
+    model = Through(forward)
+    x, y = data(0, torch.float32)
+    random_state = torch.get_rng_state(), random.getstate()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(NotDerivableError, match=message):
+        step_of(model)(x, y)
+    torch.testing.assert_close([p.detach() for p in model.parameters()], before, rtol=0, atol=0)
+    assert rule._tape is None
+    assert not evaluate.is_written_down()
+    assert not model._forward_hooks
+    torch.testing.assert_close(straight(x), x.sign())  # whose apply is autograd's again
+    torch.set_rng_state(random_state[0])
+    random.setstate(random_state[1])
+
+
+def _hook(*_: Any) -> None:
+    """Nothing."""
+
+
+HOOKS: dict[str, Callable[[Any], Any]] = {
+    "forward": lambda m: m.fc1.register_forward_hook(_hook),
+    "forward pre": lambda m: m.fc1.register_forward_pre_hook(_hook),
+    "backward": lambda m: m.fc1.register_full_backward_hook(_hook),
+    "backward pre": lambda m: m.fc1.register_full_backward_pre_hook(_hook),
+    "gradient": lambda m: m.fc1.weight.register_hook(_hook),
+    "accumulated gradient": lambda m: m.fc1.weight.register_post_accumulate_grad_hook(_hook),
+    "of all modules": lambda m: register_module_forward_hook(_hook),
+}
+
+
+@pytest.mark.parametrize("case", HOOKS)
+@pytest.mark.parametrize("late", [False, True], ids=["before", "between steps"])
+def test_hooks_are_refused(case: str, late: bool) -> None:
+    if late and case in ("gradient", "accumulated gradient", "of all modules"):
+        pytest.skip("looked for when a program is derived: at each step it would take a microsecond")
+    model = mlp()
+    step = step_of(model)
+    x, y = data(0, torch.float32)
+    if late:
+        step(x, y)
+    handle = HOOKS[case](model)
+    try:
+        with pytest.raises(NotDerivableError, match=r"a (forward|backward|hook).*remove it"):
+            step(x, y)
+    finally:
+        handle.remove()
+    step(x, y)
+
+
+class Holder:
+    def __init__(self, y: Tensor) -> None:
+        self.y = y
+
+
+BATCHES: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Any, Any]], str]] = {
+    "an object": (lambda x, y: (x, Holder(y)), "a Holder is among inputs and target"),
+    "a mapping that is no dict": (lambda x, y: (UserDict(input=x), y), "a UserDict is among inputs and target"),
+    "an array": (lambda x, y: ((x, np.ones(5000)), y), "a ndarray is among inputs and target"),
+    "a tensor that learns": (lambda x, y: (x.requires_grad_(), y), "asks for a gradient"),
+    "a sparse tensor": (lambda x, y: (x.to_sparse(), y), "make it dense"),
+}
+
+
+@pytest.mark.parametrize("case", BATCHES)
+def test_a_batch_is_refused(case: str) -> None:
+    make, message = BATCHES[case]
+    with pytest.raises(ValueError, match=message):
+        step_of(mlp())(*make(*data(0, torch.float32)))
+
+
+def test_an_optimizer_that_calls_the_loss_again_is_refused() -> None:
+    model = mlp()
+    with pytest.raises(ValueError, match="one whose step needs no closure"):
+        TrainStep(model, nn.CrossEntropyLoss(), torch.optim.LBFGS(model.parameters()))
+
+
+def test_an_optimizer_with_a_parameter_twice_is_refused() -> None:
+    model = mlp()
+    with pytest.warns(UserWarning, match="duplicate"):
+        optimizer = SGD([*model.parameters(), *model.parameters()], lr=0.1)
+    with pytest.raises(ValueError, match=r"holds fc1\.weight, .* more than once"):
+        TrainStep(model, nn.CrossEntropyLoss(), optimizer)(*data(0, torch.float32))
+
+
+def test_a_scripted_module_is_refused() -> None:
+    model = torch.nn.Sequential(torch.jit.script(torch.nn.Linear(FEATURES, CLASSES)))
+    with pytest.raises(ValueError, match="RecursiveScriptModule"):
+        step_of(model)
+
+
+def test_an_exception_of_the_user_s_comes_through_and_leaves_no_trace() -> None:
+    def fails(m: Any, h: Tensor, x: Tensor) -> Tensor:
+        if m.count == 0:
+            raise KeyError("mine")
+        return h
+
+    model = Through(fails)
+    step = step_of(model)
+    x, y = data(0, torch.float32)
+    with pytest.raises(KeyError, match="mine"):
+        step(x, y)
+    assert rule._tape is None
+    assert not evaluate.is_written_down()
+    assert not model._forward_hooks
+    model.count = 1
+    step(x, y)
+
+
+def test_the_model_s_own_module_may_be_called_loss() -> None:
+    class Model(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loss = nn.Linear(FEATURES, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.loss(x)
+            return out
+
+    class Weighted(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(CLASSES))
+
+        def forward(self, output: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(output * self.weight, y)
+
+    model, loss = Model(), Weighted()
+    step = TrainStep(model, loss, SGD([*model.parameters(), *loss.parameters()], lr=0.1), keep_deltas=True)
+    x, y = data(0, torch.float32)
+    expected = loss(model(x), y)
+    expected.backward()
+    assert loss.weight.grad is not None
+    weight = loss.weight.detach() - 0.1 * loss.weight.grad
+    torch.testing.assert_close(step(x, y), expected.detach())
+    torch.testing.assert_close(loss.weight.detach(), weight)
+    assert list(step.deltas) == ["loss"]
+
+
+NAMES = [
+    *("lr", "x", "y", "C", "torch", "step", "momentum", "eps", "beta1", "state", "F", "ones", "lambda"),
+    *("W_fc", "z_fc", "delta_fc", "t1", "one", "lr_0"),
+]
+
+
+@pytest.mark.parametrize("optimizer", [SGD, torch.optim.AdamW])
+def test_any_name_will_do(optimizer: Any) -> None:
+    class Named(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in NAMES:
+                self.register_parameter(name, torch.nn.Parameter(torch.rand(CLASSES)))
+            keys = ("fc", "it's", "ä ö", "½", "²", "two\nlines", '"""')
+            self.layers = torch.nn.ModuleDict({key: nn.Linear(CLASSES, CLASSES) for key in keys})
+            self.fc = nn.Linear(FEATURES, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h: Tensor = self.fc(x)
+            for layer in self.layers.values():
+                h = layer(h)
+            for name in NAMES:
+                h = h + self.get_parameter(name)
+            return h
+
+    model = Named()
+    first, *others = model.parameters()
+    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer([{"params": [first]}, {"params": others}], lr=0.1))
+    x, y = data(0, torch.float32)
+    expected = F.cross_entropy(model(x), y)
+    torch.testing.assert_close(step(x, y), expected.detach())
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = Through(lambda m, h, x: h * np.float64(1.5) / np.sqrt(2.0) + np.float32(0.5) * np.int64(2))
+    step = step_of(model)
+    x, y = data(0, torch.float32)
+    expected = F.cross_entropy(model.fc(x) * 1.5 / 2**0.5 + 1, y)
+    torch.testing.assert_close(step(x, y), expected.detach())
