@@ -203,15 +203,14 @@ class TrainStep:
     def _through_gradients(self, inputs: Any, target: Any) -> Tensor:
         if self._done == 0:
             self.optimizer.zero_grad()
+        done, self._done = self._done + 1, 0  # after an exception, which may leave a part, with the first again
         C = self.backward(inputs, target, 1 / self.accumulate)
         if self.skip_nonfinite and not torch.isfinite(C):
             self.skipped += 1
-            self._done = 0
-            return C
-        self._done += 1
-        if self._done == self.accumulate:
-            self._done = 0
+        elif done == self.accumulate:
             self.update()
+        else:
+            self._done = done
         return C
 
     def update(self) -> None:
