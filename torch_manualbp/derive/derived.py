@@ -18,6 +18,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from torch_manualbp.derive.effects import DRAWS
 from torch_manualbp.derive.plan import plan
 from torch_manualbp.derive.program import CONSTANT, STATE, Call, Program, Value
 from torch_manualbp.derive.source import Source, used_values, write_source
@@ -234,11 +235,19 @@ def path_of_loss(model: Module) -> str:
     return next(name for name in ("loss", "loss_", "loss__") if not hasattr(model, name))
 
 
-def _run_on_tape(
+def _run_on_tape(*args: Any) -> tuple[Tape, Value, list[Tensor]]:
+    """Forward and backward on copies of the data. Returns the tape, the loss and the copies."""
+    for _ in range(3):  # since another thread will hardly draw random numbers each time
+        result = _run_laid_out(*args)
+        if not result[0].may_draw:
+            return result
+    raise NotDerivableError([DRAWS])
+
+
+def _run_laid_out(
     model: Module, loss: Callable[..., Tensor], named: dict[str, Tensor], inputs: Any, target: Any, how: How
 ) -> tuple[Tape, Value, list[Tensor]]:
-    """Forward and backward on copies of the data, with numbers in torch's order where something depends on it. Returns
-    the tape, the loss and the copies."""
+    """With numbers in torch's order where something depends on it."""
     device = next((t.device.type for t in named.values()), "cpu")
     tape = Tape("pure" if how.compile else "lean", device)
     try:

@@ -14,14 +14,17 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
-__all__ = ["has_global_hooks", "has_hooks", "watched"]
+__all__ = ["DRAWS", "has_global_hooks", "has_hooks", "watched"]
+
+DRAWS = ("", "forward draws Python's or NumPy's random numbers, or sets torch's seed", "draw with torch.rand")
 
 Refuse = Callable[[str, str, str], None]
 
 
 @contextlib.contextmanager
-def watched(modules: Iterable[tuple[str, Module]], refuse: Refuse) -> Iterator[None]:
-    """Refuse what changes of the modules and of Python's random numbers while the body runs."""
+def watched(modules: Iterable[tuple[str, Module]], refuse: Refuse, suspect: Callable[[], None]) -> Iterator[None]:
+    """Refuse what changes of the modules and of Python's random numbers while the body runs; where other threads may
+    have drawn the numbers, suspect it."""
     before = [(path, module, _contents(module)) for path, module in modules]
     drawn = _random_states()
     yield
@@ -30,8 +33,11 @@ def watched(modules: Iterable[tuple[str, Module]], refuse: Refuse) -> Iterator[N
         for name in dict.fromkeys([*contents, *now]):
             if not _is_same(contents.get(name, ()), now.get(name, ())):
                 refuse(path, f"forward changes self.{name}", "keep such state out of a derived step")
-    if threading.active_count() == 1 and not _is_same(drawn, _random_states()):  # another thread may draw, too
-        refuse("", "forward draws Python's or NumPy's random numbers, or sets torch's seed", "draw with torch.rand")
+    if not _is_same(drawn, _random_states()):
+        if threading.active_count() == 1:
+            refuse(*DRAWS)
+        else:
+            suspect()
 
 
 def _contents(module: Module) -> dict[str, list[Any]]:

@@ -140,6 +140,9 @@ class Tape(TorchFunctionMode):
 
         self._minds_layout = False  # in which order the numbers of a tensor lie
         self._has_columns = False
+        self.may_draw = False
+        """Whether somebody, who may be another thread, drew random numbers that are not torch's."""
+
         self._thread = threading.get_ident()
         self._learns: set[Value] = set()
         self._paths: list[str] = [""]
@@ -185,7 +188,8 @@ class Tape(TorchFunctionMode):
             tape, written = put_on_tape(self), write_down(self.how)
             seen = _Seen()  # type: ignore[no-untyped-call]
             try:
-                with seen, self, torch.enable_grad(), watched(modules, self._refuse_at), self._refusing_functions():
+                watching = watched(modules, self._refuse_at, self._suspect)
+                with seen, self, torch.enable_grad(), watching, self._refusing_functions():
                     yield
             finally:
                 put_on_tape(tape)
@@ -223,6 +227,9 @@ class Tape(TorchFunctionMode):
 
     def _leave(self, module: Module, args: Any, output: Any) -> None:
         self._paths.pop()
+
+    def _suspect(self) -> None:
+        self.may_draw = True
 
     def _refuse_at(self, path: str, what: str, todo: str) -> None:
         self.problems.append((path, what, todo))
