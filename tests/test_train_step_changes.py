@@ -502,6 +502,20 @@ def test_random_numbers_are_torch_s_with_samples_as_columns_too() -> None:
     pair.check()
 
 
+def test_a_dropout_of_what_no_memory_is_planned_for() -> None:
+    class Turned(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.head = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.fc(x).t().contiguous().t() + 0.0
+            out: Tensor = self.head(F.dropout(F.hardtanh(h), 0.3))
+            return out
+
+    same(Pair(Turned()), nothing, 3)
+
+
 def test_other_threads_train_while_a_step_is_derived() -> None:
     failed: list[str] = []
 

@@ -32,7 +32,7 @@ POINTWISE = words(
 OTHERS = words("mm addmm bmm baddbmm softmax log_softmax gather cat stack index_select")
 """Other operations that take ``out=``."""
 
-ALLOCATIONS = words("empty empty_like new_empty")
+ALLOCATIONS = words("empty empty_like new_empty empty_strided")
 FILLED = {"zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like": 1, "new_ones": 1}
 RANDOM = words(
     "bernoulli bernoulli_ rand randn rand_like randn_like randint normal normal_ uniform_ dropout "
@@ -119,6 +119,8 @@ def _without_likeness(call: Call) -> Call:
         return call
     t = call.results[0].tensor
     if not t.is_contiguous():
+        if name in ALLOCATIONS:
+            call.function, call.args, call.kwargs = torch.empty_strided, (tuple(t.shape), t.stride()), _options(t)
         return call
     function = torch.empty if name in ALLOCATIONS else torch.zeros if FILLED[name] == 0 else torch.ones
     call.function, call.args, call.kwargs = function, (tuple(t.shape),), _options(t)
