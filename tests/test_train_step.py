@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp import TrainStep, nn
+from torch_manualbp.derive.program import Value
 
 ACTIVATIONS: tuple[Callable[[], Module], ...] = (
     nn.CELU,
@@ -241,6 +243,19 @@ def test_large_products_with_samples_as_columns_are_the_same() -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
     pair.check()
     assert "torch.empty(256, 64, dtype=torch.float64)" in pair.step.source  # (out, samples), and not (samples, out)
+
+
+@_named(("optimizer", "settings"), [(torch.optim.SGD, {"lr": 0.05}), (torch.optim.AdamW, {"lr": 0.01})], ids=_id)
+def test_what_was_derived_from_is_freed_at_once(optimizer: Any, settings: dict[str, Any]) -> None:
+    """A reference cycle would hold the tensors that it was derived on, the gradients among them, for long."""
+    pair = Pair(mlp(), optimizer=lambda p: optimizer(p, **settings))
+    gc.collect()
+    gc.disable()
+    try:
+        pair.step.derive(*data(0))
+        assert not [value for value in gc.get_objects() if type(value) is Value]
+    finally:
+        gc.enable()
 
 
 def test_deltas_are_the_gradients_of_the_outputs() -> None:

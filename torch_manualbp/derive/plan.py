@@ -133,17 +133,18 @@ def _options(t: Tensor) -> dict[str, Any]:
 
 
 def _key(call: Call) -> Any:
-    def frozen(tree: Any) -> Any:
-        if isinstance(tree, Value):
-            return id(tree)
-        if isinstance(tree, tuple | list):
-            return tuple(frozen(item) for item in tree)
-        if isinstance(tree, dict):
-            return tuple((key, frozen(item)) for key, item in tree.items())
-        return (type(tree).__name__, repr(tree))
-
     function = call.function.__self__ if call.name == "__get__" else call.function
-    return call.name, str(function) if call.name == "__get__" else call.name, frozen(call.args), frozen(call.kwargs)
+    return call.name, str(function) if call.name == "__get__" else call.name, _frozen(call.args), _frozen(call.kwargs)
+
+
+def _frozen(tree: Any) -> Any:
+    if isinstance(tree, Value):
+        return id(tree)
+    if isinstance(tree, tuple | list):
+        return tuple(_frozen(item) for item in tree)
+    if isinstance(tree, dict):
+        return tuple((key, _frozen(item)) for key, item in tree.items())
+    return (type(tree).__name__, repr(tree))
 
 
 def _without_repetition(calls: list[Call], results: list[Value]) -> list[Call]:
