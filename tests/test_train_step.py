@@ -277,6 +277,72 @@ def test_deltas_are_the_gradients_of_the_outputs() -> None:
         torch.testing.assert_close(pair.step.deltas[name], output.grad, rtol=1e-11, atol=1e-14)
 
 
+class Several(Module):
+    """Returns what the loss takes, a view of it, what the loss does not take, an input, a parameter and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.same = nn.Linear(FEATURES, CLASSES), nn.Identity()
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        z = self.layer(x)
+        others = (z[:, :2], z.tanh(), x, self.layer.bias, 1.5)
+        return {"logits": self.same(z), "others": others}
+
+
+class OfLogits(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss()
+
+    def forward(self, output: dict[str, Any], target: Tensor) -> Tensor:
+        C: Tensor = self.loss(output["logits"], target)
+        return C
+
+
+@_named("options", [{}, {"keep_deltas": True}, {"clip_norm": 1.0}, {"compile": True}], ids=_id)
+def test_the_output_is_the_models_and_stays(options: dict[str, Any]) -> None:
+    pair = Pair(Several(), OfLogits(), keep_output=True, **options)
+    kept = []
+    for i in range(3):
+        x, y = data(i)
+        expected = pair.stock(x)
+        pair.advance(x, y)
+        # The bias is the parameter itself, and updated by now.
+        (*others, bias, number) = pair.step.output.pop("others")
+        torch.testing.assert_close(others, list(expected["others"][:3]), rtol=1e-11, atol=1e-12)
+        assert torch.equal(bias, pair.ours.get_parameter("layer.bias"))
+        assert number == 1.5
+        assert not pair.step.output["logits"].requires_grad
+        kept.append((pair.step.output["logits"], expected["logits"]))
+    for ours, theirs in kept:
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_an_output_that_may_hide_numbers_is_not_kept() -> None:
+    class Box:
+        def __init__(self, z: Tensor) -> None:
+            self.z = z
+
+    class Boxed(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(FEATURES, CLASSES)
+
+        def forward(self, x: Tensor) -> Box:
+            return Box(self.layer(x))
+
+    model = Boxed().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(box: Box, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(box.z, y)
+
+    TrainStep(model, loss, optimizer)(*data(0))
+    with pytest.raises(ValueError, match=r"^keep_output: the model returns a Box, .* have it return tensors"):
+        TrainStep(model, loss, optimizer, keep_output=True)(*data(0))
+
+
 @_named(
     ("optimizer", "settings"),
     [
@@ -299,16 +365,18 @@ def test_the_compiled_step_is_the_same_in_one_graph(optimizer: Any, settings: di
 
 
 @_named("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_is_followed(dtype: torch.dtype) -> None:
+@_named("label_smoothing", [0.0, 0.1])
+def test_autocast_is_followed(dtype: torch.dtype, label_smoothing: float) -> None:
     model = mlp(nn.GELU)
     stock = stock_of(model)
-    step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.05))
+    loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    step = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.05))
     optimizer = torch.optim.SGD(stock.parameters(), lr=0.05)
     for i in range(5):
         x, y = data(i, torch.float32)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             C = step(x, y)
-            expected = torch.nn.functional.cross_entropy(stock(x), y)
+            expected = torch.nn.functional.cross_entropy(stock(x), y, label_smoothing=label_smoothing)
         optimizer.zero_grad()
         expected.backward()
         optimizer.step()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import linecache
 import operator
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -27,6 +28,7 @@ from torch_manualbp.derive.update import forms_of, leave_gradient
 
 __all__ = ["Derived", "How"]
 
+_is_autocast_enabled = torch._C._is_any_autocast_enabled
 _numbers = itertools.count(1)
 _version: Callable[[Tensor], int] = operator.attrgetter("_version")
 
@@ -47,9 +49,10 @@ class How:
     share: float = 1.0
     """Of the gradient: 1 / n where n of them are averaged."""
 
-    keep_deltas: bool = False
     compile: bool = False
     skip_nonfinite: bool = False
+    keep_deltas: bool = False
+    keep_output: bool = False
 
 
 class Derived:
@@ -72,8 +75,9 @@ class Derived:
         self.how = how
         self.optimizer = optimizer
         named = named_tensors(model, loss)
-        tape, C, leaves = _run_on_tape(model, loss, named, inputs, target, how)
+        tape, C, output, leaves = _run_on_tape(model, loss, named, inputs, target, how)
         program = tape.program
+        self.device = tape.device
         self.names = {id(p): name for name, p in named.items()}
         order = {id(p): n for n, p in enumerate(named.values())}
         learnt = sorted(tape.gradients.items(), key=lambda item: order[id(item[0].tensor)])
@@ -109,11 +113,14 @@ class Derived:
 
         deltas = _deltas(tape, path_of_loss(model)) if how.keep_deltas else {}
         self.deltas = list(deltas)
-        planned = plan(program, [C], list(deltas.values()), lean=not how.compile)
+        leaves_of_output, self._output_spec = _flat(output if how.keep_output else None)
+        self._output = [program.value(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves_of_output]
+        outputs = [leaf for leaf in self._output if isinstance(leaf, Value)]
+        planned = plan(program, [C, *outputs], list(deltas.values()), lean=not how.compile)
         self.written = [*self.parameters, *(t for state in self.state.values() for t in state.values())]
         self.addresses = {t.untyped_storage().data_ptr() for t in self.written}
         self._writes = [[v.tensor for v in call.results] for call in planned.steps if call.section == "update"]
-        tensors, own, constants = _given(planned, program, named)
+        tensors, own, constants = _given(planned, program, named, outputs)
         self.source: Source = write_source(
             planned,
             own,
@@ -121,7 +128,7 @@ class Derived:
             constants,
             [program.value(leaf) for leaf in leaves],
             settings,
-            (C, *deltas.values()),
+            (C, *deltas.values(), *outputs),
             heading=_heading(model, loss, optimizer, how),
             skips=how.skip_nonfinite,
         )
@@ -148,7 +155,9 @@ class Derived:
             settings = [0.0 if name == "dampening" else x for (_, name), x in zip(self.settings, settings, strict=True)]
         versions = list(map(_version, self.written))
         try:
-            result = self.step(*leaves, *settings)
+            with torch.autocast(self.device, enabled=False) if _is_autocast_enabled() else contextlib.nullcontext():
+                # The casts are in the program.
+                result = self.step(*leaves, *settings)
         except BaseException as error:
             if self.how.folds and self._complete(error.__traceback__, versions):
                 self._commit()
@@ -156,6 +165,12 @@ class Derived:
         if self.how.folds and not (self.how.skip_nonfinite and _is_skipped(result)):
             self._commit()
         return result
+
+    def output(self, tensors: Iterable[Tensor]) -> Any:
+        """The model's output, from the tensors that the program returns for it."""
+        rest = iter(tensors)
+        leaves = [next(rest) if isinstance(leaf, Value) else leaf for leaf in self._output]
+        return pytree.tree_unflatten(leaves, self._output_spec)
 
     def _take_state(self) -> bool:
         """Take over the state that the optimizer has: its own, or what somebody loaded into it. Returns whether it has
@@ -235,8 +250,8 @@ def path_of_loss(model: Module) -> str:
     return next(name for name in ("loss", "loss_", "loss__") if not hasattr(model, name))
 
 
-def _run_on_tape(*args: Any) -> tuple[Tape, Value, list[Tensor]]:
-    """Forward and backward on copies of the data. Returns the tape, the loss and the copies."""
+def _run_on_tape(*args: Any) -> tuple[Tape, Value, Any, list[Tensor]]:
+    """Forward and backward on copies of the data. Returns the tape, the loss, the output and the copies."""
     for _ in range(3):  # since another thread will hardly draw random numbers each time
         result = _run_laid_out(*args)
         if not result[0].may_draw:
@@ -246,7 +261,7 @@ def _run_on_tape(*args: Any) -> tuple[Tape, Value, list[Tensor]]:
 
 def _run_laid_out(
     model: Module, loss: Callable[..., Tensor], named: dict[str, Tensor], inputs: Any, target: Any, how: How
-) -> tuple[Tape, Value, list[Tensor]]:
+) -> tuple[Tape, Value, Any, list[Tensor]]:
     """With numbers in torch's order where something depends on it."""
     device = next((t.device.type for t in named.values()), "cpu")
     tape = Tape("pure" if how.compile else "lean", device)
@@ -263,7 +278,7 @@ def _run_laid_out(
 
 def _run(
     tape: Tape, model: Module, loss: Callable[..., Tensor], named: dict[str, Tensor], inputs: Any, target: Any, how: How
-) -> tuple[Tape, Value, list[Tensor]]:
+) -> tuple[Tape, Value, Any, list[Tensor]]:
     program = tape.program
     for name, tensor in named.items():
         tape.parameter(tensor, _letter(name))
@@ -315,7 +330,7 @@ def _run(
         raise
     finally:
         torch.set_rng_state(random)
-    return tape, value, copies
+    return tape, value, output, copies
 
 
 def _called(model: Module, inputs: Any) -> Any:
@@ -323,6 +338,18 @@ def _called(model: Module, inputs: Any) -> Any:
     if isinstance(inputs, tuple):
         return model(*inputs)
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def _flat(output: Any) -> tuple[list[Any], Any]:
+    """The model's output as a list of tensors and constants, and how they are put together."""
+    leaves, spec = pytree.tree_flatten(output)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor | bool | int | float | str | None):
+            raise ValueError(
+                f"keep_output: the model returns a {type(leaf).__name__}, which may hold other numbers at each step; "
+                "have it return tensors, or tuples, lists or dicts of them"
+            )
+    return leaves, spec
 
 
 def _groups(optimizer: Optimizer, learnt: list[Tensor], names: dict[int, str], folds: bool) -> list[tuple[int, Any]]:
@@ -367,10 +394,10 @@ def _deltas(tape: Tape, path: str) -> dict[str, Value]:
 
 
 def _given(
-    planned: Any, program: Program, named: dict[str, Tensor]
+    planned: Any, program: Program, named: dict[str, Tensor], outputs: list[Value]
 ) -> tuple[dict[str, Tensor], dict[str, Value], dict[str, Value]]:
     """What ``build`` is given: tensors by name, and the values that the model's and the constants among them are."""
-    used = used_values(planned)
+    used = used_values(planned) | set(outputs)
     own = {name: program.value(t) for name, t in named.items() if program.value(t) in used}
     tensors = {name: named[name] for name in own}
     made = {value for item in planned.once if isinstance(item, Call) for value in item.results}

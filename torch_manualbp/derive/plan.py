@@ -74,7 +74,7 @@ def plan(program: Program, results: Iterable[Value], pinned: Iterable[Value] = (
     results, pinned = list(results), list(pinned)
     calls = [_without_likeness(call) for call in program.calls]
     calls = _needed(calls, [*results, *pinned])
-    calls = _without_repetition(calls, results)
+    calls = _without_repetition(calls, [*results, *pinned])
     calls = _without_copies(calls, [*results, *pinned])
     if lean:
         calls = [_rewritten(call, program) for call in calls]

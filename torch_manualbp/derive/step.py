@@ -55,6 +55,7 @@ class TrainStep:
         loss: a function or module of (output, target) that returns one number.
         optimizer: of the model's parameters.
         keep_deltas: leave ∂C/∂z of every module's output z in ``deltas``, by module path, until the next step.
+        keep_output: leave the model's output in ``output``.
         compile: hand the whole program to ``torch.compile`` as one graph.
         skip_nonfinite: update nothing where the loss is NaN or infinite, and count it in ``skipped``.
         accumulate: average the gradients of so many calls, and update at the last of them.
@@ -73,6 +74,7 @@ class TrainStep:
         optimizer: Optimizer,
         *,
         keep_deltas: bool = False,
+        keep_output: bool = False,
         compile: bool = False,
         skip_nonfinite: bool = False,
         accumulate: int = 1,
@@ -95,6 +97,7 @@ class TrainStep:
         self.loss = loss
         self.optimizer = optimizer
         self.keep_deltas = keep_deltas
+        self.keep_output = keep_output
         self.compile = compile
         self.skip_nonfinite = skip_nonfinite
         self.accumulate = accumulate
@@ -102,6 +105,9 @@ class TrainStep:
         self.clip_value = clip_value
         self.deltas: dict[str, Tensor] = {}
         """∂C/∂(output) of every module, by its path, after a step with ``keep_deltas``."""
+
+        self.output: Any = None
+        """What the model returned, after a step with ``keep_output``: new tensors at each step, without a graph."""
 
         self.skipped = 0
         """How many steps updated nothing because their loss was not finite."""
@@ -145,6 +151,11 @@ class TrainStep:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _gradients={})
         self._look()
+
+    @property
+    def folds(self) -> bool:
+        """Whether the update is part of the program; if not, the optimizer makes a step of its own."""
+        return self._structure() is not None
 
     @property
     def source(self) -> str:
@@ -230,9 +241,11 @@ class TrainStep:
         written = derived.addresses
         leaves = [t.clone() if t.untyped_storage().data_ptr() in written else t for t in leaves]
         result = derived.run(leaves)
-        if derived.deltas:
-            result, *deltas = result
-            self.deltas = dict(zip(derived.deltas, deltas, strict=True))
+        if isinstance(result, tuple):
+            result, *more = result
+            n = len(derived.deltas)
+            self.deltas = dict(zip(derived.deltas, more[:n], strict=True))
+            self.output = derived.output(more[n:])
         C: Tensor = result
         return C
 
@@ -244,7 +257,8 @@ class TrainStep:
         key = _key(form)
         derived, _ = self._programs.get(key, (None, None))
         if derived is None:
-            how = How(structure is not None, adds, share, self.keep_deltas, self.compile, self.skip_nonfinite)
+            kept = {"keep_deltas": self.keep_deltas, "keep_output": self.keep_output}
+            how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, **kept)
             model, loss, optimizer = self.model, self.loss, self.optimizer
             with torch.inference_mode(False):  # what is made here outlives the mode
                 derived = Derived(model, loss, optimizer, inputs, target, how, self._gradients)

@@ -309,7 +309,7 @@ class Tape(TorchFunctionMode):
         needs_gradient = self._need_gradient(args, kwargs) and getattr(function, "__name__", "") not in SHAPED
         given = list(_tensors(args, kwargs))
         versions = [t._version for t in given]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device, enabled=False):
             output = self.program.call(function, args, kwargs)
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         if changed and (needs_gradient or any(map(self._is_held, changed))):
