@@ -384,3 +384,34 @@ def test_autocast_is_followed(dtype: torch.dtype, label_smoothing: float) -> Non
         assert math.isclose(C.item(), expected.item(), rel_tol=8 * eps)
     for p, q in zip(model.parameters(), stock.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+class InFullPrecision(Module):
+    """Leaves autocast for its products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = mlp(nn.GELU)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            out: Tensor = self.layers(x)
+        return out
+
+
+def test_a_forward_may_leave_autocast() -> None:
+    model = InFullPrecision()
+    stock = stock_of(model)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (model, stock)]
+    step = TrainStep(model, nn.MSELoss(), optimizers[0], keep_output=True)
+    x, y = torch.randn(3, BATCH, FEATURES), torch.randn(3, BATCH, CLASSES)
+    for _ in range(5):
+        with torch.autocast("cpu", torch.bfloat16):
+            C = step(x, y)
+            expected = torch.nn.functional.mse_loss(stock(x), y)
+        optimizers[1].zero_grad()
+        expected.backward()
+        optimizers[1].step()
+        torch.testing.assert_close(C, expected.detach(), rtol=1e-6, atol=0)
+    for p, q in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
