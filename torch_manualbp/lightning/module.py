@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 
+from torch_manualbp.derive import TrainStep
 from torch_manualbp.lightning.config import instantiate, plain_copy
+from torch_manualbp.lightning.derived import DerivedEngine, refuse_what_needs_autograd
 from torch_manualbp.lightning.metrics import EpochMetrics
 from torch_manualbp.lightning.nonfinite import NonFiniteLossError, cause_of_nonfinite_loss, is_finite
 
@@ -51,10 +53,14 @@ class ManualBackpropModule(pl.LightningModule):
             takes Lightning's ``interval`` ("epoch"), ``frequency`` (1) and ``monitor`` besides; ``ReduceLROnPlateau``
             monitors "val_loss" unless told otherwise.
         metrics: names and what to measure: ``torchmetrics.Metric`` of (output, target), or configurations of them.
+        engine: what trains: "autograd", the rules as nodes of autograd's graph, with every strategy; or "derived",
+            :class:`~torch_manualbp.TrainStep`, without a graph, on a single device. Only the speed differs, and what
+            a hook finds in ``.grad`` between ``training_step`` and ``backward``: with "derived", nothing.
 
     Raises:
         ValueError: a configuration cannot be followed; the message names the place in it.
         TypeError: an argument is neither a configuration nor an object of its kind; a batch is not (inputs, target).
+        NotDerivableError: the engine is "derived", and the first training step cannot be derived.
         NonFiniteLossError: the training loss is NaN or infinite; the message names the first layer whose output is.
     """
 
@@ -65,10 +71,14 @@ class ManualBackpropModule(pl.LightningModule):
         optimizer: Callable[[Iterable[Parameter]], Optimizer] | Config = ADAM,
         scheduler: Callable[[Optimizer], Any] | Config | None = None,
         metrics: Mapping[str, Metric | Config] | None = None,
+        engine: str = "autograd",
     ) -> None:
         super().__init__()
-        given = {"model": model, "loss": loss, "optimizer": optimizer, "scheduler": scheduler, "metrics": metrics}
+        given: dict[str, Any] = {"model": model, "loss": loss, "optimizer": optimizer, "scheduler": scheduler}
+        given |= {"metrics": metrics, "engine": engine}
         _refuse_missing(given)
+        if engine not in ("autograd", "derived"):
+            raise ValueError(f"engine is {engine!r}: it takes 'autograd' or 'derived'")
         self.save_hyperparameters({name: _hyperparameter(value) for name, value in given.items()})
         self.model: Module = _built("model", model, Module, "a torch.nn.Module")
         self.loss = _built("loss", loss, Callable, "a function of (output, target)")
@@ -79,6 +89,12 @@ class ManualBackpropModule(pl.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._rng_states: list[Tensor] | None = None
+        self._engine = DerivedEngine(ManualBackpropModule) if engine == "derived" else None
+
+    @property
+    def derived_step(self) -> TrainStep | None:
+        """What ran the last training step of ``engine="derived"``; ``derived_step.source`` is its program."""
+        return None if self._engine is None else self._engine.step
 
     def forward(self, inputs: Any) -> Any:
         """The model's output."""
@@ -88,14 +104,24 @@ class ManualBackpropModule(pl.LightningModule):
         """The loss of the batch, checked to be finite."""
         inputs, target = _inputs_and_target(batch, "training_step")
         rng_state = torch.get_rng_state()
-        output = self.model(inputs)
-        loss: Tensor = self.loss(output, target)
+        if self._engine is None:
+            output = self.model(inputs)
+            loss: Tensor = self.loss(output, target)
+        else:
+            loss, output = self._engine.training_step(self, inputs, target, batch_idx)
         if not is_finite(loss):
             cause = cause_of_nonfinite_loss(self.model, self.loss, inputs, target, rng_state)
             value = loss.item() if loss.numel() == 1 else loss.detach()
             raise NonFiniteLossError(f"the loss is {value} at global step {self.global_step}: {cause}")
         self.train_metrics.update(loss, output, target, _batch_size(inputs, target))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients, or, with ``engine="derived"``, put those that are computed into ``.grad``."""
+        if self._engine is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._engine.backward(loss)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure the batch."""
@@ -110,6 +136,11 @@ class ManualBackpropModule(pl.LightningModule):
         if isinstance(batch, list | tuple) and len(batch) == 1:
             return self.model(batch[0])
         return self.model(batch if isinstance(batch, Tensor) else _inputs_and_target(batch, "predict_step")[0])
+
+    def setup(self, stage: str) -> None:
+        """Refuse a trainer that the engine cannot train by."""
+        if self._engine is not None and stage == TrainerFn.FITTING:
+            refuse_what_needs_autograd(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         """Forget the last epoch's samples."""
