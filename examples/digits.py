@@ -36,6 +36,7 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, float]]] = {  # the class, and the de
     "rmsprop": ("RMSprop", {"lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9}),
     "sgd": ("SGD", {"lr": 0.1, "weight_decay": 5e-3, "momentum": 0.9}),
 }
+ENGINES = ("autograd", "derived")
 DTYPES = {  # of the parameters
     "32-true": torch.float32,
     "64-true": torch.float64,
@@ -69,6 +70,7 @@ def training(options: argparse.Namespace) -> ManualBackpropModule:
         optimizer={"class_path": f"torch.optim.{optimizer}", "init_args": settings},
         scheduler={"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": options.epochs}},
         metrics={"accuracy": {"class_path": accuracy, "init_args": {"num_classes": 10, "average": "micro"}}},
+        engine=options.engine,
     )
 
 
@@ -189,6 +191,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--momentum", type=share, default=unset, help=f"of the update {suited('momentum')}")
     add("--batch-size", type=count, default=64, help="images in a step")
     add("--epochs", type=count, default=60, help="passes over the training images")
+    add("--engine", choices=ENGINES, default="autograd", help="what runs the formulas: autograd, or a derived program")
     add("--precision", choices=DTYPES, default="32-true", help="Lightning's, of parameters and layers")
     add("--seed", type=seed, default=0, help="of the split, the order of the images and the initial parameters")
     add("--output", type=Path, default=Path("runs/digits"), help="folder of the run; an earlier run in it is replaced")
@@ -203,7 +206,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.set_defaults(**started)
         options = parser.parse_args(arguments)
         for name, value in of_the_run(options).items():
-            if value != started.get(name):
+            if value != started.get(name, parser.get_default(name)):  # of an option that the run did not have yet
                 option = "--" + {"lr": "learning-rate"}.get(name, name.replace("_", "-"))
                 began = started.get(name, "the default")
                 parser.error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import runpy
@@ -221,6 +222,7 @@ BAD_VALUES = {
     "--hidden": "argument --hidden: expected at least one argument",
     "--activation gelu": "argument --activation: invalid choice: 'gelu' (choose from",
     "--optimizer lbfgs": "argument --optimizer: invalid choice: 'lbfgs' (choose from",
+    "--engine eager": "argument --engine: invalid choice: 'eager' (choose from",
     "--precision 8": "argument --precision: invalid choice: '8' (choose from",
     "--learning-rate 0": "argument --learning-rate: '0' is not a number above 0",
     "--learning-rate nan": "argument --learning-rate: 'nan' is not a number above 0",
@@ -286,3 +288,49 @@ def test_trains_in_other_precisions(precision: str, main: Callable[..., tuple[An
     status, out, err = main("--precision", precision, "--epochs", 3, "--output", tmp_path)
     assert status == 0, err
     assert float(accuracy(out).rstrip("%")) > 85
+
+
+def test_the_derived_engine_trains_the_same(main: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
+    saved, metrics = [], []
+    for engine in ("autograd", "derived"):
+        status, out, err = main(
+            "--engine", engine, "--precision", "64-true", "--epochs", 2, "--output", tmp_path / engine
+        )
+        assert status == 0, err
+        assert float(accuracy(out).rstrip("%")) > 90
+        saved.append(torch.load(tmp_path / engine / "last.ckpt", weights_only=True))
+        with (tmp_path / engine / "logs" / "version_0" / "metrics.csv").open() as file:
+            metrics.append(
+                [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+            )
+    theirs, ours = saved
+    assert ours["hyper_parameters"]["engine"] == "derived"
+    for name, expected in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], expected, rtol=1e-11, atol=1e-12)
+    assert len(metrics[0]) == len(metrics[1]) > 40  # steps, epochs and the test
+    for row, expected in zip(metrics[1], metrics[0], strict=True):
+        assert row == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_derived_run_is_not_resumed_with_another_engine(
+    main: Callable[..., tuple[Any, str, str]], tmp_path: Path
+) -> None:
+    options = ("--engine", "derived", "--hidden", 16, "--epochs")
+    status, _, err = main(*options, 1, "--output", tmp_path)
+    assert status == 0, err
+    status, out, err = main("--resume", "--engine", "autograd", "--output", tmp_path)
+    message = "autograd is not what the run to resume began with, derived; leave it out"
+    assert (status, out, err) == (2, "", f"digits.py: argument --engine: {message}\n")
+
+
+def test_a_run_from_before_there_were_engines_is_resumed(
+    main: Callable[..., tuple[Any, str, str]], tmp_path: Path
+) -> None:
+    status, before, err = main("--hidden", 16, "--epochs", 1, "--output", tmp_path)
+    assert status == 0, err
+    options = json.loads((tmp_path / "options.json").read_text())
+    assert options.pop("engine") == "autograd"
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    status, out, err = main("--resume", "--output", tmp_path)
+    assert status == 0, err
+    assert accuracy(out) == accuracy(before)
