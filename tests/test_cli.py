@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from torch_manualbp import cli, nn
+from torch_manualbp import TrainStep, cli, nn
 from torch_manualbp.bench import layers, timing
 
 
@@ -50,7 +55,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as exit:
             cli.main([*command.split(), "--help"])
         assert exit.value.code == 0
-        assert "--json FILE" in capsys.readouterr().out
+        assert ("--output FILE" if command == "derive" else "--json FILE") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -190,3 +195,173 @@ def test_measures_longer_where_rounds_disagree() -> None:
     assert timing.compare({"stock": steady(1.0), "ours": alternating()}, 5).rounds == 5
     near = timing.Question("ours", "stock", 1.3)
     assert timing.compare({"stock": steady(1.0), "ours": steady(1.301)}, 5, [near]).rounds == 5
+
+
+# --- derive ---------------------------------------------------------------------------------------------------------
+
+MLP = "torch_manualbp.nn:Sequential(Linear(6, 8), ReLU(), Linear(8, 3))"
+MODELS = """
+import torch
+from torch_manualbp import nn
+
+class Net(torch.nn.Module):
+    def __init__(self, double=False):
+        super().__init__()
+        self.layer = nn.Linear(6, 3, dtype=torch.float64 if double else None)
+
+    def forward(self, x, shift=None):
+        z = self.layer(x)
+        return z if shift is None else z + shift
+
+class Watching(Net):
+    def forward(self, x):
+        z = super().forward(x)
+        return z if z.sum() > 0 else -z
+
+class Pair(Net):
+    def forward(self, x):
+        return self.layer(x), x
+
+class Twice(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Watching(), torch.nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+def make():
+    return Net(double=True)
+
+def distance(output, target):
+    return ((output - target) ** 2).sum()
+
+net, number = Net(), 3
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module with these models, in the working directory."""
+    (tmp_path / "models_of_a_user.py").write_text(MODELS)
+    (tmp_path / "broken_models.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    yield "models_of_a_user"
+    sys.modules.pop("models_of_a_user", None)
+
+
+def derived(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    path = list(sys.path)
+    assert cli.main(["derive", *arguments]) == 0
+    assert sys.path == path
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_derive_prints_the_program_of_train_step(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--loss", "CrossEntropyLoss(label_smoothing=0.1)", "--optimizer", "SGD(momentum=0.9)"]
+    for compile in (False, True):
+        printed = derived([MLP, "--input", "4,6", *options, *(["--compile"] if compile else [])], capsys)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+        step = TrainStep(model, nn.CrossEntropyLoss(label_smoothing=0.1), optimizer, compile=compile)
+        assert printed == step.derive(torch.randn(4, 6), torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ["net", "Net", "Net(double=False)", "make"])
+def test_derive_takes_a_model_its_class_or_a_function(
+    name: str, models: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = derived([f"{models}:{name}", "--input", "4,6"], capsys)
+    assert printed.startswith('"""One training step of Net on CrossEntropyLoss with SGD.\n')
+    assert ("float64" in printed) == (name == "make")
+
+
+def test_derive_takes_several_inputs_a_target_and_a_loss_of_the_users_own(
+    models: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--input", "4,6", "--input", "3", "--target", "1,3:float16"]
+    printed = derived([f"{models}:Net", *data, "--loss", f"{models}:distance", "--optimizer", "AdamW"], capsys)
+    assert "Net on distance with AdamW" in printed
+    assert "def step(x1, x2, y, lr, beta1, beta2, eps, weight_decay):" in printed
+    assert "(1, 3) float16" not in printed.split("def step")[0]
+
+
+def test_derive_saves_a_program_that_trains_on_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "step.py"
+    printed = derived([MLP, "--input", "4,6", "--loss", "MSELoss", "--output", str(path)], capsys)
+    assert printed == f"{path}: {len(path.read_text(encoding='utf-8').splitlines())} lines\n"
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    step = runpy.run_path(str(path))["build"](dict(model.named_parameters()), {})
+    x, y = torch.randn(4, 6), torch.randn(4, 3)
+    losses = [float(step(x, y, 0.1)) for _ in range(20)]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_derive_colours_what_it_prints_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    pty = pytest.importorskip("pty", reason="there are no terminals of its own on this system")
+    terminal, its_end = pty.openpty()
+    command = [sys.executable, "-m", "torch_manualbp", "derive", MLP, "--input", "4,6"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "40"}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(command, stdout=its_end, env=environment) as process:
+        os.close(its_end)
+        written = b""
+        with contextlib.suppress(OSError):  # which Linux raises at the end
+            while read := os.read(terminal, 4096):
+                written += read
+    os.close(terminal)
+    assert process.returncode == 0
+    shown = written.decode().replace("\r\n", "\n")
+    assert "\x1b[" in shown
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown) == derived([MLP, "--input", "4,6"], capsys)
+
+
+def test_derive_ends_quietly_where_nobody_reads_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert cli.main(["derive", MLP, "--input", "4,6"]) == 0
+
+
+REFUSED = {
+    "nowhere:Net": "argument model: nowhere cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
+    "broken_models:Net": "argument model: broken_models cannot be imported: ZeroDivisionError: division by zero",
+    "Net": "argument model: 'Net' is not of the form package.module:name",
+    "{}:": "argument model: '{}:' is not of the form package.module:name",
+    "{}:Nett": "argument model: Nett raises NameError: name 'Nett' is not defined",
+    "{}:Net(": "argument model: Net( raises SyntaxError: '(' was never closed",
+    "{}:number": "argument model: {}:number is of class int, and not a torch.nn.Module",
+    "{}:distance": "argument model: {}:distance() raises TypeError: distance() missing 2 required positional arguments",
+    "{}:Pair": "argument --target: it is needed, as the model returns a tuple",
+    "{}:net --input 4;6": "argument --input: '4;6' is no shape, such as 64,784 or 64:int64",
+    "{}:net --target 4:int63": "argument --target: 'int63' is no dtype of torch, such as float32 or int64",
+    "{}:net --loss MSELos": "argument --loss: MSELos raises NameError: name 'MSELos' is not defined",
+    "{}:net --loss {}:number": "argument --loss: {}:number is of class int, and not a function of (output, target)",
+    "{}:net --optimizer SDG": "argument --optimizer: SDG raises NameError: name 'SDG' is not defined",
+    "{}:net --optimizer SGD(mu=1)": "argument --optimizer: SGD(mu=1) raises TypeError: ",
+    "{}:net --optimizer LBFGS": "optimizer is LBFGS (",
+}
+IMPOSSIBLE = {
+    "{}:net --input 4,7": "{}:net and CrossEntropyLoss do not take 4,6:float32, 4,7:float32: ",
+    "{}:net --target 5:int64": "{}:net and CrossEntropyLoss do not take 4,6:float32 and a target 5:int64: ",
+    "{}:Watching": "no step can be derived, because of one place: the model itself: ",
+}
+
+
+@pytest.mark.parametrize("arguments", [*REFUSED, *IMPOSSIBLE])
+def test_derive_says_in_one_line_what_is_wrong(arguments: str, models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model, *others = arguments.replace("{}", models).split()
+    status, line = failure(["derive", model, "--input", "4,6", *others], capsys)
+    said = (REFUSED | IMPOSSIBLE)[arguments].replace("{}", models)
+    assert line.startswith(f"torch-manualbp derive: {said}")
+    assert status == (2 if arguments in REFUSED else 1)
+
+
+def test_derive_lists_every_place_that_cannot_be_derived(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["derive", f"{models}:Twice", "--input", "4,6"]) == 1
+    first, *places = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"torch-manualbp derive: no step can be derived, because of \d places:", first)
+    assert {place.split(":")[0] for place in places} == {"  first", "  second"}

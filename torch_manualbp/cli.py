@@ -19,6 +19,7 @@ __all__ = ["main"]
 PROGRAM = "torch-manualbp"
 
 COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
+    "derive": ("torch_manualbp.derive.command", "print a model's training step as a program without autograd"),
     "bench layers": ("torch_manualbp.bench.layers", "time the layers against stock torch.nn"),
     "bench step": ("torch_manualbp.bench.step", "time a training step against stock PyTorch"),
     "matrix": ("torch_manualbp.verify.contract.matrix", "hold every rule and layer to the contract"),

@@ -7,6 +7,7 @@
 - ``plan``: what is done once, and where the values live
 - ``source``: the program as Python
 - ``derived``, ``step``: the program at work, and :class:`TrainStep`, which derives it
+- ``command``: ``torch-manualbp derive``, which prints it
 """
 
 from torch_manualbp.derive.step import TrainStep

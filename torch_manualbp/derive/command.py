@@ -1,0 +1,217 @@
+"""Print a model's training step as a program without autograd: forward, loss, backward and update, line by line.
+
+  torch-manualbp derive "torch_manualbp.nn:Sequential(Linear(784, 128), ReLU(), Linear(128, 10))" --input 64,784
+  torch-manualbp derive my_package.models:Net --input 64,3 --loss MSELoss --optimizer AdamW --output step.py
+
+After the colon stands a Python expression in the names of that module: a model, its class, or a function that returns
+it. The numbers do not matter: data are zeros, and learning rates and the like are arguments of the program."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from torch_manualbp import nn
+from torch_manualbp.derive.step import TrainStep
+from torch_manualbp.derive.tape import NotDerivableError
+
+__all__ = ["add_arguments", "main"]
+
+OF_CLASSES = (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss, torch.nn.MultiMarginLoss)
+"""Losses whose target are the indices of classes."""
+
+
+class _RefusedError(Exception):
+    """What the command does not take."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``torch-manualbp derive``."""
+    add = parser.add_argument
+    add("model", metavar="package.module:model", help="where the model is")
+    shape = "SHAPE[:DTYPE]"
+    add(
+        "--input",
+        action="append",
+        required=True,
+        metavar=shape,
+        help="of a batch, such as 64,784; again for each input",
+    )
+    add("--target", metavar=shape, help="such as 64:int64 (default: what the loss takes for the model's output)")
+    add("--loss", default="CrossEntropyLoss", metavar="LOSS", help="of torch_manualbp.nn, or package.module:loss")
+    add("--optimizer", default="SGD", metavar="OPTIMIZER", help="of torch.optim, such as 'SGD(momentum=0.9)'")
+    add("--compile", action="store_true", help="in the form for torch.compile, which plans memory itself")
+    add("--output", type=Path, metavar="FILE", help="write the program to this file instead: it imports torch alone")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print or write the program; 1 if there is none, 2 if the arguments name what is not there."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)  # where `python -m` looks too
+    try:
+        model = _model(options.model)
+        loss = _loss(options.loss)
+        step = _step(model, loss, _optimizer(options.optimizer, model), options.compile)
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        inputs = tuple(_zeros("--input", text, dtype) for text in options.input)
+        target = None if options.target is None else _zeros("--target", options.target, dtype)
+    except _RefusedError as error:
+        return _say(str(error), 2)
+    finally:
+        sys.path.remove(folder)
+    given = ", ".join(map(_form, inputs))
+    try:
+        if target is None:
+            with torch.no_grad():
+                target = _target(loss, model(*inputs))
+        given += f" and a target {_form(target)}"
+        program = step.derive(inputs, target)
+    except _RefusedError as error:
+        return _say(str(error), 2)
+    except NotDerivableError as error:
+        text = str(error)
+        return _say(text.replace("\n ", "") if len(error.problems) == 1 else text, 1)
+    except Exception as error:
+        return _say(f"{options.model} and {options.loss} do not take {given}: {_line(error)}", 1)
+    if options.output is None:
+        _print(program)
+    else:
+        options.output.write_text(program, encoding="utf-8")
+        print(f"{options.output}: {len(program.splitlines())} lines")
+    return 0
+
+
+def _say(message: str, status: int) -> int:
+    print(f"torch-manualbp derive: {message}", file=sys.stderr)
+    return status
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _evaluated(argument: str, text: str) -> Any:
+    """What ``package.module:expression`` is."""
+    name, _, expression = text.partition(":")
+    if not re.fullmatch(r"\w+(\.\w+)*", name) or not expression.strip():
+        raise _RefusedError(f"argument {argument}: {text!r} is not of the form package.module:name")
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # whatever a module raises that is imported
+        raise _RefusedError(f"argument {argument}: {name} cannot be imported: {_line(error)}") from error
+    return _evaluated_in(argument, expression, vars(module))
+
+
+def _evaluated_in(argument: str, expression: str, names: Mapping[str, Any]) -> Any:
+    try:
+        return eval(expression, {**names})
+    except Exception as error:  # whatever the user's own expression raises
+        raise _RefusedError(f"argument {argument}: {expression} raises {_line(error)}") from error
+
+
+def _made(argument: str, given: Any, text: str) -> Any:
+    """An object, given as such, as its class, or as a function that returns it."""
+    if isinstance(given, Module | Optimizer) or not callable(given):
+        return given
+    try:
+        return given()
+    except Exception as error:  # whatever a constructor raises
+        raise _RefusedError(f"argument {argument}: {text}() raises {_line(error)}") from error
+
+
+def _model(text: str) -> Module:
+    model = _made("model", _evaluated("model", text), text)
+    if not isinstance(model, Module):
+        raise _RefusedError(f"argument model: {text} is of class {type(model).__name__}, and not a torch.nn.Module")
+    return model
+
+
+def _loss(text: str) -> Any:
+    loss = _evaluated("--loss", text) if ":" in text else _evaluated_in("--loss", text, vars(nn))
+    loss = _made("--loss", loss, text) if isinstance(loss, type) else loss
+    if not callable(loss):
+        raise _RefusedError(
+            f"argument --loss: {text} is of class {type(loss).__name__}, and not a function of (output, target)"
+        )
+    return loss
+
+
+def _optimizer(text: str, model: Module) -> Optimizer:
+    classes = {name: cls for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name != "Optimizer"}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    of_model = {name: functools.partial(cls, parameters) for name, cls in classes.items()}
+    optimizer = _made("--optimizer", _evaluated_in("--optimizer", text, of_model), text)
+    if not isinstance(optimizer, Optimizer):
+        raise _RefusedError(
+            f"argument --optimizer: {text} is of class {type(optimizer).__name__}, and not a torch.optim.Optimizer"
+        )
+    return optimizer
+
+
+def _step(model: Module, loss: Any, optimizer: Optimizer, compile: bool) -> TrainStep:
+    try:
+        return TrainStep(model, loss, optimizer, compile=compile)
+    except ValueError as error:  # of an optimizer that calls the step itself
+        raise _RefusedError(" ".join(str(error).split())) from error
+
+
+def _zeros(argument: str, text: str, dtype: torch.dtype) -> Tensor:
+    match = re.fullmatch(r"(\d+(?:,\d+)*)(?::(\w+))?", text.replace(" ", ""))
+    if match is None:
+        raise _RefusedError(f"argument {argument}: {text!r} is no shape, such as 64,784 or 64:int64")
+    shape, name = match.groups()
+    found = dtype if name is None else getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise _RefusedError(f"argument {argument}: {name!r} is no dtype of torch, such as float32 or int64")
+    return torch.zeros([int(n) for n in shape.split(",")], dtype=found)
+
+
+def _target(loss: Any, output: Any) -> Tensor:
+    """Zeros such as the loss takes for this output."""
+    if not isinstance(output, Tensor):
+        raise _RefusedError(f"argument --target: it is needed, as the model returns a {type(output).__name__}")
+    if isinstance(loss, OF_CLASSES):
+        return torch.zeros(output.shape[:-1] if output.dim() == 1 else output.shape[:1] + output.shape[2:]).long()
+    dtype = torch.int64 if isinstance(loss, torch.nn.MultiLabelMarginLoss) else output.dtype
+    return torch.zeros_like(output, dtype=dtype)
+
+
+def _form(t: Tensor) -> str:
+    return f"{','.join(map(str, t.shape))}:{str(t.dtype).removeprefix('torch.')}"
+
+
+def _print(program: str) -> None:
+    """Print it, in colours if that is seen."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # a console of another encoding could not print δ
+    try:
+        if sys.stdout.isatty():
+            _print_in_colours(program)
+        else:
+            print(program, end="", flush=True)
+    except BrokenPipeError:  # `| head` has seen enough, and the interpreter would complain when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_in_colours(program: str) -> None:
+    try:
+        from rich.console import Console
+        from rich.syntax import Syntax
+    except ImportError:  # it is as good to read without
+        print(program, end="", flush=True)
+        return
+    text = Syntax(program, "python", theme="ansi_dark").highlight(program)
+    Console().print(text, end="", soft_wrap=True)
