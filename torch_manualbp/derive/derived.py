@@ -8,7 +8,7 @@ import linecache
 import operator
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from torch_manualbp.derive.effects import DRAWS
 from torch_manualbp.derive.plan import plan
-from torch_manualbp.derive.program import CONSTANT, STATE, Call, Program, Value
+from torch_manualbp.derive.program import CONSTANT, STATE, Blocks, Call, Program, Value
 from torch_manualbp.derive.source import Source, used_values, write_source
 from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
 from torch_manualbp.derive.update import forms_of, leave_gradient
@@ -53,6 +53,27 @@ class How:
     skip_nonfinite: bool = False
     keep_deltas: bool = False
     keep_output: bool = False
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """A line of the update, in the turn of the loop that it stands in."""
+
+    line: int
+    writes: list[Tensor]
+    loop: Blocks | None = None
+    rows: slice | None = None
+    head: int = 0
+    """The line of the loop."""
+
+    def is_ahead(self, line: int, turns: dict[str, slice | None]) -> bool:
+        """Whether it is still to be done when an exception comes on this line and the loops are in these turns."""
+        if self.loop is None or self.rows is None:
+            return self.line >= line
+        now = turns[self.loop.variable]
+        if now != self.rows:
+            return now is None or self.rows.start > now.start
+        return self.line >= line > self.head  # at the head its turn is over
 
 
 class Derived:
@@ -119,7 +140,8 @@ class Derived:
         planned = plan(program, [C, *outputs], list(deltas.values()), lean=not how.compile)
         self.written = [*self.parameters, *(t for state in self.state.values() for t in state.values())]
         self.addresses = {t.untyped_storage().data_ptr() for t in self.written}
-        self._writes = [[v.tensor for v in call.results] for call in planned.steps if call.section == "update"]
+        update = [call for call in planned.steps if call.section == "update"]
+        self._writes = [[v.tensor for v in call.results] if call.written else [] for call in update]
         tensors, own, constants = _given(planned, program, named, outputs)
         self.source: Source = write_source(
             planned,
@@ -204,22 +226,35 @@ class Derived:
         first = self.source.sections.get("update")
         if frame is None or first is None or line <= first:
             return False
-        lines = self.source.lines[first : self.source.sections["return"] - 1]
-        calls = [n for n, text in enumerate(lines) if text.strip() and not text.strip().startswith("#")]
-        at = next((i for i, n in enumerate(calls) if first + n + 1 >= line), len(calls))
-        if at < len(calls) and first + calls[at] + 1 == line and self._is_done(at, versions):
-            at += 1
+        statements = list(self._update())
+        turns = {loop.variable: frame.f_locals.get(loop.variable) for _, loop in self.source.update if loop is not None}
+        reached = next((i for i, it in enumerate(statements) if it.is_ahead(line, turns)), len(statements))
         namespace = {**frame.f_globals, **frame.f_locals}
-        for n in calls[at:]:
-            exec(lines[n].strip(), namespace)
+        for statement in statements[max(reached, self._done(statements, versions)) :]:
+            if statement.loop is not None:
+                namespace[statement.loop.variable] = statement.rows
+            exec(self.source.lines[statement.line - 1].strip(), namespace)
         return True
 
-    def _is_done(self, at: int, versions: list[int]) -> bool:
-        """Whether line ``at`` of the update, on which an exception came, has changed what it changes."""
-        before = dict(zip(map(id, self.written), versions, strict=True))
-        target = self._writes[at][0]
-        expected = before[id(target)] + sum(any(t is target for t in writes) for writes in self._writes[: at + 1])
-        return target._version >= expected
+    def _update(self) -> Iterator[_Statement]:
+        """The update, with its loops unrolled."""
+        lines = zip(self.source.update, self._writes, strict=True)
+        for loop, of_loop in itertools.groupby(lines, key=lambda item: item[0][1]):
+            body = [(line, writes) for (line, _), writes in of_loop]
+            for rows in [None] if loop is None else loop.slices():
+                for line, writes in body:
+                    yield _Statement(line, writes, loop, rows, head=body[0][0] - 1)
+
+    def _done(self, statements: list[_Statement], versions: list[int]) -> int:
+        """How many of them are done for certain, as the versions show of the tensors that they have changed."""
+        counts = {id(t): t._version - before for t, before in zip(self.written, versions, strict=True)}
+        done = 0
+        for i, statement in enumerate(statements):
+            for t in statement.writes:
+                counts[id(t)] -= 1
+            if statement.writes and counts[id(statement.writes[0])] >= 0:
+                done = i + 1
+        return done
 
     def _where(self, traceback: TracebackType | None) -> tuple[FrameType | None, int]:
         while traceback is not None:

@@ -60,7 +60,7 @@ class Plan:
         return [*(item for item in self.once if isinstance(item, Call)), *self.steps]
 
     into: dict[Call, Value] = field(default_factory=dict)
-    """The calls of the step whose result is written into planned memory."""
+    """The calls of the step whose result is written into memory that is there: the value whose it is."""
 
 
 def plan(program: Program, results: Iterable[Value], pinned: Iterable[Value] = (), lean: bool = True) -> Plan:
@@ -307,6 +307,9 @@ class _Planner:
         self.is_constant: set[Value] = set()
         """And whose numbers are, too."""
 
+        self.fresh: set[Value] = set()
+        """Values whose tensor is made anew at each step, and fills its memory."""
+
         self.owned: dict[Memory, Value] = {}
         """The memory that the program made for itself, and the value that it was made for."""
 
@@ -351,6 +354,8 @@ class _Planner:
             self.plan.steps.append(call)
         else:
             self.plan.steps.append(call)
+            if self.lean and call.made and len(call.results) == 1 and call.results[0].is_whole:
+                self.fresh.add(call.results[0])
 
     def _is_made_once(self, call: Call, arguments: list[Value]) -> bool:
         if call.written or _is_random(call) or not call.made or call.made & (self.changed | self.results):
@@ -381,11 +386,14 @@ class _Planner:
         if value.memory not in self.pinned:
             if call.name in POINTWISE:
                 for argument in call.arguments():
-                    is_done = self.last_use[argument.memory] == i and argument.memory in self.owned
+                    is_ours = argument in self.fresh or (argument.memory in self.owned and argument in self.stays)
+                    is_done = self.last_use[argument.memory] == i and is_ours
                     others = [v for v in call.arguments() if v.memory is argument.memory]
                     is_alone = all(v.is_whole and v.is_like(value) for v in others)  # and no other view of it
-                    if is_done and is_alone and argument in self.stays:
+                    if is_done and is_alone:
                         self._share(value, argument)
+                        if argument in self.fresh:
+                            self.plan.into[call] = argument
                         return
             for memory, owner in self.owned.items():
                 if self.last_use[memory] < i and memory not in self.pinned and _fits(value, owner):
@@ -403,8 +411,11 @@ class _Planner:
         last = self.last_use[value.memory]
         _move(self.calls, value.memory, other.memory)
         self.last_use[other.memory] = max(last, self.last_use[other.memory])
-        self.stays.add(value)
-        self.plan.once.append((value, other))
+        if other in self.fresh:
+            self.fresh.add(value)
+        else:
+            self.stays.add(value)
+            self.plan.once.append((value, other))
 
 
 def _fits(value: Value, owner: Value) -> bool:

@@ -7,6 +7,7 @@ read off the tensors themselves. :mod:`~torch_manualbp.derive.plan` then decides
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Call", "Formula", "Memory", "Program", "Text", "Value", "mapped", "values_in", "words"]
+__all__ = ["Blocks", "Call", "Formula", "Memory", "Program", "Text", "Value", "mapped", "values_in", "words"]
 
 PARAMETER, INPUT, CONSTANT, STATE, MADE = "parameter", "input", "constant", "state", "made"
 
@@ -78,6 +79,34 @@ class Formula(Text):
     values: tuple[Value, ...] = ()
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """A loop over the rows of a matrix, some at a time."""
+
+    number: int
+    rows: int
+    of: int
+    """Of how many rows there are."""
+
+    @property
+    def name(self) -> str:
+        """The slices of rows."""
+        return f"blocks{self.number}"
+
+    @property
+    def variable(self) -> str:
+        """The slice whose turn it is."""
+        return f"rows{self.number}"
+
+    def slices(self) -> list[slice]:
+        """All turns."""
+        return [slice(i, i + self.rows) for i in range(0, self.of, self.rows)]
+
+    def block_of(self, value: Value) -> Formula:
+        """These rows of a value."""
+        return Formula(f"{{}}[{self.variable}]", (value,))
+
+
 @dataclass(eq=False)
 class Call:
     """A call of torch: ``results = function(*args, **kwargs)``, with values in place of tensors."""
@@ -95,8 +124,8 @@ class Call:
     title: tuple[str, ...] = ()
     """What the reader is told where calls with another title end: the layer and its formula."""
 
-    blocks: int = 0
-    """The loop over blocks that it stands in, or 0."""
+    blocks: Blocks | None = None
+    """The loop that it stands in."""
 
     reads: frozenset[Memory] = field(default_factory=frozenset)
     is_random: bool = False
@@ -165,12 +194,16 @@ class Program:
         self.calls: list[Call] = []
         self.section = ""
         self.title: tuple[str, ...] = ()
+        self.blocks: Blocks | None = None
+        """The loop that what is appended stands in."""
+
         self.draws_into_layout = False
         """Whether random numbers were drawn for a tensor, whose layout decides about their order."""
 
         self._values: dict[int, Value] = {}
         self._memories: dict[int, Memory] = {}
         self._numbers: dict[Any, Value] = {}
+        self._loops = 0
         self._alive: list[Any] = []  # so that no id comes twice
 
     def add(self, tensor: Tensor, origin: str, name: str) -> Value:
@@ -255,9 +288,18 @@ class Program:
         """Write a call down that is not made now, and that returns nothing new."""
         written = frozenset(value.memory for value in writes)
         results = tuple(writes)
-        self.calls.append(
-            Call(function, args, kwargs, results, written=written, section=self.section, title=self.title)
-        )
+        where = {"section": self.section, "title": self.title, "blocks": self.blocks}
+        self.calls.append(Call(function, args, kwargs, results, written=written, **where))  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def loop(self, rows: int, of: int) -> Iterator[Blocks]:
+        """What is appended within is done for so many rows at a time."""
+        self._loops += 1
+        self.blocks = Blocks(self._loops, rows, of)
+        try:
+            yield self.blocks
+        finally:
+            self.blocks = None
 
     def producer(self, value: Value) -> Call | None:
         """The call that made this value."""

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.derive.plan import Plan, function_with_out
-from torch_manualbp.derive.program import Call, Formula, Text, Value, values_in, words
+from torch_manualbp.derive.program import Blocks, Call, Formula, Text, Value, mapped, values_in, words
+from torch_manualbp.rules.products import onednn_linear
 
 __all__ = ["Source", "write_source"]
 
 WIDTH = 88
 """The column that shapes stand in."""
 
-RESERVED = words("torch F parameters state build step lr momentum dampening weight_decay beta1 beta2 eps")
+RESERVED = words("torch F parameters state build step onednn_linear lr momentum dampening weight_decay beta1 beta2 eps")
 
 INFIX = {"__add__": "+", "__sub__": "-", "__mul__": "*", "__truediv__": "/", "__matmul__": "@", "__eq__": "=="}
 INFIX |= {"__ne__": "!=", "__lt__": "<", "__le__": "<=", "__gt__": ">", "__ge__": ">=", "__and__": "&", "__or__": "|"}
@@ -32,6 +33,9 @@ class Source:
         self.lines: list[str] = []
         self.sections: dict[str, int] = {}
         """The line, from 1, on which a section of the step begins."""
+
+        self.update: list[tuple[int, Blocks | None]] = []
+        """The lines of the update, from 1, each with the loop that it stands in."""
 
     @property
     def text(self) -> str:
@@ -56,7 +60,10 @@ def write_source(
     skips: bool = False,
 ) -> Source:
     """Write ``build(parameters, state)``, which returns the step."""
-    names = _names(plan, [*parameters.values(), *state.values(), *constants.values(), *inputs], settings)
+    loops = list(dict.fromkeys(call.blocks for call in plan.steps if call.blocks is not None))
+    names_of_loops = [name for loop in loops for name in (loop.name, loop.variable)]
+    given = [*parameters.values(), *state.values(), *constants.values(), *inputs]
+    names = _names(plan, given, [*settings, *names_of_loops])
     source = Source()
     add = source.add
     add(f'"""{heading[0]}')
@@ -67,6 +74,9 @@ def write_source(
     add("import torch")
     if _uses_functional(plan):
         add("import torch.nn.functional as F")
+    if _uses_onednn(plan):
+        add()
+        add("onednn_linear = torch.ops.mkldnn._linear_pointwise  # a Wᵀ + b of (a, W, b, ...), here faster than BLAS")
     add()
     add()
     add("def build(parameters, state):")
@@ -95,13 +105,17 @@ def write_source(
             value, other = item
             reshaped = "" if other.tensor.shape == value.tensor.shape else f".view({_shape(value)})"
             add(f"{names[value]} = {names[other]}{reshaped}", 4, "in the same memory")
+    for each in loops:
+        add(f"{each.name} = [slice(i, i + {each.rows}) for i in range(0, {each.of}, {each.rows})]", 4)
     add()
     add(f"def step({', '.join([*(names[value] for value in inputs), *settings])}):", 4)
     section = ""
     title: tuple[str, ...] = ()
+    loop: Blocks | None = None
     for call in plan.steps:
         if call.section != section:
             section, title = call.section, ()
+            loop = None
             if source.lines[-1].strip() and not source.lines[-1].strip().startswith("def "):
                 add()
             source.sections[section] = len(source.lines) + 1
@@ -118,7 +132,13 @@ def write_source(
                 add(f"# {head}" + (f":   {formula[0]}" if formula else ""), 8)
                 for line in formula[1:]:
                     add(f"#{' ' * (len(head) + 5)}{line}", 8)
-        add(_statement(call, names, plan), 8, _made(call))
+        if call.blocks is not loop:
+            loop = call.blocks
+            if loop is not None:
+                add(f"for {loop.variable} in {loop.name}:", 8, f"{loop.rows} of {loop.of} rows at a time")
+        add(_statement(call, names, plan), 8 if loop is None else 12, _made(call))
+        if section == "update":
+            source.update.append((len(source.lines), loop))
     values = [names[value] for value in returns]
     if source.lines[-1].strip():
         add()
@@ -193,7 +213,9 @@ def _statement(call: Call, names: dict[Value, str], plan: Plan) -> str:
     if call in plan.into:
         args = [_text(arg, names) for arg in call.args]
         args += [f"{key}={_text(arg, names)}" for key, arg in call.kwargs.items()]
-        return f"{_function(function_with_out(call), call.name)}({', '.join(args)}, out={names[plan.into[call]]})"
+        written = f"{_function(function_with_out(call), call.name)}({', '.join(args)}, out={names[plan.into[call]]})"
+        result = call.results[0]  # may come to stand where a tensor of this step stood
+        return written if plan.into[call] is result else f"{names[result]} = {written}"
     expression = _expression(call, names)
     if call.written:
         return expression
@@ -234,6 +256,8 @@ def _function(function: Any, name: str) -> str:
         return f"torch.{name}"
     if getattr(torch._C._nn, name, None) is function:
         return f"torch._C._nn.{name}"
+    if function is onednn_linear:
+        return "onednn_linear"
     if type(function).__name__ in ("OpOverload", "OpOverloadPacket"):
         return f"torch.ops.{function}"
     return f"torch.{name}"
@@ -242,6 +266,13 @@ def _function(function: Any, name: str) -> str:
 def _uses_functional(plan: Plan) -> bool:
     functions = [function_with_out(call) if call in plan.into else call.function for call in plan.calls]
     return any(_function(f, getattr(f, "__name__", "")).startswith("F.") for f in functions)
+
+
+def _uses_onednn(plan: Plan) -> bool:
+    texts: list[str] = []
+    for call in plan.steps:
+        mapped((call.args, call.kwargs), Formula, lambda formula: texts.append(formula.text))
+    return any(call.function is onednn_linear for call in plan.calls) or any("onednn_linear" in text for text in texts)
 
 
 def _text(arg: Any, names: dict[Value, str]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.evaluate import is_written_down, lays_out_freely, records_nothing
+from torch_manualbp.rules.products import is_faster_in_onednn, onednn_linear, uses_onednn
 from torch_manualbp.rules.rule import Rule, runs_forward_mode, widened
 
 __all__ = [
@@ -74,7 +75,7 @@ class Linear(Rule):
     @staticmethod
     def forward(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         if is_written_down() and W.dim() == 2 and a.dim() > 1 and (b is None or b.dim() == 1):
-            return _linear_in_columns(a, W, b)
+            return _linear_written_down(a, W, b)
         z = F.linear(a, W, b)
         # Of other than matrices z is a view of one, and what a Function returns as a view may not be changed in place.
         return z if a.dim() == W.dim() == 2 else torch.ops.aten._unsafe_view(z, z.shape)
@@ -123,10 +124,13 @@ COLUMNS = 1 << 20
 1024×4096 takes 3.5 ms for 5.5, and up to a tenth less at larger sizes."""
 
 
-def _linear_in_columns(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    """z with its numbers in the order of zᵀ = W aᵀ + b, a column for each sample, where that is faster."""
+def _linear_written_down(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """z by the fastest kernel for its size: by BLAS also with its numbers in the order of zᵀ = W aᵀ + b, a column for
+    each sample."""
     rows = _samples_as_rows(a)
-    if rows.shape[0] * W.numel() < COLUMNS or not lays_out_freely() or not records_nothing(rows):
+    if is_faster_in_onednn(rows, W):
+        z = onednn_linear(rows, W, b, "none", [], "")
+    elif rows.shape[0] * W.numel() < COLUMNS or not lays_out_freely() or uses_onednn() or not records_nothing(rows):
         z = F.linear(rows, W, b)
     else:
         column = None if b is None else b.unsqueeze(1)
@@ -148,13 +152,20 @@ def linear_input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) 
     if _is_in_columns(like) and W.dim() == 2 and records_nothing(delta):
         return torch.mm(W.t(), delta.t()).t()
     if delta.dim() == W.dim() == 2:
+        W_t = W.t()
+        if is_faster_in_onednn(delta, W_t):
+            return onednn_linear(delta, W_t, None, "none", [], "")
         return torch.mm(delta, W)
     return torch.matmul(delta, W if W.dim() == 2 else W.unsqueeze(0))
 
 
 def linear_weight_gradient(delta: Tensor, a: Tensor) -> Tensor:
     """∂C/∂W = δᵀ a, summed over the samples by the product: (*, out), (*, in) → (out, in)."""
-    return torch.mm(_samples_as_rows(delta).t(), _samples_as_rows(a.conj() if a.is_complex() else a))
+    delta_t, a = _samples_as_rows(delta).t(), _samples_as_rows(a.conj() if a.is_complex() else a)
+    a_t = a.t()
+    if is_faster_in_onednn(delta_t, a_t):
+        return onednn_linear(delta_t, a_t, None, "none", [], "")
+    return torch.mm(delta_t, a)
 
 
 def linear_bias_gradient(delta: Tensor, shape: torch.Size | None = None) -> Tensor:

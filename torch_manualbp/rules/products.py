@@ -1,0 +1,73 @@
+"""Which kernel multiplies matrices in a step that is written down.
+
+torch hands float32 products on an x86 processor to MKL, which gives AVX-512 to Intel's processors alone. oneDNN, which
+torch brings along and which ``torch.compile`` takes for frozen weights, gives it to all. On two cores of an AMD EPYC
+(Zen 5) products of 64 and of 512 samples with a 1024×4096 matrix take less than half as long; up to about 2²¹
+multiplications they take longer, since the call does.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_manualbp.rules.evaluate import is_written_down, records_nothing
+
+__all__ = ["is_faster_in_onednn", "onednn_linear", "use_onednn", "uses_onednn"]
+
+onednn_linear: Any = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+"""``onednn_linear(a, W, b, "none", [], "")`` = a Wᵀ + b."""
+
+LARGE_PRODUCT = 1 << 22
+"""Multiplications from which on oneDNN's product is the faster one."""
+
+_uses_onednn: bool | None = None
+
+
+def use_onednn(enabled: bool | None = True) -> None:
+    """Have the large float32 products of the steps that are derived from now on be oneDNN's, or MKL's.
+
+    None, as it is at first, means oneDNN's on an x86 processor with AVX-512 that is not Intel's.
+
+    Raises:
+        RuntimeError: this torch has no oneDNN.
+    """
+    global _uses_onednn
+    if enabled and onednn_linear is None:
+        raise RuntimeError("this torch was built without oneDNN: leave its products to BLAS, use_onednn(False)")
+    _uses_onednn = enabled
+
+
+def uses_onednn() -> bool:
+    """Whether large products are oneDNN's: what :func:`use_onednn` said, or what is faster on this processor."""
+    if onednn_linear is None or not torch.backends.mkldnn.enabled:
+        return False
+    return _is_left_out_by_mkl() if _uses_onednn is None else _uses_onednn
+
+
+def is_faster_in_onednn(a: Tensor, W: Tensor) -> bool:
+    """Whether the product a Wᵀ, (n, in), (out, in) → (n, out), of a step that is written down is to be oneDNN's."""
+    if not is_written_down() or a.dtype != torch.float32 or W.dtype != torch.float32:
+        return False
+    return a.shape[0] * W.numel() >= LARGE_PRODUCT and uses_onednn() and records_nothing(a.detach(), W.detach())
+
+
+@functools.cache
+def _is_left_out_by_mkl() -> bool:
+    if not torch.backends.mkl.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    return "GenuineIntel" not in _processor()
+
+
+def _processor() -> str:
+    """What the processor says of itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("vendor_id")), "GenuineIntel")
