@@ -140,8 +140,9 @@ class Derived:
         planned = plan(program, [C, *outputs], list(deltas.values()), lean=not how.compile)
         self.written = [*self.parameters, *(t for state in self.state.values() for t in state.values())]
         self.addresses = {t.untyped_storage().data_ptr() for t in self.written}
+        ids = set(map(id, self.written))
         update = [call for call in planned.steps if call.section == "update"]
-        self._writes = [[v.tensor for v in call.results] if call.written else [] for call in update]
+        self._writes = [[v.tensor for v in call.results if id(v.tensor) in ids] for call in update]
         tensors, own, constants = _given(planned, program, named, outputs)
         self.source: Source = write_source(
             planned,

@@ -115,9 +115,12 @@ def _needed(calls: list[Call], roots: list[Value]) -> list[Call]:
 def _without_likeness(call: Call) -> Call:
     """``torch.zeros(shape)`` for ``torch.zeros_like(t)``: of t it takes the shape alone."""
     name = call.name
-    if name not in ALLOCATIONS and name not in FILLED:
+    t = call.results[0].tensor if call.results else None
+    if name in ("full", "new_full", "full_like") and t is not None and type(call.args[1]) in (bool, int, float):
+        call.function, call.args, call.kwargs = torch.full, (tuple(t.shape), call.args[1]), _options(t)
         return call
-    t = call.results[0].tensor
+    if t is None or (name not in ALLOCATIONS and name not in FILLED):
+        return call
     if not t.is_contiguous():
         if name in ALLOCATIONS:
             call.function, call.args, call.kwargs = torch.empty_strided, (tuple(t.shape), t.stride()), _options(t)
@@ -346,9 +349,12 @@ class _Planner:
             self._own(value)
             method = Tensor.zero_ if FILLED[call.name] == 0 else Tensor.fill_
             args = (value,) if FILLED[call.name] == 0 else (value, FILLED[call.name])
-            refill = Call(method, args, {}, (value,), written=frozenset({value.memory}))
-            refill.section, refill.title = call.section, call.title
-            self.plan.steps.append(refill)
+            self._write(call, method, args)
+        elif self.lean and self._is_copy(call):
+            value = call.results[0]
+            self._place_result(i, call)
+            del self.plan.into[call]
+            self._write(call, Tensor.copy_, (value, call.args[0]))
         elif self.lean and self._takes_out(call):
             self._place_result(i, call)
             self.plan.steps.append(call)
@@ -356,6 +362,13 @@ class _Planner:
             self.plan.steps.append(call)
             if self.lean and call.made and len(call.results) == 1 and call.results[0].is_whole:
                 self.fresh.add(call.results[0])
+
+    def _write(self, call: Call, method: Any, args: tuple[Any, ...]) -> None:
+        """Have the step write the numbers of a call's result where they live."""
+        value = call.results[0]
+        write = Call(method, args, {}, (value,), written=frozenset({value.memory}))
+        write.section, write.title, write.blocks = call.section, call.title, call.blocks
+        self.plan.steps.append(write)
 
     def _is_made_once(self, call: Call, arguments: list[Value]) -> bool:
         if call.written or _is_random(call) or not call.made or call.made & (self.changed | self.results):
@@ -379,6 +392,11 @@ class _Planner:
         if call.name == "linear":
             return len(call.args[0].tensor.shape) == 2
         return call.name in OTHERS or (call.name in POINTWISE and _has_out(call))
+
+    def _is_copy(self, call: Call) -> bool:
+        if call.name not in ("contiguous", "clone") or not call.made or call.written:
+            return False
+        return call.results[0].is_whole and call.results[0].memory not in self.results
 
     def _place_result(self, i: int, call: Call) -> None:
         value = call.results[0]

@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp.rules.products import onednn_linear
+
 __all__ = ["Blocks", "Call", "Formula", "Memory", "Program", "Text", "Value", "mapped", "values_in", "words"]
+
+UNTOUCHED = 1 << 16
+"""Numbers in a matrix from which on it has pages of memory to itself."""
 
 PARAMETER, INPUT, CONSTANT, STATE, MADE = "parameter", "input", "constant", "state", "made"
 
@@ -248,7 +253,7 @@ class Program:
         given = list(_tensors_in((args, kwargs)))
         versions = [t._version for t in given]
         drawn = torch.get_rng_state()
-        output = function(*args, **kwargs)
+        output = self._run(function, args, kwargs)
         is_random = not torch.equal(drawn, torch.get_rng_state())
         outputs = [output] if isinstance(output, Tensor) else list(_tensors_in(output))
         written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
@@ -283,6 +288,15 @@ class Program:
         )
         self.draws_into_layout |= is_random and bool(given)
         return output
+
+    def _run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the call returns. The numbers of a large product on the way back are left out: nobody looks at them when
+        it is written down, and memory that nobody touches takes none."""
+        if self.section == "backward" and function in (torch.mm, onednn_linear):
+            a, b = args[0], args[1] if function is torch.mm else args[1].t()
+            if a.shape[0] * b.shape[1] >= UNTOUCHED:
+                return a.new_empty(a.shape[0], b.shape[1])
+        return function(*args, **kwargs)
 
     def append(self, function: Any, *args: Any, writes: Iterable[Value] = (), **kwargs: Any) -> None:
         """Write a call down that is not made now, and that returns nothing new."""

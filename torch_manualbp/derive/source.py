@@ -18,7 +18,10 @@ __all__ = ["Source", "write_source"]
 WIDTH = 88
 """The column that shapes stand in."""
 
-RESERVED = words("torch F parameters state build step onednn_linear lr momentum dampening weight_decay beta1 beta2 eps")
+RESERVED = words(
+    "torch F slice range float onednn_linear parameters state build step "
+    "lr momentum dampening weight_decay beta1 beta2 eps"
+)
 
 INFIX = {"__add__": "+", "__sub__": "-", "__mul__": "*", "__truediv__": "/", "__matmul__": "@", "__eq__": "=="}
 INFIX |= {"__ne__": "!=", "__lt__": "<", "__le__": "<=", "__gt__": ">", "__ge__": ">=", "__and__": "&", "__or__": "|"}
@@ -295,6 +298,8 @@ def _text(arg: Any, names: dict[Value, str]) -> str:
         return f'float("{arg}")'
     if isinstance(arg, float) and arg != arg:
         return 'float("nan")'
+    if isinstance(arg, str):
+        return '"' + repr("'" + arg)[2:-1] + '"'  # as this code base writes them
     return repr(arg)
 
 

@@ -38,8 +38,8 @@ __all__ = ["SGD", "Adam", "forms_of", "leave_gradient", "structure_of"]
 Learnt = Sequence[tuple[Value, Value, dict[str, Value]]]
 """Parameters, their gradients, and the state that the optimizer has of each."""
 
-BLOCK = 1 << 19
-"""Numbers of ∂C/∂W at a time, 2 MB, where it is oneDNN's product: 1024×4096 of 64 samples takes 1.9 ms in blocks of
+BLOCK = 1 << 18
+"""Numbers of ∂C/∂W at a time, 1 MB, where it is oneDNN's product: 1024×4096 of 64 samples takes 1.9 ms in blocks of
 2 MB, 2.0 of 1 MB and 3.2 of 0.25 MB."""
 
 PRODUCT = 'onednn_linear({}, {}, None, "none", [], "")'
@@ -124,9 +124,9 @@ class Adam:
             self._fold_one(program, W, g, state)
         learnt = [item for item in learnt if item not in odd]
         program.title = ("AdamW" if self.decoupled else "Adam",)
-        large = [[item] for item in learnt if item[0].tensor.numel() > SMALL]
-        small = [item for item in learnt if item[0].tensor.numel() <= SMALL]
-        for items in [*large, *([small] if small else [])]:
+        large = [item for item in learnt if item[0].tensor.numel() > SMALL or _blocks(program, item[0], item[1])]
+        small = [item for item in learnt if item not in large]
+        for items in [*([item] for item in large), *([small] if small else [])]:
             steps = [state["step"] for _, _, state in items]
             program.append(torch._foreach_add_, steps, 1, writes=steps)
             with _gradients(program, items[0][0], [g for _, g, _ in items]) as (gradients, of):
@@ -293,11 +293,13 @@ def _gradients(program: Program, W: Value, gradients: list[Value]) -> Iterator[t
         yield taken, lambda value: value
         return
     delta_t, a_t = products[0].values
+    view = program.producer(delta_t)
     with torch.no_grad():
-        columns = program.value(program.call(Tensor.contiguous, (delta_t.tensor,), {}))
-    columns.name = f"{delta_t.name}_rows"
+        transposed = program.value(program.call(Tensor.contiguous, (delta_t.tensor,), {}))
+    if transposed is not delta_t and view is not None:
+        transposed.name = f"{view.args[0].name}_transposed"
     with program.loop(rows, W.tensor.shape[0]) as loop:
-        yield [Formula(PRODUCT.replace("{}", f"{{}}[{loop.variable}]", 1), (columns, a_t))], loop.block_of
+        yield [Formula(PRODUCT.replace("{}", f"{{}}[{loop.variable}]", 1), (transposed, a_t))], loop.block_of
 
 
 def _blocks(program: Program, W: Value, g: Value) -> int:

@@ -25,8 +25,9 @@ from torch_manualbp.rules.catalogue import CATALOGUE, Entry, Make, Sample
 from torch_manualbp.rules.evaluate import compile_formulas
 from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
+from torch_manualbp.rules.products import use_onednn
 from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.structure import *  # noqa: F403
 
-__all__ = ["CATALOGUE", "Entry", "Make", "Rule", "Sample", "compile_formulas"]
+__all__ = ["CATALOGUE", "Entry", "Make", "Rule", "Sample", "compile_formulas", "use_onednn"]
 __all__ += activation.__all__ + linear.__all__ + loss.__all__ + structure.__all__

@@ -128,14 +128,20 @@ def _linear_written_down(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """z by the fastest kernel for its size: by BLAS also with its numbers in the order of zᵀ = W aᵀ + b, a column for
     each sample."""
     rows = _samples_as_rows(a)
-    if is_faster_in_onednn(rows, W):
+    if is_faster_in_onednn(rows.shape[0] * W.numel(), rows, W):
         z = onednn_linear(rows, W, b, "none", [], "")
-    elif rows.shape[0] * W.numel() < COLUMNS or not lays_out_freely() or uses_onednn() or not records_nothing(rows):
-        z = F.linear(rows, W, b)
-    else:
+    elif _is_faster_in_columns(rows, W):
         column = None if b is None else b.unsqueeze(1)
         z = (torch.mm(W, rows.t()) if column is None else torch.addmm(column, W, rows.t())).t()
+    else:
+        z = F.linear(rows, W, b)
     return z if a.dim() == 2 else z.reshape(*a.shape[:-1], W.shape[0])
+
+
+def _is_faster_in_columns(rows: Tensor, W: Tensor) -> bool:
+    if rows.shape[0] * W.numel() < COLUMNS or not lays_out_freely() or not records_nothing(rows):
+        return False
+    return not (rows.dtype == torch.float32 and uses_onednn())  # which has it no faster, and layers would differ
 
 
 def _is_in_columns(t: Tensor | None) -> bool:
@@ -152,20 +158,18 @@ def linear_input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) 
     if _is_in_columns(like) and W.dim() == 2 and records_nothing(delta):
         return torch.mm(W.t(), delta.t()).t()
     if delta.dim() == W.dim() == 2:
-        W_t = W.t()
-        if is_faster_in_onednn(delta, W_t):
-            return onednn_linear(delta, W_t, None, "none", [], "")
+        if is_faster_in_onednn(delta.shape[0] * W.numel(), delta, W):
+            return onednn_linear(delta, W.t(), None, "none", [], "")
         return torch.mm(delta, W)
     return torch.matmul(delta, W if W.dim() == 2 else W.unsqueeze(0))
 
 
 def linear_weight_gradient(delta: Tensor, a: Tensor) -> Tensor:
     """∂C/∂W = δᵀ a, summed over the samples by the product: (*, out), (*, in) → (out, in)."""
-    delta_t, a = _samples_as_rows(delta).t(), _samples_as_rows(a.conj() if a.is_complex() else a)
-    a_t = a.t()
-    if is_faster_in_onednn(delta_t, a_t):
-        return onednn_linear(delta_t, a_t, None, "none", [], "")
-    return torch.mm(delta_t, a)
+    delta, a = _samples_as_rows(delta), _samples_as_rows(a.conj() if a.is_complex() else a)
+    if is_faster_in_onednn(delta.numel() * a.shape[1], delta, a):
+        return onednn_linear(delta.t(), a.t(), None, "none", [], "")
+    return torch.mm(delta.t(), a)
 
 
 def linear_bias_gradient(delta: Tensor, shape: torch.Size | None = None) -> Tensor:

@@ -50,11 +50,11 @@ def uses_onednn() -> bool:
     return _is_left_out_by_mkl() if _uses_onednn is None else _uses_onednn
 
 
-def is_faster_in_onednn(a: Tensor, W: Tensor) -> bool:
-    """Whether the product a Wᵀ, (n, in), (out, in) → (n, out), of a step that is written down is to be oneDNN's."""
-    if not is_written_down() or a.dtype != torch.float32 or W.dtype != torch.float32:
+def is_faster_in_onednn(multiplications: int, *factors: Tensor) -> bool:
+    """Whether the product of these matrices, in a step that is written down, is to be oneDNN's."""
+    if multiplications < LARGE_PRODUCT or not is_written_down() or not uses_onednn():
         return False
-    return a.shape[0] * W.numel() >= LARGE_PRODUCT and uses_onednn() and records_nothing(a.detach(), W.detach())
+    return all(t.dtype == torch.float32 for t in factors) and records_nothing(*(t.detach() for t in factors))
 
 
 @functools.cache
