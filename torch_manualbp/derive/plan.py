@@ -116,8 +116,9 @@ def _without_likeness(call: Call) -> Call:
     """``torch.zeros(shape)`` for ``torch.zeros_like(t)``: of t it takes the shape alone."""
     name = call.name
     t = call.results[0].tensor if call.results else None
-    if name in ("full", "new_full", "full_like") and t is not None and type(call.args[1]) in (bool, int, float):
-        call.function, call.args, call.kwargs = torch.full, (tuple(t.shape), call.args[1]), _options(t)
+    number = call.args[-1] if name in ("full", "new_full", "full_like") and call.args else None
+    if t is not None and t.is_contiguous() and type(number) in (bool, int, float):
+        call.function, call.args, call.kwargs = torch.full, (tuple(t.shape), number), _options(t)
         return call
     if t is None or (name not in ALLOCATIONS and name not in FILLED):
         return call
