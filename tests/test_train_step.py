@@ -16,6 +16,7 @@ from torch.nn import Module
 
 from torch_manualbp import TrainStep, nn
 from torch_manualbp.derive.program import Value
+from torch_manualbp.derive.step import PROGRAMS
 
 ACTIVATIONS: tuple[Callable[[], Module], ...] = (
     nn.CELU,
@@ -166,6 +167,18 @@ def test_training_and_evaluation_mode_and_another_batch_size_have_programs_of_th
             model.train(i % 3 != 0)
         ours, expected = pair.advance(*data(i, batch=4 if i % 4 == 3 else 9))
         torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+    pair.check()
+
+
+def test_the_programs_that_were_used_last_are_kept() -> None:
+    pair = Pair(mlp())
+    for i in range(3 * PROGRAMS):
+        pair.advance(*data(i, batch=9 if i % 2 else i + 1))
+    kept = len(pair.step._programs)
+    often = pair.step._find(*data(0), pair.step._structure())
+    pair.advance(*data(0, batch=1000))
+    assert kept == len(pair.step._programs) == PROGRAMS
+    assert often is pair.step._find(*data(0), pair.step._structure())
     pair.check()
 
 

@@ -21,6 +21,9 @@ from torch_manualbp.derive.update import structure_of
 
 __all__ = ["TrainStep"]
 
+PROGRAMS = 32
+"""How many programs are kept, each with memory of its own: those that were used last."""
+
 SCALARS = bool | int | float | complex | str | bytes | torch.dtype | torch.device | None
 """What is all in its repr."""
 
@@ -255,14 +258,16 @@ class TrainStep:
         if self._last is not None and _is_same(form, self._form_of_last):  # comparing takes 0.3 µs, hashing 2
             return self._last
         key = _key(form)
-        derived, _ = self._programs.get(key, (None, None))
+        derived, _ = self._programs.pop(key, (None, None))
         if derived is None:
             kept = {"keep_deltas": self.keep_deltas, "keep_output": self.keep_output}
             how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, **kept)
             model, loss, optimizer = self.model, self.loss, self.optimizer
             with torch.inference_mode(False):  # what is made here outlives the mode
                 derived = Derived(model, loss, optimizer, inputs, target, how, self._gradients)
-            self._programs[key] = derived, form  # which keeps what the key has the id of
+            while len(self._programs) >= PROGRAMS:
+                del self._programs[next(iter(self._programs))]
+        self._programs[key] = derived, form  # at the end, as used last; the form keeps what the key has the id of
         self._last, self._form_of_last = derived, form
         return derived
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
+from torch_manualbp.derive.plan import CASTS
 from torch_manualbp.derive.program import Call, Formula, Program, Text, Value
 from torch_manualbp.rules.products import onednn_linear
 
@@ -270,12 +271,23 @@ def _add_gradient(program: Program, target: Value, g: Any, of: Part, alpha: str,
         method = Tensor.addmv_ if factors[1].tensor.dim() == 1 else Tensor.addmm_
         program.append(method, target, *factors, **scales, writes=[target])
         return
+    if isinstance(g, Value):
+        g = _without_cast(program, g)
     if beta:
         program.append(Tensor.mul_, of(target), Text(beta), writes=[target])
     if alpha.startswith("-"):
         program.append(Tensor.sub_, of(target), g, writes=[target], **_alpha(alpha[1:]))
     else:
         program.append(Tensor.add_, of(target), g, writes=[target], **_alpha(alpha))
+
+
+def _without_cast(program: Program, g: Value) -> Value:
+    """What g is a copy of in a wider dtype, which adding it makes anyway."""
+    call = program.producer(g)
+    if call is None or call.name not in CASTS or not call.made or _is_read(program, g):
+        return g
+    narrow: Value = call.args[0]
+    return narrow if narrow.tensor.dtype in (torch.float16, torch.bfloat16) else g
 
 
 Part = Callable[[Value], Any]
