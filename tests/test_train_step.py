@@ -356,15 +356,16 @@ def test_an_output_that_may_hide_numbers_is_not_kept() -> None:
         TrainStep(model, loss, optimizer, keep_output=True)(*data(0))
 
 
-@_named(
-    ("optimizer", "settings"),
-    [
-        (torch.optim.SGD, {"lr": 0.05}),
-        (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
-        (torch.optim.AdamW, {"lr": 0.01}),
-    ],
-    ids=_id,
+COMPILED: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (torch.optim.SGD, {"lr": 0.05, "weight_decay": 0.01}),
+    (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+    (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.2, "maximize": True}),
+    (torch.optim.AdamW, {"lr": 0.01}),
+    (torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.1, "maximize": True, "amsgrad": True}),
 )
+
+
+@_named(("optimizer", "settings"), COMPILED, ids=_id)
 def test_the_compiled_step_is_the_same_in_one_graph(optimizer: Any, settings: dict[str, Any]) -> None:
     pair = Pair(mlp(nn.GELU), optimizer=lambda p: optimizer(p, **settings), compile=True)
     for i in range(6):
@@ -373,6 +374,22 @@ def test_the_compiled_step_is_the_same_in_one_graph(optimizer: Any, settings: di
         if i == 3:
             for o in (pair.optimizer, pair.stock_optimizer):
                 o.param_groups[0]["lr"] = 0.01
+    for p, q in zip(pair.ours.parameters(), pair.stock.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10)
+
+
+@_named(("optimizer", "settings"), COMPILED, ids=_id)
+def test_a_compiled_step_follows_a_schedule_without_being_compiled_again(
+    optimizer: Any, settings: dict[str, Any]
+) -> None:
+    torch._dynamo.reset()
+    pair = Pair(mlp(nn.GELU), optimizer=lambda p: optimizer(p, **settings), compile=True)
+    for i, lr in enumerate([0.01, 0.02, 0.0, 0.0, 0.5, 0.1, 0.003, 1.0, 0.02, 0.01, 0.04]):
+        for o in (pair.optimizer, pair.stock_optimizer):
+            o.param_groups[0]["lr"] = lr
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
+            ours, expected = pair.advance(*data(i))
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
     for p, q in zip(pair.ours.parameters(), pair.stock.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10)
 

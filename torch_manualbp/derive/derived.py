@@ -166,6 +166,7 @@ class Derived:
         namespace: dict[str, Any] = {}
         exec(compile(self.source.text, self.filename, "exec"), namespace)
         self.step = namespace["build"](tensors, tensors_of_state)
+        self._compiled_settings: tuple[list[float], list[Tensor]] = ([], [])
         if how.compile:
             self.step = torch.compile(self.step, fullgraph=True)
 
@@ -173,9 +174,11 @@ class Derived:
         """What the program returns. An exception leaves everything as it was before; one that comes once parameters
         have begun to change is raised when all have."""
         groups = self.optimizer.param_groups  # which load_state_dict replaces
-        settings = [_setting(groups[i], name) for i, name in self.settings]
+        settings: list[Any] = [_setting(groups[i], name) for i, name in self.settings]
         if self.state and not self._take_state():
             settings = [0.0 if name == "dampening" else x for (_, name), x in zip(self.settings, settings, strict=True)]
+        if self.how.compile:
+            settings = self._as_tensors(settings)
         versions = list(map(_version, self.written))
         try:
             with torch.autocast(self.device, enabled=False) if _is_autocast_enabled() else contextlib.nullcontext():
@@ -188,6 +191,12 @@ class Derived:
         if self.how.folds and not (self.how.skip_nonfinite and _is_skipped(result)):
             self._commit()
         return result
+
+    def _as_tensors(self, settings: list[float]) -> list[Tensor]:
+        """The hyperparameters as torch.compile takes them without compiling a program for each of their values."""
+        if settings != self._compiled_settings[0]:
+            self._compiled_settings = settings, [torch.tensor(x, dtype=torch.float64) for x in settings]
+        return self._compiled_settings[1]
 
     def output(self, tensors: Iterable[Tensor]) -> Any:
         """The model's output, from the tensors that the program returns for it."""

@@ -12,6 +12,9 @@ weight decay λ, momentum μ and dampening d,
 (on a parameter's first step v ← g). ∂C/∂W = δᵀ a of a linear layer enters each line as a term, so that the line is one
 product that adds to what is there, and ∂C/∂W never is. Nesterov's g + μ v is (1 + μ) v − μ v_before.
 
+A program for torch.compile gets the hyperparameters as tensors, since each number would be compiled in: where another
+says alpha=lr, it says lr * g.
+
 Adam and AdamW are not linear in the gradient: it is made, and torch's fused kernel takes it while it is in the cache.
 
 oneDNN's product adds to nothing: of a large W it is made for some rows at a time, and the update finds them in the
@@ -156,15 +159,13 @@ class Adam:
         x = self.suffix
         lr, beta1, beta2, eps, decay = (f"{name}{x}" for name in self.settings)
         step, m, v = state["step"], state["exp_avg"], state["exp_avg_sq"]
-        signed = "-{}" if self.maximize else "{}"
+        terms: tuple[Value, ...] = (g,)
+        signed = "(-{})" if self.maximize else "{}"
         if not self.decoupled:
-            signed = f"({signed} + {decay} * {{}})"
-        is_plain = self.decoupled and not self.maximize
-        gradient = g if is_plain else Formula(signed, (g,) if self.decoupled else (g, W))
+            signed, terms = f"({signed} + {decay} * {{}})", (g, W)
         program.append(Tensor.add_, step, 1, writes=[step])
-        program.append(Tensor.lerp_, m, gradient, Text(f"1 - {beta1}"), writes=[m])
-        program.append(Tensor.mul_, v, Text(beta2), writes=[v])
-        program.append(Tensor.addcmul_, v, gradient, gradient, value=Text(f"1 - {beta2}"), writes=[v])
+        program.append(Tensor.add_, m, Formula(f"(1 - {beta1}) * ({signed} - {{}})", (*terms, m)), writes=[m])
+        program.append(Tensor.add_, v, Formula(f"(1 - {beta2}) * ({signed} ** 2 - {{}})", (*terms, v)), writes=[v])
         second = v
         if self.amsgrad:
             second = state["max_exp_avg_sq"]
@@ -214,8 +215,9 @@ class SGD:
                     self._fold_momentum(program, [W for W, _, _ in items], states, gradients, of, pure)
                 else:
                     shrink = f"1 - {lr} * {decay}" if self.weight_decay else ""
+                    rate = lr if self.maximize else f"-{lr}"
                     for (W, _, _), g in zip(items, gradients, strict=True):
-                        _add_gradient(program, W, g, of, alpha=f"{'' if self.maximize else '-'}{lr}", beta=shrink)
+                        _add_gradient(program, W, g, of, alpha=rate, beta=shrink, pure=pure)
 
     def _fold_momentum(
         self, program: Program, weights: list[Value], buffers: list[Value], gradients: list[Any], of: Part, pure: bool
@@ -231,7 +233,7 @@ class SGD:
             rate = f"{lr} * (1 + {mu})"
             kept = f"{mu} * (1 - {lr} * {decay})" if self.weight_decay else mu
         for v, g in zip(buffers, gradients, strict=True):
-            _add_gradient(program, v, g, of, alpha=alpha, beta=kept)
+            _add_gradient(program, v, g, of, alpha=alpha, beta=kept, pure=pure)
         if self.weight_decay:
             _add_each(program, buffers, weights, of, decayed, pure)
         _add_each(program, weights, buffers, of, f"-{rate}", pure)
@@ -244,7 +246,10 @@ def _are_laid_out_alike(item: tuple[Value, Value, dict[str, Value]]) -> bool:
 
 def _add_each(program: Program, targets: list[Value], others: list[Value], of: Part, alpha: str, pure: bool) -> None:
     """target ← target + alpha other of each two, in one call, which takes longer than a small parameter."""
-    if pure or program.blocks:
+    if pure:
+        for target, other in zip(targets, others, strict=True):
+            program.append(Tensor.add_, target, _times(alpha, other), writes=[target])
+    elif program.blocks:
         for target, other in zip(targets, others, strict=True):
             program.append(Tensor.add_, of(target), of(other), alpha=Text(alpha), writes=[target])
     else:
@@ -263,8 +268,13 @@ def leave_gradient(program: Program, grad: Value, g: Value, adds: bool) -> None:
         program.append(Tensor.add_ if adds else Tensor.copy_, grad, g, writes=[grad])
 
 
-def _add_gradient(program: Program, target: Value, g: Any, of: Part, alpha: str, beta: str) -> None:
+def _add_gradient(program: Program, target: Value, g: Any, of: Part, alpha: str, beta: str, pure: bool) -> None:
     """target ← beta target + alpha g, as one product where g is one that nothing else reads."""
+    if pure:
+        if beta:
+            program.append(Tensor.mul_, target, Text(beta), writes=[target])
+        program.append(Tensor.add_, target, _times(alpha, g), writes=[target])
+        return
     scales = ({"beta": Text(beta)} if beta else {}) | ({"alpha": Text(alpha)} if alpha else {})
     factors = _factors(program, g) if isinstance(g, Value) else None
     if factors is not None:
@@ -279,6 +289,11 @@ def _add_gradient(program: Program, target: Value, g: Any, of: Part, alpha: str,
         program.append(Tensor.sub_, of(target), g, writes=[target], **_alpha(alpha[1:]))
     else:
         program.append(Tensor.add_, of(target), g, writes=[target], **_alpha(alpha))
+
+
+def _times(scale: str, value: Value) -> Formula:
+    """scale value, where the scale may be a tensor."""
+    return Formula(f"{scale} * {{}}" if scale else "{}", (value,))
 
 
 def _without_cast(program: Program, g: Value) -> Value:
