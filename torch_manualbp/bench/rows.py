@@ -56,7 +56,7 @@ class Row:
     ours: str | None = None
     fastest: str | None = None
     ratios: dict[str, float] = field(default_factory=dict)
-    """The medians over the rounds of ``eager / ours``, ``fastest / ours`` and ``ours / products``."""
+    """The medians over the rounds of ``eager / ours``, ``fastest / ours`` and ours by the products, of either kind."""
 
     errors: dict[str, float] = field(default_factory=dict)
     """The standard errors of the ratios."""
@@ -164,6 +164,7 @@ def table(rows: Sequence[Row], mark: str = "") -> tuple[list[str], list[list[str
         "eager / ours": "stock / ours",
         "fastest / ours": "fastest stock / ours",
         "ours / products": "ours / products",
+        "ours / by oneDNN": "ours / products by oneDNN",
     }
     of_several = len({row.precision for row in rows}) > 1
     columns = ["network", "batch", "activation", "optimizer", *(["precision"] if of_several else [])]

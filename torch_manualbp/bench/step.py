@@ -1,6 +1,7 @@
 """Time a whole training step (forward, loss, backward, update): stock PyTorch with its fused optimizer, the same under
-torch.compile, TrainStep, TrainStep compiled, and the matrix products alone. All run in one process, round by round in
-rotating order; a ratio is the median of the rounds'. Peak memory is measured in a process for each."""
+torch.compile, TrainStep, TrainStep compiled, and the matrix products alone, as torch makes them and by oneDNN. All run
+in one process, round by round in rotating order; a ratio is the median of the rounds'. Peak memory is measured in a
+process for each."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from torch_manualbp.bench.memory import peak_memory
 from torch_manualbp.bench.networks import ACTIVATIONS, BATCHES, NETWORKS, OPTIMIZERS, PRECISIONS, Case, Network, panel
 from torch_manualbp.bench.rows import LEAST, OURS, STOCK, Finding, Row, product_bound
 from torch_manualbp.bench.timing import Question, compare
-from torch_manualbp.bench.variants import VARIANTS, Running, stopwatch
+from torch_manualbp.bench.variants import PRODUCTS, VARIANTS, Running, stopwatch
 
 __all__ = ["add_arguments", "main", "measure"]
 
@@ -61,6 +62,7 @@ def measure(case: Case, variants: Sequence[str], rounds: int) -> Row:
     stock = [v for v in STOCK if v in times] if set(STOCK) <= set(variants) else []
     fastest = min(stock, key=lambda v: times[v], default=None)
     pairs = {"eager / ours": ("eager", ours), "fastest / ours": (fastest, ours), "ours / products": (ours, "products")}
+    pairs["ours / by oneDNN"] = (ours, "products-onednn")
     known = {key: (a, b) for key, (a, b) in pairs.items() if a in times and b in times}
     return replace(
         row,
@@ -70,7 +72,7 @@ def measure(case: Case, variants: Sequence[str], rounds: int) -> Row:
         ratios={key: comparison.ratio(a, b) for key, (a, b) in known.items()},
         errors={key: comparison.error(a, b) for key, (a, b) in known.items()},
         losses={
-            variant: started.step().detach().item() for variant, started in running.items() if variant != "products"
+            variant: started.step().detach().item() for variant, started in running.items() if variant not in PRODUCTS
         },
         deriving=_deriving(running["derived"].derive) if "derived" in running else None,
         rounds=comparison.rounds,
@@ -87,7 +89,7 @@ def _started(variant: str, case: Case, expected: Tensor | None) -> tuple[Running
     before = _flat(running.parameters)
     for _ in range(BATCHES):
         running.step()
-    if variant == "products":
+    if variant in PRODUCTS:
         return running, None
     change = _flat(running.parameters) - before
     apart = 0.0 if expected is None else ((change - expected).norm() / expected.norm()).item()

@@ -15,8 +15,9 @@ from torch_manualbp import nn
 from torch_manualbp.bench.networks import Case
 from torch_manualbp.bench.timing import Stopwatch
 from torch_manualbp.derive import TrainStep
+from torch_manualbp.rules.products import onednn_linear
 
-__all__ = ["VARIANTS", "Running", "stopwatch"]
+__all__ = ["PRODUCTS", "VARIANTS", "Running", "stopwatch"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def _derived(case: Case, compile: bool) -> Running:
     return Running(step, [*model.parameters()], _tensors(batches), derive)
 
 
-def _products(case: Case) -> Running:
+def _products(case: Case, by_onednn: bool) -> Running:
     """The products of a step, without what stands between them: each layer's x Wᵀ, and backward δ W, which the first
-    layer does not owe, and δᵀ x."""
+    layer does not owe, and δᵀ x; as torch makes them, or by oneDNN."""
     dtype = torch.bfloat16 if case.precision == "bfloat16" else torch.float32
     layers = [module for module in case.model(torch.nn).modules() if isinstance(module, Linear)]
     weights = [layer.weight.detach().to(dtype) for layer in layers]
@@ -104,7 +105,10 @@ def _products(case: Case) -> Running:
 
     def step() -> Tensor:
         for a, b, out in next(turn):
-            torch.mm(a, b, out=out)
+            if by_onednn:
+                onednn_linear(a, b.t(), None, "none", [], "")
+            else:
+                torch.mm(a, b, out=out)
         return outputs[-1]
 
     return Running(step, weights, batches)
@@ -119,9 +123,16 @@ VARIANTS: dict[str, tuple[str, Callable[[Case], Running]]] = {
     "compile": ("stock, compiled", lambda case: _stock(case, compile=True)),
     "derived": ("derived", lambda case: _derived(case, compile=False)),
     "derived-compile": ("derived, compiled", lambda case: _derived(case, compile=True)),
-    "products": ("products", _products),
+    "products": ("products", lambda case: _products(case, by_onednn=False)),
+    "products-onednn": ("products by oneDNN", lambda case: _products(case, by_onednn=True)),
 }
 """What they are called in tables, and what starts them on a case."""
+
+PRODUCTS = ("products", "products-onednn")
+"""Those that train nothing."""
+
+if onednn_linear is None:
+    del VARIANTS["products-onednn"]
 
 
 def stopwatch(running: Running) -> Stopwatch:
