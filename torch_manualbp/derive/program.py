@@ -18,7 +18,19 @@ from torch import Tensor
 
 from torch_manualbp.rules.products import onednn_linear
 
-__all__ = ["Blocks", "Call", "Formula", "Memory", "Program", "Text", "Value", "mapped", "values_in", "words"]
+__all__ = [
+    "Blocks",
+    "Call",
+    "Formula",
+    "Memory",
+    "Program",
+    "Text",
+    "Value",
+    "leaves_of",
+    "mapped",
+    "values_in",
+    "words",
+]
 
 UNTOUCHED = 1 << 16
 """Numbers in a matrix from which on it has pages of memory to itself."""
@@ -160,19 +172,23 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def values_in(tree: Any) -> Iterator[Value]:
-    """The values in nested tuples, lists and dicts."""
-    if isinstance(tree, Value):
+def leaves_of(tree: Any, kinds: Any) -> Iterator[Any]:
+    """The items of these kinds in nested tuples, lists, dicts and slices."""
+    if isinstance(tree, kinds):
         yield tree
-    elif isinstance(tree, Formula):
-        yield from tree.values
     elif isinstance(tree, tuple | list):
         for item in tree:
-            yield from values_in(item)
+            yield from leaves_of(item, kinds)
     elif isinstance(tree, dict):
-        yield from values_in(tuple(tree.values()))
+        yield from leaves_of(tuple(tree.values()), kinds)
     elif isinstance(tree, slice):
-        yield from values_in((tree.start, tree.stop, tree.step))
+        yield from leaves_of((tree.start, tree.stop, tree.step), kinds)
+
+
+def values_in(tree: Any) -> Iterator[Value]:
+    """The values there, also in formulas."""
+    for leaf in leaves_of(tree, (Value, Formula)):
+        yield from leaf.values if isinstance(leaf, Formula) else (leaf,)
 
 
 def mapped(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
@@ -250,12 +266,12 @@ class Program:
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call torch, and write it down if it returns tensors."""
-        given = list(_tensors_in((args, kwargs)))
+        given = list(leaves_of((args, kwargs), Tensor))
         versions = [t._version for t in given]
         drawn = torch.get_rng_state()
         output = self._run(function, args, kwargs)
         is_random = not torch.equal(drawn, torch.get_rng_state())
-        outputs = [output] if isinstance(output, Tensor) else list(_tensors_in(output))
+        outputs = [output] if isinstance(output, Tensor) else list(leaves_of(output, Tensor))
         written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         written += _written_by_schema(function, args)
         if not outputs and not written:
@@ -349,15 +365,3 @@ def _number_name(number: float) -> str:
     if abs(number) in words:
         return ("minus_" if number < 0 else "") + words[abs(number)]
     return "c_" + re.sub(r"\W", "_", f"{number:.6g}".replace("-", "minus_").replace("+", ""))
-
-
-def _tensors_in(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from _tensors_in(item)
-    elif isinstance(tree, dict):
-        yield from _tensors_in(tuple(tree.values()))
-    elif isinstance(tree, slice):
-        yield from _tensors_in((tree.start, tree.stop, tree.step))

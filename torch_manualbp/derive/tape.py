@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, watched
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
-from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, PARAMETER, Program, Value, words
+from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, PARAMETER, Program, Value, leaves_of, words
 from torch_manualbp.rules.evaluate import write_down
 from torch_manualbp.rules.linear import Linear
 from torch_manualbp.rules.rule import Rule, put_on_tape
@@ -251,11 +251,13 @@ class Tape(TorchFunctionMode):
         if name == "_set_grad_enabled":
             return function(*args, **kwargs)
         if self._is_in_rule:
-            if name in READS and not all(self._is_fixed(self.program.value(t)) for t in _tensors(args, kwargs)):
+            if name in READS and not all(
+                self._is_fixed(self.program.value(t)) for t in leaves_of((args, kwargs), Tensor)
+            ):
                 self._refuse(f"its rule calls {_named(function)}, which reads numbers", "have formulas choose by where")
             return self.program.call(function, args, kwargs)
         if name in LAYOUT and not (name == "view" and self._need_gradient(args, kwargs)):
-            self._minds_layout |= not all(t.is_contiguous() for t in _tensors(args, kwargs))
+            self._minds_layout |= not all(t.is_contiguous() for t in leaves_of((args, kwargs), Tensor))
         self._refuse_stale(args, kwargs)
         self._refuse_foreign(function, args, kwargs)
         output = self._run(function, name, args, kwargs)
@@ -307,14 +309,14 @@ class Tape(TorchFunctionMode):
     def _plainly(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Write down a call of which nothing is learnt."""
         needs_gradient = self._need_gradient(args, kwargs) and getattr(function, "__name__", "") not in SHAPED
-        given = list(_tensors(args, kwargs))
+        given = list(leaves_of((args, kwargs), Tensor))
         versions = [t._version for t in given]
         with torch.no_grad(), torch.autocast(self.device, enabled=False):
             output = self.program.call(function, args, kwargs)
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         if changed and (needs_gradient or any(map(self._is_held, changed))):
             self._refuse(f"{_named(function)} changes a tensor in place", "write it out of place")
-        elif needs_gradient and any(map(_is_continuous, _tensors(output))):
+        elif needs_gradient and any(map(_is_continuous, leaves_of(output, Tensor))):
             todo = "use a layer of torch_manualbp.nn or an operation that has a rule, or write a Rule for it"
             self._refuse(f"{_named(function)} has no rule", todo)
         return output
@@ -385,7 +387,7 @@ class Tape(TorchFunctionMode):
         return torch.is_grad_enabled() and self.program.value(tensor) in self._learns
 
     def _need_gradient(self, args: Any, kwargs: Any) -> bool:
-        return any(self._learns_from(t) for t in _tensors(args, kwargs))
+        return any(self._learns_from(t) for t in leaves_of((args, kwargs), Tensor))
 
     def _detached(self, tensor: Tensor) -> Tensor:
         """The same numbers, of which nothing is learnt."""
@@ -436,13 +438,13 @@ class Tape(TorchFunctionMode):
         if not isinstance(base, Tensor):
             return
         group = self._groups.setdefault(id(base), {id(base)})
-        for t in _tensors(views):
+        for t in leaves_of(views, Tensor):
             self.program.value(t)  # which keeps it, and its id, alive
             group.add(id(t))
             self._groups[id(t)] = group
 
     def _refuse_stale(self, args: Any, kwargs: Any) -> None:
-        for t in _tensors(args, kwargs):
+        for t in leaves_of((args, kwargs), Tensor):
             if id(t) in self._stale:
                 path = self._stale.pop(id(t))
                 self.problems.append(
@@ -562,7 +564,7 @@ def _counts(name: str, args: Any, kwargs: Any) -> bool:
     if name == "__getitem__":
         items = args[1] if isinstance(args[1], tuple | list) else (args[1],)
         masks = any(isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) for item in items)
-        return masks or any(True for item in items if isinstance(item, slice) for _ in _tensors_of(item))
+        return masks or any(True for item in items if isinstance(item, slice) for _ in leaves_of(item, Tensor))
     if name == "where":
         return len(args) + len(kwargs) == 1
     if name == "one_hot":
@@ -570,7 +572,7 @@ def _counts(name: str, args: Any, kwargs: Any) -> bool:
     if name == "full":
         args = args[:1]
     sizes = args[0 if name in _MADE_OF_SIZES else 1 :]
-    return name in _MADE_OF_SIZES | _SIZED and any(True for _ in _tensors(sizes, kwargs))
+    return name in _MADE_OF_SIZES | _SIZED and any(True for _ in leaves_of((sizes, kwargs), Tensor))
 
 
 _MADE_OF_SIZES = words("arange linspace logspace range zeros ones empty full rand randn randint randperm eye")
@@ -580,20 +582,6 @@ _SIZED = words(
 )
 
 
-def _tensors_of(part: slice) -> Iterator[Tensor]:
-    return _tensors((part.start, part.stop, part.step))
-
-
 def _is_continuous(t: Tensor) -> bool:
     """Whether there are derivatives by it."""
     return t.is_floating_point() or t.is_complex()
-
-
-def _tensors(*trees: Any) -> Iterator[Tensor]:
-    for tree in trees:
-        if isinstance(tree, Tensor):
-            yield tree
-        elif isinstance(tree, tuple | list):
-            yield from _tensors(*tree)
-        elif isinstance(tree, dict):
-            yield from _tensors(*tree.values())

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch_manualbp.rules.activation.elementwise import Activation
 from torch_manualbp.rules.arithmetic import times
 from torch_manualbp.rules.choice import is_above, step
+from torch_manualbp.rules.constant import TimesConstant
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = ["LeakyReLU", "PReLU", "RReLU"]
@@ -94,7 +95,7 @@ def _along_channels(w: Tensor, z: Tensor) -> Tensor:
     return w.reshape([w.numel() if d == 1 else 1 for d in range(z.dim())])
 
 
-class RReLU(Rule):
+class RReLU(TimesConstant):
     """The leaky rectified linear unit with a random slope r for each entry, which is 1 where z > 0.
 
     ::
@@ -105,23 +106,3 @@ class RReLU(Rule):
 
     r is drawn by the caller, and a constant. Kept: r.
     """
-
-    @staticmethod
-    def forward(z: Tensor, r: Tensor) -> Tensor:
-        return z * r
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        _, r = inputs
-        ctx.save_for_backward(r)
-        ctx.save_for_forward(r)
-
-    @staticmethod
-    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
-        (r,) = ctx.saved_tensors
-        return da * r, None
-
-    @staticmethod
-    def jvp(ctx: Any, dz: Tensor, _: None) -> Tensor:
-        (r,) = ctx.saved_tensors
-        return dz * r
