@@ -189,6 +189,45 @@ def test_only_plain_float32_matrices_are_multiplied_by_onednn() -> None:
         assert "onednn_linear" not in step.source
 
 
+class Laid(Module):
+    """A linear layer of these tensors, in whatever order their numbers lie."""
+
+    def __init__(self, W: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.W, self.b = torch.nn.Parameter(W), torch.nn.Parameter(b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.W, self.b)
+
+
+LAYOUTS: dict[str, Callable[[int, int], Tensor]] = {
+    "transposed": lambda n, m: torch.randn(m, n).t(),
+    "part of rows": lambda n, m: torch.randn(n, 2 * m)[:, :m],
+    "every other": lambda n, m: torch.randn(n, 2 * m)[:, ::2],
+    "one row": lambda n, m: torch.randn(1, m).expand(n, m),
+    "one column": lambda n, m: torch.randn(n, 1).expand(n, m),
+    "overlapping": lambda n, m: torch.randn(n + m).as_strided((n, m), (1, 1)),
+}
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("of", ["x", "W", "b"])
+def test_numbers_may_lie_in_any_order(layout: str, of: str) -> None:
+    torch.manual_seed(0)
+    make = {which: LAYOUTS[layout] if which == of else torch.randn for which in "xWb"}
+    if of == "W" and layout in ("one row", "one column", "overlapping"):
+        pytest.skip("no parameter is updated in place whose entries share memory")
+    x, W = make["x"](9, FEATURES), make["W"](CLASSES, FEATURES)
+    b = make["b"](2, CLASSES)[0] if layout != "transposed" else make["b"](CLASSES, 2)[:, 0]
+    if of == "b" and layout == "one column":
+        pytest.skip("no parameter is updated in place whose entries share memory")
+    model = Laid(W, b)
+    expected = torch.nn.functional.cross_entropy(torch.nn.functional.linear(x, W, b), data(0)[1])
+    step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), lr=0.0))
+    torch.testing.assert_close(step(x, data(0)[1]), expected)
+
+
 def test_the_processor_decides_unless_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert products.uses_onednn() == products._is_left_out_by_mkl()
     for vendor, capability, uses in (

@@ -98,6 +98,10 @@ class Derived:
         named = named_tensors(model, loss)
         tape, C, output, leaves = _run_on_tape(model, loss, named, inputs, target, how)
         program = tape.program
+        given = (leaf for leaf in pytree.tree_leaves((inputs, target)) if isinstance(leaf, Tensor))
+        self.uneven = [i for i, (t, copy) in enumerate(zip(given, leaves, strict=True)) if t.stride() != copy.stride()]
+        """Which of the data have entries that share memory, or gaps, which the program knows nothing of."""
+
         self.device = tape.device
         self.names = {id(p): name for name, p in named.items()}
         order = {id(p): n for n, p in enumerate(named.values())}
@@ -173,6 +177,8 @@ class Derived:
     def run(self, leaves: list[Tensor]) -> Any:
         """What the program returns. An exception leaves everything as it was before; one that comes once parameters
         have begun to change is raised when all have."""
+        for i in self.uneven:
+            leaves[i] = leaves[i].clone()
         groups = self.optimizer.param_groups  # which load_state_dict replaces
         settings: list[Any] = [_setting(groups[i], name) for i, name in self.settings]
         if self.state and not self._take_state():

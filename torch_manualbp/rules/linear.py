@@ -128,7 +128,8 @@ def _linear_written_down(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """z by the fastest kernel for its size: by BLAS also with its numbers in the order of zᵀ = W aᵀ + b, a column for
     each sample."""
     rows = _samples_as_rows(a)
-    if is_faster_in_onednn(rows.shape[0] * W.numel(), rows, W):
+    bias = () if b is None else (b,)
+    if is_faster_in_onednn(rows.shape[0] * W.numel(), rows, W, *bias):
         z = onednn_linear(rows, W, b, "none", [], "")
     elif _is_faster_in_columns(rows, W):
         column = None if b is None else b.unsqueeze(1)

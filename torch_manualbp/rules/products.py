@@ -51,10 +51,14 @@ def uses_onednn() -> bool:
 
 
 def is_faster_in_onednn(multiplications: int, *factors: Tensor) -> bool:
-    """Whether the product of these matrices, in a step that is written down, is to be oneDNN's."""
+    """Whether the product of these matrices, and a bias, is to be oneDNN's in a step that is written down.
+
+    torch hands it their memory as it lies: a bias with gaps gets others' numbers, and rows that overlap are refused.
+    """
     if multiplications < LARGE_PRODUCT or not is_written_down() or not uses_onednn():
         return False
-    return all(t.dtype == torch.float32 for t in factors) and records_nothing(*(t.detach() for t in factors))
+    is_dense = all(t.is_contiguous() or (t.dim() == 2 and t.t().is_contiguous()) for t in factors)
+    return is_dense and all(t.dtype == torch.float32 for t in factors) and records_nothing(*map(Tensor.detach, factors))
 
 
 @functools.cache
