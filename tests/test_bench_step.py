@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "bounds met" in printed.out
     assert printed.err.count("eager / ours") == 3
     written = json.loads(figures.read_text())
-    assert written.keys() == {"torch", "python", "machine", "threads", "rounds", "rows", "figures"}
+    assert written.keys() == {"torch", "python", "machine", "threads", "products", "rounds", "rows", "figures"}
     assert (written["torch"], written["threads"], written["rounds"]) == (torch.__version__, 1, 1)
     assert [row["optimizer"] for row in written["rows"]] == list(OPTIMIZERS)
     for row in written["rows"]:
@@ -266,6 +267,24 @@ def test_the_table_marks_ours_and_what_was_not_measured() -> None:
 
 CAN_FORGET = pytest.mark.skipif(not memory._forget_peak(), reason="this system cannot forget a peak of memory")
 HELD = 50 << 20
+
+
+def test_an_interrupted_run_reports_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    measure, cases = step.measure, []
+
+    def interrupted(case: Case, *args: Any) -> Row:
+        cases.append(case)
+        if len(cases) == 2:
+            raise KeyboardInterrupt
+        return measure(case, *args)
+
+    monkeypatch.setattr(step, "measure", interrupted)
+    figures = tmp_path / "figures.json"
+    assert cli.main(["bench", "step", *QUICK, "--variants", "eager", "derived", "--json", str(figures)]) == 130
+    assert [row["optimizer"] for row in json.loads(figures.read_text())["rows"]] == [cases[0].optimizer]
+    assert "interrupted" in capsys.readouterr().err
 
 
 @CAN_FORGET

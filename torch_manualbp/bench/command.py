@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from torch_manualbp.rules.products import uses_onednn
+
 __all__ = ["count", "microseconds", "surroundings"]
 
 
@@ -30,4 +32,5 @@ def surroundings() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "products": "oneDNN's" if uses_onednn() else "BLAS's",
     }

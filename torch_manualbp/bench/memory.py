@@ -25,6 +25,7 @@ from torch import Tensor
 
 from torch_manualbp.bench.networks import BATCHES, NETWORKS, Case
 from torch_manualbp.bench.variants import VARIANTS
+from torch_manualbp.rules.products import use_onednn, uses_onednn
 
 __all__ = ["Peak", "peak_memory"]
 
@@ -52,6 +53,7 @@ def peak_memory(case: Case, variant: str, threads: int) -> Peak:
         RuntimeError: the variant does not run; the message is the last line that it said.
     """
     words = [variant, case.network.at, case.activation, case.optimizer, case.precision, str(threads)]
+    words.append("onednn" if uses_onednn() else "blas")
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
     command = [sys.executable, "-m", "torch_manualbp.bench.memory", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -103,7 +105,10 @@ def _forget_peak() -> bool:
     return True
 
 
-def _main(variant: str, network: str, activation: str, optimizer: str, precision: str, threads: str) -> None:
+def _main(
+    variant: str, network: str, activation: str, optimizer: str, precision: str, threads: str, products: str
+) -> None:
+    use_onednn(products == "onednn")
     torch.set_flush_denormal(True)
     torch.set_num_threads(int(threads))
     chosen = next(n for n in NETWORKS if n.at == network)

@@ -29,6 +29,7 @@ from torch_manualbp.bench.networks import ACTIVATIONS, BATCHES, NETWORKS, OPTIMI
 from torch_manualbp.bench.rows import LEAST, OURS, STOCK, Finding, Row, product_bound
 from torch_manualbp.bench.timing import Question, compare
 from torch_manualbp.bench.variants import PRODUCTS, VARIANTS, Running, stopwatch
+from torch_manualbp.rules import use_onednn
 
 __all__ = ["add_arguments", "main", "measure"]
 
@@ -161,6 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--memory", choices=MEMORY, default=MEMORY[0], help=f"{memory} (default: {MEMORY[0]})")
     add("--rounds", type=count, default=15, metavar="N", help="up to 2 N where they disagree (default: 15)")
     add("--threads", type=count, metavar="N", help="threads of torch (default: torch's own choice)")
+    add("--no-onednn", action="store_true", help="large products of ours by BLAS, as on a processor of Intel's")
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--markdown", type=Path, metavar="FILE", help="write the tables there")
 
@@ -177,20 +179,33 @@ def main(options: argparse.Namespace) -> int:
         panel(networks, *(list(dict.fromkeys(o)) for o in (options.activation, options.optimizer, options.precision)))
     )
     variants = [variant for variant in VARIANTS if variant in options.variants]
-    with _conditions(options.threads):
-        rows = []
-        for i, case in enumerate(cases, 1):
-            row = measure(case, variants, options.rounds)
-            if options.memory == "all" or (options.memory == "bounded" and _has_bound_of_memory(case)):
-                row = _with_memory(row, case, variants)
-            rows.append(row)
-            ratios = ", ".join(f"{key} {ratio:.2f}" for key, ratio in row.ratios.items())
-            print(f"[{i}/{len(cases)}] {row}: {ratios or 'no ratio'}", file=sys.stderr, flush=True)
-            for variant, why in row.failures.items():
-                print(f"    {VARIANTS[variant][0]}: {why}", file=sys.stderr, flush=True)
+    rows: list[Row] = []
+    with _conditions(options.threads, False if options.no_onednn else None):
+        try:
+            for i, case in enumerate(cases, 1):
+                rows.append(_measured(case, variants, options))
+                _say(f"[{i}/{len(cases)}]", rows[-1])
+        except KeyboardInterrupt:
+            if rows:  # what was measured is worth its minutes
+                _report(rows, surroundings(), options)
+            raise
         about = surroundings()
     _report(rows, about, options)
     return int(any(row.failures for row in rows))
+
+
+def _measured(case: Case, variants: Sequence[str], options: argparse.Namespace) -> Row:
+    row = measure(case, variants, options.rounds)
+    if options.memory == "all" or (options.memory == "bounded" and _has_bound_of_memory(case)):
+        row = _with_memory(row, case, variants)
+    return row
+
+
+def _say(number: str, row: Row) -> None:
+    ratios = ", ".join(f"{key} {ratio:.2f}" for key, ratio in row.ratios.items())
+    print(f"{number} {row}: {ratios or 'no ratio'}", file=sys.stderr, flush=True)
+    for variant, why in row.failures.items():
+        print(f"    {VARIANTS[variant][0]}: {why}", file=sys.stderr, flush=True)
 
 
 def _networks(names: Sequence[str] | None) -> list[Network]:
@@ -212,7 +227,7 @@ def _has_bound_of_memory(case: Case) -> bool:
 
 
 @contextmanager
-def _conditions(threads: int | None) -> Iterator[None]:
+def _conditions(threads: int | None, onednn: bool | None = None) -> Iterator[None]:
     """Subnormal numbers are zero, which are ten times as slow and come where a network has learnt its batches; torch's
     threads inherit that if it is set before they start. Compilation stays in this process, so that no worker of it runs
     while steps are timed."""
@@ -220,9 +235,11 @@ def _conditions(threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads or before)
+    use_onednn(onednn)
     try:
         yield
     finally:
+        use_onednn(None)
         torch.set_flush_denormal(False)
         torch.set_num_threads(before)
 
@@ -230,7 +247,8 @@ def _conditions(threads: int | None) -> Iterator[None]:
 def _report(rows: Sequence[Row], about: dict[str, Any], options: argparse.Namespace) -> None:
     found = of_rows.findings(rows)
     precisions = " and ".join(dict.fromkeys(row.precision for row in rows))
-    title = f"A training step, torch {about['torch']}, {precisions}, {about['threads']} threads"
+    where = f"torch {about['torch']}, {precisions}, {about['threads']} threads, our large products {about['products']}"
+    title = f"A training step, {where}"
     summary = _summary(found)
     print_table(f"{title}; ours is the one with *", *of_rows.table(rows, "*"))
     if any(row.memory for row in rows):
