@@ -40,6 +40,8 @@ OPTIMIZERS: dict[str, Make] = {
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """oneDNN for the smallest products, and gradients of W a few rows at a time."""
     monkeypatch.setattr(products, "LARGE_PRODUCT", 1)
+    monkeypatch.setattr(products, "WIDE", 1)
+    monkeypatch.setattr(products, "SAMPLES", 1)
     monkeypatch.setattr(update, "BLOCK", 20)
     monkeypatch.setattr(update, "ROWS", 1)
     rules.use_onednn()

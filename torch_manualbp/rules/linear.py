@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.evaluate import is_written_down, lays_out_freely, records_nothing
-from torch_manualbp.rules.products import is_faster_in_onednn, onednn_linear, uses_onednn
+from torch_manualbp.rules.products import is_faster_in_onednn, onednn_linear, outweighs_transposing, uses_onednn
 from torch_manualbp.rules.rule import Rule, runs_forward_mode, widened
 
 __all__ = [
@@ -168,7 +168,7 @@ def linear_input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) 
 def linear_weight_gradient(delta: Tensor, a: Tensor) -> Tensor:
     """∂C/∂W = δᵀ a, summed over the samples by the product: (*, out), (*, in) → (out, in)."""
     delta, a = _samples_as_rows(delta), _samples_as_rows(a.conj() if a.is_complex() else a)
-    if is_faster_in_onednn(delta.numel() * a.shape[1], delta, a):
+    if outweighs_transposing(a) and is_faster_in_onednn(delta.numel() * a.shape[1], delta, a):
         return onednn_linear(delta.t(), a.t(), None, "none", [], "")
     return torch.mm(delta.t(), a)
 

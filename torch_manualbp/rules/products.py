@@ -18,13 +18,18 @@ from torch import Tensor
 
 from torch_manualbp.rules.evaluate import is_written_down, records_nothing
 
-__all__ = ["is_faster_in_onednn", "onednn_linear", "use_onednn", "uses_onednn"]
+__all__ = ["is_faster_in_onednn", "onednn_linear", "outweighs_transposing", "use_onednn", "uses_onednn"]
 
 onednn_linear: Any = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
 """``onednn_linear(a, W, b, "none", [], "")`` = a Wᵀ + b."""
 
 LARGE_PRODUCT = 1 << 22
 """Multiplications from which on oneDNN's product is the faster one."""
+
+WIDE, SAMPLES = 256, 8
+"""How wide a has to be for δᵀ a to outweigh that oneDNN wants δ transposed (2048×64 by 64 takes 1.6 times as long as by
+MKL, 512×100 by 1000 1.3 times), and how many samples there have to be to outweigh that it adds to nothing (a single one
+takes four times as long)."""
 
 _uses_onednn: bool | None = None
 
@@ -59,6 +64,11 @@ def is_faster_in_onednn(multiplications: int, *factors: Tensor) -> bool:
         return False
     is_dense = all(t.is_contiguous() or (t.dim() == 2 and t.t().is_contiguous()) for t in factors)
     return is_dense and all(t.dtype == torch.float32 for t in factors) and records_nothing(*map(Tensor.detach, factors))
+
+
+def outweighs_transposing(a: Tensor) -> bool:
+    """Whether the product δᵀ a is worth a transposed δ and a ∂C/∂W of its own: a (samples, in)."""
+    return a.shape[1] >= WIDE and a.shape[0] >= SAMPLES
 
 
 @functools.cache
