@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.evaluate import is_written_down
 from torch_manualbp.rules.loss.reduction import reduced, share_of_each
 from torch_manualbp.rules.rule import Rule, widened
 
@@ -91,7 +92,7 @@ class CosineEmbedding(Rule):
 
     For any other y, C_i is 0. At the kink c = margin the gradient passes, as in torch.
     Shapes: u and v (D) with y (), or (samples, D) with y (samples). ``"sum"`` and ``"none"`` have n = 1.
-    Kept: u, v, y. As in torch, y takes no gradient.
+    Kept: u, v, and which sort of pair it is, a byte each. As in torch, y takes no gradient.
     """
 
     @staticmethod
@@ -101,8 +102,9 @@ class CosineEmbedding(Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         u, v, y, ctx.margin, ctx.reduction = inputs
-        ctx.save_for_backward(u, v, y)
-        ctx.save_for_forward(u, v, y)
+        side = y if is_written_down() else (y == 1).to(torch.int8) - (y == -1).to(torch.int8)
+        ctx.save_for_backward(u, v, side)
+        ctx.save_for_forward(u, v, side)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -167,8 +169,8 @@ class TripletMargin(Rule):
         ∂C/∂D⁻ = −h where D⁻ < Dˢ,  ∂C/∂Dˢ = −h where Dˢ < D⁻,  each −h / 2 where they are equal
 
     At the kink r = 0 the gradient passes, as in torch. Without ``swap`` Dˢ is None, and the minimum D⁻.
-    Shapes: the distances broadcast against each other. ``"sum"`` and ``"none"`` have n = 1. Kept: D⁺, D⁻, Dˢ, which
-    :class:`VectorNorm` keeps anyway.
+    Shapes: the distances broadcast against each other. ``"sum"`` and ``"none"`` have n = 1.
+    Kept: where r ≥ 0, D⁻ = Dˢ, D⁻ > Dˢ and Dˢ > D⁻, a byte each.
     """
 
     @staticmethod
@@ -177,36 +179,37 @@ class TripletMargin(Rule):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        D_pos, D_neg, D_swap, ctx.margin, ctx.reduction = inputs
-        ctx.save_for_backward(D_pos, D_neg, D_swap)
-        ctx.save_for_forward(D_pos, D_neg, D_swap)
+        D_pos, D_neg, D_swap, margin, ctx.reduction = inputs
+        ctx.shapes = D_pos.shape, D_neg.shape, None if D_swap is None else D_swap.shape
+        ctx.dtypes = D_pos.dtype, D_neg.dtype, None if D_swap is None else D_swap.dtype
+        ctx.output_dtype = output.dtype
+        passes = _triplet_rest(D_pos, D_neg, D_swap, margin) >= 0
+        order = (None, None, None) if D_swap is None else (D_neg == D_swap, D_neg > D_swap, D_swap > D_neg)
+        ctx.save_for_backward(passes, *order)
+        ctx.save_for_forward(passes, *order)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        D_pos, D_neg, D_swap = ctx.saved_tensors
+        passes, are_equal, neg_is_larger, swap_is_larger = ctx.saved_tensors
+        h = torch.where(passes, share_of_each(widened(g), ctx.reduction, passes.numel()), 0)
         needs_dpos, needs_dneg, needs_dswap, *_ = ctx.needs_input_grad
-        r = _triplet_rest(D_pos, D_neg, D_swap, ctx.margin)
-        h = torch.where(r >= 0, share_of_each(widened(g), ctx.reduction, r.numel()), 0)
-        dpos = h.sum_to_size(D_pos.shape).to(D_pos.dtype) if needs_dpos else None
+        dpos = h.sum_to_size(ctx.shapes[0]).to(ctx.dtypes[0]) if needs_dpos else None
         dneg = dswap = None
         if needs_dneg:
-            dneg = _share_of_minimum(-h, D_neg, D_swap).sum_to_size(D_neg.shape).to(D_neg.dtype)
+            dneg = _share_of_minimum(-h, are_equal, neg_is_larger).sum_to_size(ctx.shapes[1]).to(ctx.dtypes[1])
         if needs_dswap:
-            dswap = _share_of_minimum(-h, D_swap, D_neg).sum_to_size(D_swap.shape).to(D_swap.dtype)
+            dswap = _share_of_minimum(-h, are_equal, swap_is_larger).sum_to_size(ctx.shapes[2]).to(ctx.dtypes[2])
         return dpos, dneg, dswap, None, None
 
     @staticmethod
     def jvp(ctx: Any, dpos: Tensor | None, dneg: Tensor | None, dswap: Tensor | None, *_: None) -> Tensor:
-        D_pos, D_neg, D_swap = ctx.saved_tensors
-        r = _triplet_rest(D_pos, D_neg, D_swap, ctx.margin)
-        dr = torch.zeros_like(r)
-        if dpos is not None:
-            dr = dr + dpos
+        passes, are_equal, neg_is_larger, swap_is_larger = ctx.saved_tensors
+        dr: Any = 0 if dpos is None else dpos
         if dneg is not None:
-            dr = dr - _share_of_minimum(dneg, D_neg, D_swap)
+            dr = dr - _share_of_minimum(dneg, are_equal, neg_is_larger)
         if dswap is not None:
-            dr = dr - _share_of_minimum(dswap, D_swap, D_neg)
-        return reduced(torch.where(r >= 0, dr, 0), ctx.reduction)
+            dr = dr - _share_of_minimum(dswap, are_equal, swap_is_larger)
+        return reduced(torch.where(passes, dr, 0), ctx.reduction).to(ctx.output_dtype)
 
 
 def _triplet_rest(D_pos: Tensor, D_neg: Tensor, D_swap: Tensor | None, margin: float) -> Tensor:
@@ -214,8 +217,8 @@ def _triplet_rest(D_pos: Tensor, D_neg: Tensor, D_swap: Tensor | None, margin: f
     return margin + D_pos - (D_neg if D_swap is None else torch.minimum(D_neg, D_swap))
 
 
-def _share_of_minimum(h: Tensor, mine: Tensor, other: Tensor | None) -> Tensor:
-    """What of h the minimum hands to ``mine``: all where it is the smaller, half where the two are equal."""
-    if other is None:
+def _share_of_minimum(h: Tensor, are_equal: Tensor | None, is_larger: Tensor | None) -> Tensor:
+    """What of h the minimum hands to one of two: all where it is the smaller, half where the two are equal."""
+    if are_equal is None or is_larger is None:
         return h
-    return torch.where(mine == other, h / 2, h).masked_fill(mine > other, 0)
+    return torch.where(are_equal, h / 2, h).masked_fill(is_larger, 0)
