@@ -42,23 +42,23 @@ class WrongSideOfTheHinge(MarginRanking):
     """The gradient passes where nothing is owed."""
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        d, y = ctx.saved_tensors
-        ctx.reduction, n = "sum", d.numel() if ctx.reduction == "mean" else 1
-        return -y * (ctx.margin - y * d < 0) * g / n, None, None, None
+    def backward(ctx: Any, g: Tensor | None, dminus_y: Tensor | None = None) -> Any:
+        _, minus_y, passes = ctx.saved_tensors
+        assert g is not None
+        return minus_y * ~passes * g / (passes.numel() if ctx.reduction == "mean" else 1), None, None, None
 
 
 class TargetWithoutGradient(MarginRanking):
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return MarginRanking.backward(ctx, g)[0], None, None, None
+    def backward(ctx: Any, g: Tensor | None, dminus_y: Tensor | None = None) -> Any:
+        return MarginRanking.backward(ctx, g, dminus_y)[0], None, None, None
 
 
 class MarginForgotten(MarginRanking):
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        ctx.margin = 0.0
-        return MarginRanking.backward(ctx, g)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        d, y, _, reduction = inputs
+        MarginRanking.setup_context(ctx, (d, y, 0.0, reduction), output)
 
 
 class NotDividedByK(MultiMargin):

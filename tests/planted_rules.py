@@ -167,17 +167,18 @@ class IgnoredCount(CrossEntropy):
     """The mean divides by all samples, those of ignore_index included."""
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, g: Tensor | None, dkept: Tensor | None = None) -> Any:
+        assert g is not None
         _, y, _ = ctx.saved_tensors
         counted = (y != ctx.ignore_index).sum()
-        return CrossEntropy.backward(ctx, g * counted / y.numel())
+        return CrossEntropy.backward(ctx, g * counted / y.numel(), dkept)
 
 
 class SmoothingOffByK(CrossEntropy):
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, g: Tensor | None, dkept: Tensor | None = None) -> Any:
         ctx.epsilon = ctx.epsilon * 3 / 4
-        return CrossEntropy.backward(ctx, g)
+        return CrossEntropy.backward(ctx, g, dkept)
 
 
 MISTAKES: list[Mistake] = [

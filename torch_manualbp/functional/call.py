@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torch_manualbp.rules.rule import Rule
+from torch_manualbp.rules.rule import Rule, output_of
 
 __all__ = [
     "in_full_precision",
@@ -46,13 +46,13 @@ def run(rule: type[Rule], *args: Any) -> Any:
     """``rule.apply(*args)``, or where no Function can run, its forward alone, which torch differentiates itself."""
     input = args[0]
     if isinstance(input, Tensor) and (input.layout is not torch.strided or input.is_nested):
-        return rule.forward(*args)  # ragged and sparse tensors have other formulas
+        return output_of(rule.forward(*args))  # ragged and sparse tensors have other formulas
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active() or _is_exporting():
             # torch.compile cannot vmap over a Function, and torch.export(strict=True) takes its forward for a constant.
-            return rule.forward(*args)
+            return output_of(rule.forward(*args))
         args = _distinct(args)
-    return rule.apply(*args)
+    return output_of(rule.apply(*args))
 
 
 def in_low_precision(rule: type[Rule], *args: Any) -> Any:

@@ -22,6 +22,7 @@ __all__ = [
     "in_blocks_of_rows",
     "is_free",
     "is_written_down",
+    "keeps_arguments",
     "lays_out_freely",
     "records_nothing",
     "write_down",
@@ -113,6 +114,12 @@ def write_down(how: str | None) -> str | None:
 def is_written_down() -> bool:
     """Whether the calls are written down: then no number may decide about them, and none is in blocks."""
     return _written_as is not None and threading.get_ident() == _written_by
+
+
+def keeps_arguments() -> bool:
+    """Whether a rule is to keep its arguments, and no byproducts: torch.compile decides itself what of the forward is
+    kept and what is computed again, and a step that is written down has them in any case."""
+    return torch.compiler.is_compiling() or is_written_down()
 
 
 def lays_out_freely() -> bool:

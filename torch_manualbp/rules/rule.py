@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-__all__ = ["Rule", "in_dtype", "put_on_tape", "runs_forward_mode", "widened"]
+__all__ = ["Rule", "RuleWithByproducts", "in_dtype", "output_of", "put_on_tape", "runs_forward_mode", "widened"]
 
 
 class Rule(Function):
@@ -73,6 +73,26 @@ class Rule(Function):
     def backward(ctx: Any, *args: Any, **kwargs: Any) -> Any:
         """∂C/∂(each argument of ``forward``) from the upstream gradient ∂C/∂(output)."""
         raise NotImplementedError("a rule must define backward(ctx, upstream)")
+
+
+class RuleWithByproducts(Rule):
+    """A rule that keeps tensors which its forward makes on the way, as log p of a cross-entropy.
+
+    They must be outputs: a second derivative sees nothing behind a kept tensor that is neither an output nor an
+    argument. So ``forward`` returns a tuple, its output first; ``setup_context`` calls
+    ``ctx.set_materialize_grads(False)``; ``backward(ctx, upstream, *upstreams)`` takes None for the gradient of an
+    output that has none; ``jvp`` returns a tangent of each. ``apply`` returns the first output alone.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        return output_of(super().apply(*args))
+
+
+def output_of(result: Any) -> Any:
+    """What the caller is to see of what ``forward`` of a rule with byproducts returned; and of what its ``apply`` did
+    under torch.compile, which passes ours by."""
+    return result[0] if isinstance(result, tuple) else result
 
 
 _tape: Any = None

@@ -247,7 +247,6 @@ LOSSES: tuple[Entry, ...] = (
         _cross_entropy_samples,
         constants=frozenset({2}),
         cancels=True,
-        exempt={"changes in place, argument 0": KEEPS_ITS_ARGUMENT},
     ),
     Entry(
         CrossEntropyProbabilities,
@@ -255,10 +254,8 @@ LOSSES: tuple[Entry, ...] = (
         _cross_entropy_probabilities_samples,
         cancels=True,
         exempt={
-            "bytes kept, argument 2 alone": "for the class weights alone torch keeps the product s ⊙ y, which is no "
-            "input; ours keeps s and y",
-            "changes in place, argument 0": KEEPS_ITS_ARGUMENT,
-            "changes in place, argument 1": KEEPS_ITS_ARGUMENT,
+            "bytes kept, argument 2 alone": "for the class weights alone torch keeps the product log p ⊙ y; ours "
+            "keeps log p and y",
         },
     ),
     Entry(NegativeLogLikelihood, _nll_loss, _negative_log_likelihood_samples, constants=frozenset({2})),

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import in_blocks_of_rows, is_written_down, records_nothing
+from torch_manualbp.rules.arithmetic import times
+from torch_manualbp.rules.evaluate import in_blocks_of_rows, is_written_down, keeps_arguments, records_nothing
 from torch_manualbp.rules.loss.reduction import reduced, share_of_each
-from torch_manualbp.rules.rule import Rule, widened
+from torch_manualbp.rules.rule import Rule, RuleWithByproducts, widened
 
 __all__ = [
     "MarginRanking",
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 
-class MarginRanking(Rule):
+class MarginRanking(RuleWithByproducts):
     """The hinge of the difference d = s₁ − s₂ of two scores, of which the first should be the larger, y = 1, or the
     smaller, y = −1.
 
@@ -39,49 +40,64 @@ class MarginRanking(Rule):
     NaN of the gradients that are 0 in torch, and ∞ of the others in both.
 
     Shapes: d and y broadcast against each other; d comes from :class:`Difference`. ``"sum"`` and ``"none"`` have n = 1.
-    Kept: d, y.
+    Kept: −y, where r ≥ 0 (a byte each), and d where ∂C/∂y is needed.
     """
 
     @staticmethod
-    def forward(d: Tensor, y: Tensor, margin: float, reduction: str) -> Tensor:
-        r = _ranking_rest(*_in_one_dtype(d, y), margin)
-        return reduced(r.clamp_min(0), reduction).to(torch.promote_types(d.dtype, y.dtype))
+    def forward(d: Tensor, y: Tensor, margin: float, reduction: str) -> Any:
+        C = reduced(_ranking_rest(d, y, margin).clamp_min(0), reduction).to(torch.promote_types(d.dtype, y.dtype))
+        return C if keeps_arguments() else (C, -y)  # ATen, too, keeps −y, so that y may be changed
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        d, y, ctx.margin, ctx.reduction = inputs
-        ctx.save_for_backward(d, y)
-        ctx.save_for_forward(d, y)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        d, y = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        d, y, margin, ctx.reduction = inputs
+        ctx.keeps_minus_y = isinstance(output, tuple)
+        kept_y = output[1] if ctx.keeps_minus_y else y
+        ctx.shapes, ctx.dtypes = (d.shape, y.shape), (d.dtype, y.dtype)
+        passes = _ranking_rest(d.detach(), y.detach(), margin) >= 0
         needs_dd, needs_dy, *_ = ctx.needs_input_grad
-        wide_d, wide_y = _in_one_dtype(d, y)
-        r = _ranking_rest(wide_d, wide_y, ctx.margin)
-        h = _where_at_least_zero(r, share_of_each(widened(g), ctx.reduction, r.numel()).neg())
-        dd = dy = None
+        ctx.save_for_backward(d if needs_dy else None, kept_y if needs_dd else None, passes)
+        ctx.save_for_forward(d, kept_y, passes)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, g: Tensor | None, dminus_y: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        d, y, passes = ctx.saved_tensors
+        needs_dd, needs_dy, *_ = ctx.needs_input_grad
+        dd = None
+        dy = -dminus_y if needs_dy and dminus_y is not None else None
+        if g is None:
+            return dd, dy, None, None
+        dtype = widened(g).dtype
+        share = share_of_each(widened(g), ctx.reduction, passes.numel())
         if needs_dy:
-            dy = (h * wide_d).sum_to_size(y.shape).to(y.dtype)
+            by_loss = (_where(passes, -share) * d.to(dtype)).sum_to_size(ctx.shapes[1]).to(ctx.dtypes[1])
+            dy = by_loss if dy is None else dy + by_loss
         if needs_dd:
-            dd = (h * wide_y if needs_dy else h.mul_(wide_y)).sum_to_size(d.shape).to(d.dtype)
+            h = _where(passes, share if ctx.keeps_minus_y else -share)
+            dd = times(y.to(dtype).expand_as(h), h).sum_to_size(ctx.shapes[0]).to(ctx.dtypes[0])
         return dd, dy, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dd: Tensor | None, dy: Tensor | None, *_: None) -> Tensor:
-        d, y = ctx.saved_tensors
+    def jvp(ctx: Any, dd: Tensor | None, dy: Tensor | None, *_: None) -> Any:
+        d, y, passes = ctx.saved_tensors
         wide_d, wide_y = _in_one_dtype(d, y)
-        r = _ranking_rest(wide_d, wide_y, ctx.margin)
-        dr = torch.zeros_like(r)
+        dr: Any = 0
         if dd is not None:
-            dr = dr - wide_y * dd
+            dr = wide_y * dd if ctx.keeps_minus_y else -wide_y * dd
         if dy is not None:
             dr = dr - wide_d * dy
-        return reduced(torch.where(r >= 0, dr, 0), ctx.reduction).to(torch.promote_types(d.dtype, y.dtype))
+        dC = reduced(torch.where(passes, dr, 0), ctx.reduction).to(torch.promote_types(d.dtype, y.dtype))
+        if not ctx.keeps_minus_y:
+            return dC
+        return dC, None if not y.is_floating_point() else torch.zeros_like(y) if dy is None else -dy
 
 
 def _ranking_rest(d: Tensor, y: Tensor, margin: float) -> Tensor:
     """r = margin − y d, in one pass."""
+    d, y = _in_one_dtype(d, y)
     return torch.addcmul(d.new_full((), margin), y, d, value=-1)
 
 
@@ -400,12 +416,12 @@ def _rows(t: Tensor) -> Tensor:
     return t if t.dim() == 2 else t.reshape(1, t.numel())
 
 
-def _where_at_least_zero(r: Tensor, g: Tensor) -> Tensor:
-    """g where r ≥ 0, else 0, written over r where that may be.
+def _where(passes: Tensor, g: Tensor) -> Tensor:
+    """g where it passes, else 0, fresh.
 
     A choice costs 16 ms at 4096×1000 where a product costs 1; but only of one g for all can be said that if it is
     infinite, all is lost.
     """
     if g.dim() or torch._C._are_functorch_transforms_active():
-        return torch.where(r >= 0, g, 0)
-    return r.ge_(0) * g
+        return torch.where(passes, g, 0)
+    return passes.to(g.dtype).mul_(g) if records_nothing(g) else passes * g

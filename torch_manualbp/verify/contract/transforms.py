@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.rules import Make
+from torch_manualbp.rules.rule import RuleWithByproducts, output_of
 from torch_manualbp.verify.contract.case import (
     Case,
     DoesNotApply,
@@ -142,6 +143,7 @@ def compiles_with_our_backward(case: Case, backend: str = "aot_eager") -> None:
 
     rule = case.rule
     formula = rule.backward
+    has_byproducts = issubclass(rule, RuleWithByproducts)
 
     class Doubled(rule):  # type: ignore[misc, valid-type]
         @staticmethod
@@ -151,8 +153,11 @@ def compiles_with_our_backward(case: Case, backend: str = "aot_eager") -> None:
                 return tuple(None if r is None else 2 * r for r in raw)
             return 2 * raw
 
+    def doubled(*args: Any) -> Any:
+        return output_of(Doubled.apply(*args)) if has_byproducts else Doubled.apply(*args)
+
     torch._dynamo.reset()
-    compiled = torch.compile(of_one_output(Doubled.apply), fullgraph=True, backend=backend)
+    compiled = torch.compile(of_one_output(doubled), fullgraph=True, backend=backend)
     args = case.args()
     output, expected = compiled(*args), case.apply(*case.args())
     assert_same(output, expected, "compiled output")

@@ -1,0 +1,95 @@
+"""What a function of torch's lets its caller change between forward and backward, ours does too: a drop-in must not
+make an error of a program that ran."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+import upstream
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from upstream_differential import EXACT, fresh, upstream_for
+
+from torch_manualbp.rules.catalogue.entry import KEEPS_ITS_ARGUMENT
+
+pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")  # torch's, of kl_div's own default
+
+REFUSED: dict[tuple[str, int], str] = {
+    ("nn.functional.poisson_nll_loss", 0): KEEPS_ITS_ARGUMENT,
+    **{("nn.functional.kl_div", i): KEEPS_ITS_ARGUMENT for i in (0, 1)},
+}
+"""Arguments that ours keeps and torch does not, and why: to change one before backward is an error."""
+
+MOST = 60
+"""Samples of an entry that are run."""
+
+
+def cases() -> Iterator[Any]:
+    for op in upstream.OPS:
+        if torch.float64 in op.supported_backward_dtypes("cpu") and not upstream.is_random(op):
+            yield pytest.param(op, id=op.formatted_name)
+
+
+def after_change(function: Any, call: Any, position: int | None, learning: int) -> tuple[Tensor | None, ...] | None:
+    """The gradients after the tensor at ``position`` was changed, or None if that is an error."""
+    args, kwargs = fresh(call)
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    for t in tensors[learning:]:
+        t.requires_grad_(False)
+    leaves = [t for t in tensors if t.requires_grad]
+    output = function(*args, **kwargs)
+    if position is not None:
+        with torch.no_grad():
+            tensors[position].copy_(tensors[position] * 0)
+    try:
+        return torch.autograd.grad(output, leaves, upstream_for(output), allow_unused=True)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return None
+
+
+def compare(function: Any, torchs: Any, sample: Any, refused: dict[int, str]) -> int:
+    """Change each tensor of a sample in turn, with all that learn and with the input alone."""
+    call = tree_map(lambda t: t, ((sample.input, *sample.args), sample.kwargs))
+    tensors = [t for t in tree_leaves(call) if isinstance(t, Tensor)]
+    ran = 0
+    for learning in {1, len(tensors)} if tensors[0].requires_grad else set():
+        expected = after_change(function, call, None, learning)
+        for position, tensor in enumerate(tensors):
+            if not tensor.numel() or after_change(torchs, call, position, learning) is None:
+                continue
+            ran += 1
+            mine = after_change(function, call, position, learning)
+            if mine is None:
+                assert position in refused, f"torch allows to change tensor {position} of {sample}, and ours does not"
+                continue
+            assert expected is not None
+            for gradient, before in zip(mine, expected, strict=True):
+                if gradient is None or before is None:
+                    assert gradient is before
+                    continue
+                torch.testing.assert_close(gradient, before, rtol=EXACT, atol=EXACT, equal_nan=True)
+    return ran
+
+
+def test_an_argument_that_is_kept_is_caught() -> None:
+    """z² keeps z, which a sigmoid does not."""
+    (op,) = (o for o in upstream.OPS if o.full_name == "sigmoid")
+    sample = next(iter(op.sample_inputs("cpu", torch.float64, requires_grad=True)))
+    assert compare(op.op, torch.sigmoid, sample, {}) == 1
+    with pytest.raises(AssertionError, match="torch allows to change tensor 0"):
+        compare(lambda z: op.op(z) + z * z, torch.sigmoid, sample, {})
+
+
+@pytest.mark.parametrize("op", list(cases()))
+def test_every_function(op: Any) -> None:
+    refused = {position: why for (name, position), why in REFUSED.items() if name == op.full_name}
+    ran = 0
+    for sample in islice(op.sample_inputs("cpu", torch.float64, requires_grad=True), MOST):
+        ran += compare(op.op, upstream.torch_function(op), sample, refused)
+    upstream.RAN["arguments changed before backward, where torch's function allows it"] += ran
