@@ -24,6 +24,8 @@ from upstream_differential import (
     seed,
 )
 
+from torch_manualbp import nn
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex128, torch.complex64)
 LARGE = 100_000
@@ -141,6 +143,18 @@ def test_errors_of_layers(info: Any, dtype: torch.dtype) -> None:
         assert seen.error is not None, listed.error_regex
         assert_same_observation(seen, observe(torch_s))
         upstream.RAN["bad inputs, against torch's error"] += 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)], ids=str)
+def test_linear_of_a_transposed_input(shape: tuple[int, ...], bias: bool) -> None:
+    """The gradient is laid out as torch's is."""
+
+    def call(cls: type[torch.nn.Module]) -> Call:
+        layer = cls(4, 3, bias=bias, dtype=torch.float64)
+        return Call(layer, (torch.randn(shape, dtype=torch.float64).mT.requires_grad_(),))
+
+    assert_same_observation(observe(partial(call, nn.Linear)), observe(partial(call, torch.nn.Linear)))
 
 
 # Functions

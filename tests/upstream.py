@@ -119,9 +119,7 @@ CANCELS = {
 }
 """Where the median error of all inputs is compared, and not the worst."""
 
-KNOWN_DIFFERENCES: dict[tuple[str, str], str] = {
-    ("nn.functional.logsigmoid", "reference inputs"): "a strided input: torch's gradient is contiguous",
-}
+KNOWN_DIFFERENCES: dict[tuple[str, str], str] = {}
 """Where ours is not torch's: each is a strict expected failure."""
 
 SLOW = {

@@ -159,6 +159,8 @@ def linear_input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) 
     if _is_in_columns(like) and W.dim() == 2 and records_nothing(delta):
         return torch.mm(W.t(), delta.t()).t()
     if delta.dim() == W.dim() == 2:
+        if like is not None and not like.is_contiguous() and like.stride() == (1, like.shape[0]):
+            return torch.mm(W.t(), delta.t()).t()  # as ATen does for a transposed input
         if is_faster_in_onednn(delta.shape[0] * W.numel(), delta, W):
             return onednn_linear(delta, W.t(), None, "none", [], "")
         return torch.mm(delta, W)

@@ -72,7 +72,7 @@ class LogSigmoid(Activation):
         ⇒
         f'(z) = σ(−z)
 
-    Kept: z.
+    As torch's, the output and the gradient are laid out plainly, whatever the strides of z. Kept: z.
     """
 
     @staticmethod
@@ -81,7 +81,7 @@ class LogSigmoid(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        return logistic(-z)
+        return logistic(-(z if z.is_contiguous() else z.contiguous()))
 
 
 class Tanh(Activation):
