@@ -385,7 +385,7 @@ def test_meta_tensors(call: Call) -> None:
     name, args, kwargs = call
     grads = []
     for device in ("meta", "cpu"):
-        leaves = [a.to(device).requires_grad_(a.is_floating_point() or a.is_complex()) for a in args]
+        leaves = [a.to(device, copy=True).requires_grad_(a.is_floating_point() or a.is_complex()) for a in args]
         leaf = leaves[0].detach().requires_grad_()
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         loss = getattr(functional, name)(leaf, *leaves[1:], reduction="none", **moved)
