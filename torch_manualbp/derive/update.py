@@ -287,6 +287,9 @@ def _add_gradient(program: Program, target: Value, g: Any, of: Part, alpha: str,
         return
     if isinstance(g, Value):
         g = _without_cast(program, g)
+    if beta and not alpha:
+        program.append(torch.add, g, of(target), alpha=Text(beta), out=of(target), writes=[target])
+        return
     if beta:
         program.append(Tensor.mul_, of(target), Text(beta), writes=[target])
     if alpha.startswith("-"):
