@@ -142,7 +142,9 @@ def cross_entropy(
     ``input``, :class:`~torch_manualbp.rules.CrossEntropyProbabilities`.
     """
     reduction = legacy_reduction(size_average, reduce, reduction)
-    if isinstance(input, Tensor) and isinstance(target, Tensor) and input.shape == target.shape:
+    if not _are_tensors(input, target):
+        return torch_functional.cross_entropy(input, target, weight, reduction=reduction)  # says what is wrong
+    if input.shape == target.shape:
         rule: type[Rule] = rules.CrossEntropyProbabilities
     else:
         rule = rules.CrossEntropy
