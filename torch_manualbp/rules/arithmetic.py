@@ -8,7 +8,6 @@ from torch import Tensor
 from torch_manualbp.rules.evaluate import records_nothing
 
 __all__ = [
-    "exact_sigmoid",
     "larger",
     "logistic",
     "logistic_and_divisor",
@@ -54,11 +53,6 @@ def logistic(t: Tensor) -> Tensor:
         return t.sigmoid()
     e = t.clamp(max=40).exp_()
     return e.div_(e + 1)
-
-
-def exact_sigmoid(t: Tensor) -> Tensor:
-    """σ(t) = 1 / (1 + exp(−t)), whose exp torch.sigmoid shortens by a bit, which a sum that cancels then shows."""
-    return t.neg().exp_().add_(1).reciprocal_() if records_nothing(t) else t.sigmoid()
 
 
 def logistic_and_divisor(t: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
 from torch_manualbp.rules.arithmetic import (
-    exact_sigmoid,
     larger,
     logistic,
     logistic_and_divisor,
@@ -250,7 +249,7 @@ class SiLU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        sigma = exact_sigmoid(z)
+        sigma = torch.sigmoid(z)
         return times_one_plus(sigma, (1 - sigma).mul_(z))
 
 
