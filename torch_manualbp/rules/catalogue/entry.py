@@ -14,8 +14,8 @@ from torch_manualbp.rules.rule import Rule
 __all__ = ["KEEPS_ITS_ARGUMENT", "Entry", "Make", "Sample"]
 
 KEEPS_ITS_ARGUMENT = (
-    "torch keeps a tensor that it computes on the way; ours keeps the argument, which to change before backward is an "
-    "error"
+    "torch keeps an exponential (or s + ε, y − s) that it computes on the way, rounded to the argument's dtype; ours "
+    "keeps the argument and computes it again, with all digits in float16 too: to change it before backward is an error"
 )
 """Why changes in place are an error where torch allows them."""
 
