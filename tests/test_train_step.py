@@ -14,7 +14,7 @@ from step_cases import BATCH, CLASSES, FEATURES, MODELS, Pair, data, mlp, stock_
 from torch import Tensor
 from torch.nn import Module
 
-from torch_manualbp import TrainStep, nn
+from torch_manualbp import TrainStep, functional, nn
 from torch_manualbp.derive.program import Value
 from torch_manualbp.derive.step import PROGRAMS
 
@@ -136,6 +136,38 @@ def test_each_loss_trains_as_stock(loss: Module, target: Callable[[torch.Generat
     generator = torch.Generator().manual_seed(0)
     for i in range(30):
         ours, expected = pair.advance(data(i)[0], target(generator))
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+    pair.check()
+
+
+OF_SEVERAL: tuple[Callable[[Any, Tensor, Tensor], Tensor], ...] = (
+    lambda F, s, y: F.cosine_embedding_loss(s[:, :2], s[:, 2:4], y[:, 0].sign(), margin=0.1),
+    lambda F, s, y: F.triplet_margin_loss(s[:, :2], s[:, 2:4], y[:, :2], swap=True),
+    lambda F, s, y: F.margin_ranking_loss(s[:, 0], s[:, 1], y[:, 0].sign(), margin=0.5),
+    lambda F, s, y: F.gaussian_nll_loss(s[:, :2], y[:, :2], F.softplus(s[:, 2:4]), full=True),
+    lambda F, s, y: F.kl_div(F.log_softmax(s, 1), F.log_softmax(y, 1), reduction="batchmean", log_target=True),
+    lambda F, s, y: F.binary_cross_entropy(F.sigmoid(s), F.sigmoid(y), weight=y.abs()),
+)
+
+
+class OfSeveral(Module):
+    """One of these losses, by our functions or by torch's."""
+
+    def __init__(self, of: Callable[[Any, Tensor, Tensor], Tensor], is_stock: bool = False) -> None:
+        super().__init__()
+        self.of, self.is_stock = of, is_stock
+
+    def forward(self, s: Tensor, y: Tensor) -> Tensor:
+        return self.of(torch.nn.functional if self.is_stock else functional, s, y)
+
+
+@_named("of", OF_SEVERAL, ids=lambda of: of.__code__.co_names[0])
+def test_losses_of_several_parts_of_the_output_train_as_stock(of: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+    pair = Pair(mlp(), OfSeveral(of))
+    pair.stock_loss = OfSeveral(of, is_stock=True)
+    for i in range(20):
+        generator = torch.Generator().manual_seed(i)
+        ours, expected = pair.advance(data(i)[0], _numbers(generator) - 0.5)
         torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
     pair.check()
 

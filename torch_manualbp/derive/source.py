@@ -261,6 +261,10 @@ def _function(function: Any, name: str) -> str:
         return f"torch._C._nn.{name}"
     if function is onednn_linear:
         return "onednn_linear"
+    for module in ("linalg", "special", "fft"):
+        public = name.removeprefix(f"{module}_")
+        if getattr(getattr(torch, module), public, None) is function:
+            return f"torch.{module}.{public}"
     if type(function).__name__ in ("OpOverload", "OpOverloadPacket"):
         return f"torch.ops.{function}"
     return f"torch.{name}"
