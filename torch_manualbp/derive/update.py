@@ -287,7 +287,7 @@ def _add_gradient(program: Program, target: Value, g: Any, of: Part, alpha: str,
         return
     if isinstance(g, Value):
         g = _without_cast(program, g)
-    if beta and not alpha:
+    if beta and not alpha and _is_float(target):  # in low precision torch rounds twice
         program.append(torch.add, g, of(target), alpha=Text(beta), out=of(target), writes=[target])
         return
     if beta:

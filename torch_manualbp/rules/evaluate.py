@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 __all__ = [
     "BLOCK",
@@ -116,10 +117,13 @@ def is_written_down() -> bool:
     return _written_as is not None and threading.get_ident() == _written_by
 
 
-def keeps_arguments() -> bool:
-    """Whether a rule is to keep its arguments, and no byproducts: torch.compile decides itself what of the forward is
-    kept and what is computed again, and a step that is written down has them in any case."""
-    return torch.compiler.is_compiling() or is_written_down()
+def keeps_arguments(*tensors: Tensor) -> bool:
+    """Whether a rule of these is to keep its arguments, and no byproducts: torch.compile decides itself what of the
+    forward is kept and what is computed again, a step that is written down has them in any case, torch.jit.trace keeps
+    nothing, and a subclass such as DTensor may have functions of its own for the whole."""
+    if torch.compiler.is_compiling() or is_written_down() or torch._C._get_tracing_state():
+        return True
+    return any(type(t) not in (Tensor, Parameter) for t in tensors)
 
 
 def lays_out_freely() -> bool:

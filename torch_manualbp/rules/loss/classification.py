@@ -53,7 +53,7 @@ class CrossEntropy(RuleWithByproducts):
         C = F.nll_loss(log_p, y, w, ignore_index=ignore_index, reduction=reduction)
         if epsilon > 0:
             C = (1 - epsilon) * C + _mean_over_classes(log_p, y, w, ignore_index, reduction).mul_(epsilon)
-        return C if keeps_arguments() else (C, _kept(s, log_p))
+        return C if keeps_arguments(s, y) else (C, _kept(s, log_p))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -351,7 +351,7 @@ class CrossEntropyProbabilities(RuleWithByproducts):
         k, epsilon = _class_dim(s), max(epsilon, 0.0)
         fits = y.is_floating_point() and s.is_floating_point() and (w is None or w.shape == s.shape[k : k + 1])
         fits &= ignore_index < 0 and epsilon <= 1 and reduction in ("none", "sum", "mean")
-        if keeps_arguments() or not (fits and s.numel()):  # torch says what does not fit
+        if keeps_arguments(s, y) or not (fits and s.numel()):  # torch says what does not fit
             return F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
         log_p = torch.log_softmax(s, k)
         smoothed = y * (1 - epsilon) + epsilon / s.shape[k] if epsilon else y

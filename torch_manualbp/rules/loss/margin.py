@@ -46,7 +46,7 @@ class MarginRanking(RuleWithByproducts):
     @staticmethod
     def forward(d: Tensor, y: Tensor, margin: float, reduction: str) -> Any:
         C = reduced(_ranking_rest(d, y, margin).clamp_min(0), reduction).to(torch.promote_types(d.dtype, y.dtype))
-        return C if keeps_arguments() else (C, -y)  # ATen, too, keeps −y, so that y may be changed
+        return C if keeps_arguments(y) else (C, -y)  # ATen, too, keeps −y, so that y may be changed
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
