@@ -5,10 +5,15 @@
 - :mod:`torch_manualbp.nn`: ``torch.nn`` over the rules
 - :func:`torch_manualbp.convert` and :func:`torch_manualbp.restore`: our layers in a built model, and torch's again
 - :class:`torch_manualbp.TrainStep`: a training step without an autograd graph, as Python that can be read
-- :mod:`torch_manualbp.verify`: gradients held against autograd's
+- :mod:`torch_manualbp.verify`: gradients held against autograd's; ``torch_manualbp.verify(target, *inputs)`` of anybody's
 - :mod:`torch_manualbp.lightning`: training under PyTorch Lightning (imported on its own: it loads Lightning)
 - ``torch-manualbp``, or ``python -m torch_manualbp``: the command line
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 from torch_manualbp import functional, nn, rules
 from torch_manualbp.convert import convert, restore
@@ -17,3 +22,10 @@ from torch_manualbp.rules import Rule
 
 __all__ = ["Rule", "TrainStep", "convert", "functional", "nn", "restore", "rules"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Verification is imported on demand: it takes as long as the rest of the package.
+    if name == "verify":
+        return importlib.import_module("torch_manualbp.verify")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

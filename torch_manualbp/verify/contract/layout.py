@@ -21,6 +21,7 @@ from torch_manualbp.verify.contract.case import (
 __all__ = [
     "inputs_may_be_channels_last",
     "inputs_may_have_any_strides",
+    "spread",
     "takes_empty_batches",
     "takes_every_rank",
     "takes_zero_features",
@@ -41,15 +42,16 @@ def upstream_may_have_any_strides(case: Case) -> None:
             assert_same(g, p, f"upstream strides {upstream.stride()}")
 
 
+def spread(t: Tensor) -> Tensor:
+    """The same numbers transposed and sliced: as a leaf, with no two entries next to each other."""
+    wide = torch.zeros(*t.shape[::-1], 2, dtype=t.dtype, device=t.device)
+    view = wide[..., 1].permute(list(reversed(range(t.dim()))))
+    view.copy_(t.detach())
+    return view.requires_grad_(t.requires_grad)
+
+
 def inputs_may_have_any_strides(case: Case) -> None:
     """Transposed and sliced arguments give what the same numbers give laid out plainly."""
-
-    def spread(t: Tensor) -> Tensor:
-        wide = torch.zeros(*t.shape[::-1], 2, dtype=t.dtype)
-        view = wide[..., 1].permute(*reversed(range(t.dim())))
-        view.copy_(t.detach())
-        return view.requires_grad_(t.requires_grad)
-
     args = [spread(a) if isinstance(a, Tensor) and a.dim() else a for a in case.args()]
     for g, p in zip(_run(case.apply, args), _run(case.apply, case.args()), strict=True):
         assert_same(g, p, "result of strided arguments")

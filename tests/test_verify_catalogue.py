@@ -1,0 +1,48 @@
+"""verify raises no false alarm: every rule of the catalogue passes on each of its samples, and every differentiable
+module of PyTorch's database."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from torch_manualbp.verify import contract, verify
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ImportWarning)
+    from torch.testing._internal.common_modules import module_db
+
+FEW = 4
+"""Of the inputs of a module in the database, every so many: one has 905."""
+
+CASES = list(contract.cases())
+
+
+def _is_first_of_its_rule(case: contract.Case) -> bool:
+    return next(c for c in CASES if c.entry is case.entry) is case
+
+
+@pytest.mark.parametrize(
+    "case", [c if _is_first_of_its_rule(c) else pytest.param(c, marks=pytest.mark.slow) for c in CASES], ids=str
+)
+def test_a_rule_passes(case: contract.Case) -> None:
+    report = verify(case.rule, *case.args())
+    assert report.ok, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("info", module_db, ids=lambda info: info.name)
+def test_a_module_passes(info: Any, training: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = {"device": "cpu", "dtype": torch.float64, "requires_grad": True, "training": training}
+        inputs = [i for i in info.module_inputs_func(info, **options) if i.forward_input is not None]
+        for one in inputs[:: max(1, len(inputs) // FEW)]:
+            made = one.constructor_input
+            module = info.module_cls(*made.args, **made.kwargs).double().train(training)
+            report = verify(module, *one.forward_input.args, kwargs=one.forward_input.kwargs)
+            assert report.ok, f"{one.desc}: {report}"

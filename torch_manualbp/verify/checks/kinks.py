@@ -1,0 +1,187 @@
+"""Kinks: single numbers where a derivative jumps, which the inputs at hand may never come near."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_manualbp.verify.checks.check import Trial
+from torch_manualbp.verify.checks.scan import NO_SUCH_NUMBER, Scan, scans
+from torch_manualbp.verify.report import FAILS, OK, Row
+from torch_manualbp.verify.subject import DoesNotApply
+
+__all__ = ["kinks"]
+
+SCANNED = (-33.1, -21.3, -12.7, *(-8.03 + 0.2 * i for i in range(81)), 12.7, 21.3, 33.1)
+"""The numbers that one entry takes, to see where its gradient jumps. Most kinks are at 0, ±½, ±1, ±3 or 6."""
+
+INTERVALS = 6
+"""Of all intervals between these, those with the largest differences are bisected."""
+
+MANY = 50_000
+"""Numbers in all leaves, above which fewer points are scanned."""
+
+ALWAYS = (0.0, -0.0, 5e-324, -5e-324, 1e-310, -1e-310)
+"""Where everybody has a kink, and subnormal numbers beside it."""
+
+TINY, HUGE = 2.3e-308, 1e300
+"""Below the one numbers are subnormal; above the other a sum of gradients overflows in some orders."""
+
+
+@dataclass(frozen=True)
+class _Kink:
+    """Between two numbers next to each other the derivative jumps."""
+
+    below: float
+    above: float
+    left: float
+    right: float
+
+    @property
+    def point(self) -> float:
+        """The rounder one of the two."""
+        return min(self.below, self.above, key=lambda x: (len(f"{x:.17g}"), abs(x)))
+
+    def probes(self) -> list[float]:
+        """Both, and one ulp further on each side."""
+        return [_next(self.below, -1), self.below, self.above, _next(self.above, 1)]
+
+    def described(self, trial: Trial, scan: Scan) -> str:
+        """Where it is, both one-sided derivatives, which of them is autograd's, and how near the inputs come."""
+        numbers = trial.subject.leaves[scan.leaf].tensor.detach().double().reshape(-1)
+        if scan.entry is not None:
+            numbers = numbers[scan.entry : scan.entry + 1]
+        nearest = (numbers - self.point).abs().min().item()
+        convention = self.left if self.point == self.below else self.right
+        near = "" if nearest < 1e-3 else f", and the inputs come no nearer to it than {nearest:.2g}"
+        return f"kink at {self.point:.6g}: {self.left:.4g} | {self.right:.4g}, taken for {convention:.4g} on it{near}"
+
+
+def kinks(trial: Trial, check: str) -> Iterator[Row]:
+    """Kinks are found by bisection on the forward's derivative, an entry going from −33 to 33; on each kink and one ulp
+    to both sides, and all along the way, the gradients are those of autograd of the same forward. Says where kinks are,
+    what autograd takes for the derivative there, and how near the inputs come."""
+    trial.references.require_autograd()
+    looked = False
+    for scan in scans(trial, trial.exact):
+        looked = True
+        leaf = trial.subject.leaves[scan.leaf]
+        points = SCANNED if scan.packed or trial.subject.size() < MANY else SCANNED[::3]
+        slopes = scan.slopes(points, plain=True)
+        found = _bisected(scan, points, slopes)
+        wrong: Row | None = None
+        if trial.subject.functions or trial.subject.reference is not None:
+            wrong = _compared(trial, check, scan, points, slopes)
+            probes = [*ALWAYS, *dict.fromkeys(p for kink in found for p in kink.probes())]
+            if scan.packed:
+                wrong = wrong or _compared(trial, check, scan, probes, scan.slopes(probes, plain=True))
+            else:
+                for point in probes:
+                    wrong = wrong or _compared_at(trial, check, scan, point)
+        notes = dict.fromkeys(kink.described(trial, scan) for kink in found)
+        yield wrong or Row(leaf.name, check, OK, "float64", tuple(leaf.tensor.shape), hint="; ".join(notes))
+    if not looked:
+        raise DoesNotApply("there is no real input to scan")
+
+
+def _compared(trial: Trial, check: str, scan: Scan, points: Sequence[float], right: Tensor) -> Row | None:
+    """The row of the worst point, if one is wrong."""
+    leaf = trial.subject.leaves[scan.leaf]
+    found, right = _known(scan.slopes(points, plain=False), right, torch.tensor(points, dtype=right.dtype).unsqueeze(1))
+    scale = torch.full_like(right, max(right.abs().max().item(), trial.size_of(leaf.name)))
+    row = trial.compared(check, leaf.name, found, right, scale, slack=4)
+    if row.ok:
+        return None
+    i, j = row.where or (0, 0)
+    return _failed(row, leaf.name, leaf.name, points[i], found[i, j].item(), right[i, j].item())
+
+
+def _compared_at(trial: Trial, check: str, scan: Scan, point: float) -> Row | None:
+    """The row of the first wrong gradient of all leaves where the entry is this number."""
+    try:
+        references = scan.gradients(point, plain=True)
+    except NO_SUCH_NUMBER:
+        return None
+    for leaf, right, found in zip(trial.subject.leaves, references, scan.gradients(point, plain=False), strict=True):
+        if found.shape == right.shape:
+            found, right = _known(found, right, torch.tensor(point, dtype=torch.float64))
+        row = trial.compared(check, leaf, found, right, slack=4)
+        if not row.ok:
+            numbers = (t[row.where or ...].reshape(-1)[0].item() for t in (found, right))
+            return _failed(row, leaf.name, trial.subject.leaves[scan.leaf].name, point, *numbers)
+    return None
+
+
+def _known(found: Tensor, right: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, 0 where the reference knows nothing: where it is no number or overflows, and, to three digits, at subnormal
+    numbers, of which ATen's logarithm is one in its vectors and another in single numbers."""
+    unknown = ~right.isfinite() | (right.abs() > HUGE)
+    is_subnormal = (points.abs() > 0) & (points.abs() < TINY)
+    unknown = unknown | (is_subnormal.to(right.device) & ((found - right).abs() <= 0.01 * right.abs()))
+    return found.masked_fill(unknown, 0), right.masked_fill(unknown, 0)
+
+
+def _failed(row: Row, name: str, of: str, point: float, found: float, right: float) -> Row:
+    hint = f"where {of} is {point:.17g}: {found:.6g}, and autograd of the forward has {right:.6g}"
+    return Row(name, row.check, FAILS, row.dtype, row.shape, row.error_ulps, row.error_relative, hint=hint)
+
+
+def _bisected(scan: Scan, scanned: Sequence[float], slopes: Tensor) -> list[_Kink]:
+    """The kinks in the intervals over which the slope changes most."""
+    known = slopes.isfinite().all(1)
+    points, slopes = [p for p, k in zip(scanned, known.tolist(), strict=True) if k], slopes[known]
+    if len(points) < 2:
+        return []
+    changes = (slopes[1:] - slopes[:-1]).abs()
+    size = slopes.abs().max().item()
+    order = changes.max(1).values.argsort(descending=True)[:INTERVALS].tolist()
+    found = []
+    for k in sorted(order):
+        entry = int(changes[k].argmax())
+        if changes[k, entry] > 1e-9 * size:
+            kink = _bisect(scan, entry, points[k], points[k + 1], slopes[k, entry].item(), slopes[k + 1, entry].item())
+            found += [] if kink is None else [kink]
+    return found
+
+
+def _bisect(scan: Scan, entry: int, low: float, high: float, left: float, right: float) -> _Kink | None:
+    start, steps = abs(right - left), 0
+    while _next(low, 1) < high:
+        # By value until a smooth function has shown that it is, then by the bits: 0 is 2⁶² numbers away from 1.
+        middle = (low + high) / 2 if steps < 10 else _between(low, high)
+        here = scan.slopes([middle], plain=True)[0, entry].item()
+        if math.isnan(here):
+            return None
+        if abs(here - left) >= abs(here - right):
+            high, right = middle, here
+        else:
+            low, left = middle, here
+        steps += 1
+        if steps in (7, 20) and abs(right - left) < 0.05 * start:
+            return None
+    return _Kink(low, high, left, right)
+
+
+def _ordered(x: float) -> int:
+    """The bits of a number as an integer that grows with it."""
+    bits = int(struct.unpack("<q", struct.pack("<d", x))[0])
+    return bits if bits >= 0 else -(bits & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def _number(ordered: int) -> float:
+    bits = ordered if ordered >= 0 else (-ordered) | -0x8000_0000_0000_0000
+    return float(struct.unpack("<d", struct.pack("<q", bits))[0])
+
+
+def _between(low: float, high: float) -> float:
+    return _number((_ordered(low) + _ordered(high)) // 2)
+
+
+def _next(x: float, by: int) -> float:
+    """The number one ulp above or below."""
+    return _number(_ordered(x) + by)

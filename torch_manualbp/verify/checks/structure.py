@@ -1,0 +1,128 @@
+"""What ``backward`` itself returns, before the engine repairs it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_manualbp.verify.checks.check import Trial
+from torch_manualbp.verify.functions import Application, recorded
+from torch_manualbp.verify.measure import largest
+from torch_manualbp.verify.report import FAILS, OK, Row
+from torch_manualbp.verify.subject import DoesNotApply, Setting, gradients_of, name_of_dtype
+
+__all__ = ["frozen_leaves", "raw_structure"]
+
+
+def raw_structure(trial: Trial, check: str) -> Iterator[Row]:
+    """Each Function's ``backward`` returns one entry for each argument of ``forward``: None where no gradient is needed
+    (a gradient there is work for nothing), elsewhere a tensor of the argument's shape, dtype, device and layout. The
+    engine sums, expands and casts some of what is otherwise, and takes None for 0."""
+    if not trial.subject.functions:
+        raise DoesNotApply("there is no autograd.Function in it")
+    settings = [
+        trial.subject.setting(dtype) for dtype in dict.fromkeys((torch.float64, torch.float32, trial.subject.dtype))
+    ]
+    seen: set[tuple[str, str]] = set()
+    for at in settings:
+        every: list[list[int] | None] = [None]
+        if len(trial.subject.leaves) > 1 and at is settings[0]:
+            every += [[i] for i in range(len(trial.subject.leaves))]
+        for needed in every:
+            for row in _of_run(trial, check, at, needed):
+                if (row.name, row.hint) not in seen:
+                    seen.add((row.name, row.hint))
+                    yield row
+
+
+def _of_run(trial: Trial, check: str, at: Setting, needed: list[int] | None) -> Iterator[Row]:
+    leaves = at.leaves(needed)
+    with recorded() as applications:
+        outputs = at.run(leaves)
+    captured: dict[int, Any] = {}
+    for i, application in enumerate(applications):
+        if application.node is not None:
+
+            def capture(upstream: Any, i: int = i) -> None:
+                captured[i] = upstream
+
+            application.node.register_prehook(capture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gradients_of(outputs, leaves, at.upstream(outputs), retain_graph=True)
+    for i, upstream in captured.items():
+        application = applications[i]
+        raw = application.node.apply(*upstream)
+        raw = raw if isinstance(raw, tuple) else (raw,)
+        yield from _rows(trial, check, application, raw, leaves, at)
+
+
+def _rows(
+    trial: Trial, check: str, application: Application, raw: Sequence[Any], leaves: Sequence[Tensor], at: Setting
+) -> Iterator[Row]:
+    name, args = application.function.__name__, application.args
+    dtype = name_of_dtype(at.dtype)
+    extra = raw[len(args) :]
+    if len(raw) < len(args) or any(e is not None for e in extra):
+        wrong = f"backward of {name} returns {len(raw)} gradients for {len(args)} arguments of forward"
+        yield Row(name, check, FAILS, dtype, hint=wrong)
+        return
+    where = {id(leaf): trial.subject.leaves[i].name for i, leaf in enumerate(leaves)}
+    needed = application.node.needs_input_grad
+    for i, (gradient, arg) in enumerate(zip(raw, args, strict=False)):
+        of = where.get(id(arg), f"{name} argument {i}")
+        wrong, note = _wrong(gradient, arg, needed[i])
+        if wrong:
+            yield Row(of, check, FAILS, dtype, hint=f"backward of {name} returns for argument {i} {wrong}")
+        elif needed[i] or note:
+            shape = tuple(arg.shape) if isinstance(arg, Tensor) else ()
+            yield Row(of, check, OK, dtype, shape, hint=f"argument {i}: {note}" if note else "")
+
+
+def _wrong(gradient: Any, arg: Any, is_needed: bool) -> tuple[str, str]:
+    """What is wrong with it, and what is only worth knowing."""
+    if not is_needed:
+        if gradient is not None and not isinstance(arg, Tensor):
+            return f"a {type(gradient).__name__}, and it is no tensor: return None", ""
+        return "", "" if gradient is None else "computed, though it is not needed: see ctx.needs_input_grad"
+    if gradient is None:
+        return "", ""  # the values say whether it should be 0
+    if not isinstance(gradient, Tensor):
+        return f"a {type(gradient).__name__}, and no tensor", ""
+    if gradient.shape != arg.shape:
+        hint = ""
+        if gradient.dim() >= arg.dim() and gradient.numel() > arg.numel():
+            hint = ": missing sum, which the engine makes up for where it can"
+        return f"a gradient of shape {tuple(gradient.shape)}, and not {tuple(arg.shape)}{hint}", ""
+    if gradient.dtype != arg.dtype:
+        return f"{name_of_dtype(gradient.dtype)}, and it is {name_of_dtype(arg.dtype)}: the engine casts in silence", ""
+    if gradient.device != arg.device:
+        return f"a gradient on {gradient.device}, and not {arg.device}", ""
+    if gradient.layout != arg.layout and gradient.layout != torch.sparse_coo:
+        return f"the layout {gradient.layout}, and not {arg.layout}", ""
+    return "", ""
+
+
+def frozen_leaves(trial: Trial, check: str) -> Iterator[Row]:
+    """With all but one tensor frozen, that one's gradient is the same."""
+    subject = trial.subject
+    if len(subject.leaves) < 2:
+        raise DoesNotApply("there is one tensor only")
+    at = trial.exact
+    expected = trial.references.at()
+    shown = subject.leaves if len(subject.leaves) <= MANY else subject.leaves[:MANY]
+    for i, leaf in enumerate(shown):
+        leaves = at.leaves([i])
+        outputs = at.run(leaves)
+        found = gradients_of(outputs, leaves, at.upstream(outputs))[i]
+        right = expected.gradients[i]
+        hint = "another gradient than beside the others' while these are frozen"
+        yield trial.compared(check, leaf, found, right, expected.scales[i] + largest(right) / 256, hint=hint)
+
+
+MANY = 8
+"""Tensors that are looked at one by one; the others are left to the values."""

@@ -1,0 +1,146 @@
+"""What stands between a Function and autograd: the forward alone, for autograd to differentiate."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import _SingleLevelFunction
+
+__all__ = [
+    "Application",
+    "applied_in_forward",
+    "in_plain_autograd",
+    "is_function",
+    "is_old_style",
+    "recorded",
+    "run_forward",
+]
+
+Handler = Callable[[type[Function], Sequence[Any]], Any]
+
+
+def is_function(target: Any) -> bool:
+    """Whether it is an ``autograd.Function``, a class that is applied and never instantiated."""
+    return isinstance(target, type) and issubclass(target, Function)
+
+
+def is_old_style(function: type[Function]) -> bool:
+    """Whether its ``forward`` takes the ctx, and there is no ``setup_context``."""
+    return function.setup_context is Function.setup_context
+
+
+def run_forward(function: type[Function], args: Sequence[Any]) -> Any:
+    """``forward`` of the Function on ordinary tensors, in either style: autograd records the operations in it."""
+    if not is_old_style(function):
+        return function.forward(*args)
+    ctx = _Context(args)
+    result = function.forward(ctx, *args)
+    if not ctx.constant:
+        return result
+    results = (result,) if isinstance(result, Tensor) else tuple(result)
+    results = tuple(r.detach() if any(r is c for c in ctx.constant) else r for r in results)
+    return results[0] if isinstance(result, Tensor) else results
+
+
+class _Context(SimpleNamespace):
+    """What a ``forward`` in the ctx style may ask of its ctx while nothing is to be kept."""
+
+    def __init__(self, args: Sequence[Any]) -> None:
+        super().__init__()
+        self.needs_input_grad = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
+        self.constant: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    save_for_forward = save_for_backward
+
+    def mark_non_differentiable(self, *tensors: Any) -> None:
+        self.constant = tensors
+
+    def mark_dirty(self, *tensors: Any) -> None:
+        pass
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+
+@contextmanager
+def in_plain_autograd() -> Iterator[list[type[Function]]]:
+    """Every Function that is applied in this thread runs its forward on ordinary tensors, and autograd differentiates
+    that. Yields the list of the Functions that were met."""
+    met: list[type[Function]] = []
+
+    def run(function: type[Function], args: Sequence[Any]) -> Any:
+        met.append(function)
+        return run_forward(function, args)
+
+    with _applied_by(run):
+        yield met
+
+
+@dataclass(frozen=True)
+class Application:
+    """One call of a Function: what it was given, and its node in the graph."""
+
+    function: type[Function]
+    args: tuple[Any, ...]
+    results: tuple[Any, ...]
+
+    @property
+    def node(self) -> Any:
+        """The node whose ``apply`` is the Function's ``backward``, or None where nothing needs a gradient."""
+        return next((r.grad_fn for r in self.results if isinstance(r, Tensor) and r.grad_fn is not None), None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Application]]:
+    """Yields the list of all applications of Functions in this thread."""
+    found: list[Application] = []
+
+    def run(function: type[Function], args: Sequence[Any]) -> Any:
+        result = super(_SingleLevelFunction, function).apply(*args)  # type: ignore[misc]
+        results = result if isinstance(result, tuple | list) else (result,)
+        found.append(Application(function, tuple(args), tuple(results)))
+        return result
+
+    with _applied_by(run):
+        yield found
+
+
+@contextmanager
+def _applied_by(handler: Handler) -> Iterator[None]:
+    # Every way to apply a Function passes here on to the engine: Function.apply, an apply of the class's own, and a
+    # bound `MyFunction.apply` that was taken long before. Nothing is defined there otherwise.
+    here = threading.get_ident()
+    before = vars(_SingleLevelFunction).get("apply")
+
+    def apply(cls: type[Function], *args: Any) -> Any:
+        if threading.get_ident() != here:
+            return super(_SingleLevelFunction, cls).apply(*args)  # type: ignore[misc]
+        return handler(cls, args)
+
+    patched: Any = classmethod(apply)
+    _SingleLevelFunction.apply = patched  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if before is None:
+            del _SingleLevelFunction.apply  # type: ignore[attr-defined]
+        else:
+            _SingleLevelFunction.apply = before  # type: ignore[attr-defined]
+
+
+def applied_in_forward(function: Callable[..., Any], *args: Any) -> list[type[Function]]:
+    """The Functions that one call applies."""
+    with torch.enable_grad(), in_plain_autograd() as met:
+        function(*args)
+    return met

@@ -1,0 +1,381 @@
+"""What is verified, as a function of the tensors whose gradients are looked at, in any dtype."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+from torch_manualbp.verify.functions import applied_in_forward, in_plain_autograd, is_function
+
+__all__ = ["DoesNotApply", "Leaf", "Setting", "Subject", "gradients_of", "is_number", "name_of_dtype", "seed_all"]
+
+MANY, FEW = 1024, 4
+"""Of more numbers than the one among all inputs the first few samples are enough for most checks."""
+
+
+class DoesNotApply(Exception):
+    """What a check says of a subject to which it does not apply: the reason."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor whose gradient is verified: a parameter by its name in the module, or an input by its position."""
+
+    name: str
+    tensor: Tensor
+    parameter: str | None = None
+    position: int | None = None
+
+
+class Subject:
+    """A target and its inputs.
+
+    Args:
+        target: a module, an ``autograd.Function``, or a callable.
+        inputs: what it is called with; tensors may stand in lists and dictionaries.
+        kwargs: the same by keyword.
+        params: for a module the names of the parameters to verify (default: all that need a gradient); for a callable a
+            dictionary of further tensors that it takes by keyword.
+        reference: what takes the same arguments and is differentiated by autograd in place of the target's forward.
+        seed: where random numbers start from in every run.
+        prefix: of the names of tensors: the path of a layer in its model.
+
+    Raises:
+        TypeError: the target is nothing that can be called.
+        ValueError: nothing needs a gradient, tensors are on several devices, or the forward fails.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        inputs: Sequence[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        params: Sequence[str] | Mapping[str, Tensor] | None = None,
+        reference: Callable[..., Any] | None = None,
+        seed: int = 0,
+        prefix: str = "",
+    ) -> None:
+        if not callable(target):
+            raise TypeError(
+                f"target is {type(target).__name__}: it must be a module, an autograd.Function or a callable"
+            )
+        self.name = name_of(target)
+        self.seed, self.prefix = seed, prefix
+        self._settings: dict[Any, Setting] = {}
+        self.is_function = is_function(target)
+        self.target = _copy(target) if isinstance(target, Module) else target
+        self.reference = _copy(reference) if isinstance(reference, Module) else reference
+        keywords = dict(kwargs or {})
+        if isinstance(params, Mapping):
+            if isinstance(target, Module):
+                raise TypeError("params of a module are names of its parameters; its tensors are verified as they are")
+            keywords |= params
+        self.values, self._form = pytree.tree_flatten((tuple(inputs), keywords))
+        self.value_names = _names(tuple(inputs), keywords)
+        if isinstance(self.target, Module):
+            _initialize(self.target, tuple(inputs), keywords)
+        self.leaves = self._leaves(None if isinstance(params, Mapping) else params)
+        self.makes_copies = False
+        self._check_devices()
+        self._check_leaves()
+        self._check_forward()
+        self.dtype = _real(self.leaves[0].tensor.dtype)
+        self.is_complex = any(leaf.tensor.is_complex() for leaf in self.leaves)
+        at = self.setting(self.dtype)
+        try:
+            self.functions = applied_in_forward(lambda: at.run(at.leaves()))
+        except Exception:  # the forward needs what only the engine gives it
+            self.functions = [target] if self.is_function else []
+
+    def _leaves(self, names: Sequence[str] | None) -> tuple[Leaf, ...]:
+        numbers = [i for i, value in enumerate(self.values) if is_number(value)]
+        asked = [i for i in numbers if self.values[i].requires_grad]
+        leaves = [Leaf(self.prefix + self.value_names[i], self.values[i], position=i) for i in asked or numbers]
+        if isinstance(self.target, Module):
+            parameters = dict(self.target.named_parameters())
+            for name in names if names is not None else [n for n, p in parameters.items() if p.requires_grad]:
+                if name not in parameters:
+                    raise ValueError(f"params: {self.name} has no parameter {name!r}; it has {', '.join(parameters)}")
+                leaves.append(Leaf(self.prefix + name, parameters[name], parameter=name))
+        return tuple(leaves)
+
+    def _check_leaves(self) -> None:
+        if self.leaves:
+            return
+        kinds = ", ".join(
+            f"{name} is {name_of_dtype(value.dtype)}"
+            for name, value in zip(self.value_names, self.values, strict=True)
+            if isinstance(value, Tensor)
+        )
+        raise ValueError(
+            f"{self.name} has no tensor that needs a gradient ({kinds or 'no tensor among its inputs'}): pass an input "
+            "of a floating-point dtype, or a module with parameters that require a gradient"
+        )
+
+    def _check_devices(self) -> None:
+        named = [(name, v) for name, v in zip(self.value_names, self.values, strict=True) if isinstance(v, Tensor)]
+        named += [(leaf.name, leaf.tensor) for leaf in self.leaves if leaf.parameter]
+        if not named:
+            return
+        first, tensor = named[0]
+        for name, other in named:
+            if other.device.type == "meta":
+                raise ValueError(f"{name} is on the meta device, where there are no numbers: pass it on a real one")
+            if other.device != tensor.device and other.dim():
+                raise ValueError(f"{first} is on {tensor.device} and {name} on {other.device}: move them to one device")
+
+    def _check_forward(self) -> None:
+        at = self.setting(_real(self.leaves[0].tensor.dtype))
+        try:
+            try:
+                outputs = at.run(at.leaves())
+            except RuntimeError as error:
+                if "leaf Variable that requires grad" not in str(error):
+                    raise
+                self.makes_copies = True  # it works in place, which a leaf does not allow
+                outputs = at.run(at.leaves())
+        except Exception as error:
+            shapes = ", ".join(
+                f"{name} {tuple(v.shape)} {name_of_dtype(v.dtype)}"
+                for name, v in zip(self.value_names, self.values, strict=True)
+                if isinstance(v, Tensor)
+            )
+            raise ValueError(f"the forward of {self.name} fails on {shapes}: {one_line(error)}") from error
+        if not outputs:
+            raise ValueError(
+                f"{self.name} returns no tensor of a floating-point dtype: there is nothing to differentiate"
+            )
+
+    def size(self) -> int:
+        """How many numbers all leaves have."""
+        return sum(leaf.tensor.numel() for leaf in self.leaves)
+
+    def shrunk(self) -> Subject:
+        """The same with the first few samples of many, if the target takes these, for what all samples show alike."""
+        tensors = [v for v in self.values if isinstance(v, Tensor) and v.dim()]
+        if sum(v.numel() for v in tensors) <= MANY or not tensors or tensors[0].shape[0] <= FEW:
+            return self
+        size = tensors[0].shape[0]
+
+        def few(v: Any) -> Any:
+            if not isinstance(v, Tensor) or not v.dim() or v.shape[0] != size:
+                return v
+            return v.detach()[:FEW].clone().requires_grad_(v.requires_grad)
+
+        args, kwargs = pytree.tree_unflatten([few(v) for v in self.values], self._form)
+        names = [leaf.parameter for leaf in self.leaves if leaf.parameter]
+        params = names if isinstance(self.target, Module) else None
+        try:
+            return Subject(self.target, args, kwargs, params, self.reference, self.seed, self.prefix)
+        except ValueError:  # it takes no fewer
+            return self
+
+    def real_dtypes(self) -> set[torch.dtype]:
+        """The dtypes of all tensors of numbers, of complex ones that of their parts."""
+        tensors = [*self.values, *(leaf.tensor for leaf in self.leaves)]
+        if isinstance(self.target, Module):
+            tensors += [t for _, t in _state(self.target)]
+        return {_real(t.dtype) for t in tensors if is_number(t)}
+
+    def setting(self, dtype: torch.dtype, rounded: torch.dtype | None = None) -> Setting:
+        """The call in ``dtype``, on numbers that were first rounded to the dtype ``rounded``."""
+        key = dtype, rounded
+        if key not in self._settings:
+            self._settings[key] = Setting(self, dtype, rounded)
+        return self._settings[key]
+
+
+class Setting:
+    """The call of a subject in one dtype, on numbers that may have been rounded to another before.
+
+    ``values`` are the flat inputs; those of leaves, and the parameters, are replaced by what ``run`` is given.
+    """
+
+    def __init__(self, subject: Subject, dtype: torch.dtype, rounded: torch.dtype | None = None) -> None:
+        self.subject, self.dtype, self.rounded = subject, dtype, rounded
+        self.values = [self.cast(value) for value in subject.values]
+        self.state: dict[str, Tensor] = {}
+        if isinstance(subject.target, Module):
+            self.state = {name: self.cast(t) for name, t in _state(subject.target)}
+
+    def cast(self, value: Any) -> Any:
+        """The value in this dtype, if it is a tensor of numbers that are rounded at all."""
+        if not is_number(value):
+            return value
+        value = value.detach()
+        for dtype in (self.rounded, self.dtype):
+            if dtype is not None:
+                value = value.to(_complex(dtype) if value.is_complex() else dtype)
+        return value
+
+    def leaves(self, needed: Sequence[int] | None = None) -> list[Tensor]:
+        """Fresh leaves with the subject's numbers; those at ``needed`` positions alone require a gradient."""
+        leaves = self.subject.leaves
+        return [
+            self.cast(leaf.tensor)
+            .clone(memory_format=torch.preserve_format)
+            .requires_grad_(needed is None or i in needed)
+            for i, leaf in enumerate(leaves)
+        ]
+
+    def with_values(self, values: Sequence[Any]) -> Setting:
+        """The same with other inputs in the places of those that are no leaves."""
+        changed = copy.copy(self)
+        changed.values = list(values)
+        return changed
+
+    def run(self, leaves: Sequence[Tensor], seed: int | None = None) -> tuple[Tensor, ...]:
+        """The outputs of the target, all that can have a gradient."""
+        return self._run(self.subject.target, leaves, seed)
+
+    def run_plain(self, leaves: Sequence[Tensor], seed: int | None = None) -> tuple[Tensor, ...]:
+        """The outputs of the reference, or of the target with no Function between its forward and autograd."""
+        with in_plain_autograd():
+            return self._run(self.subject.reference or self.subject.target, leaves, seed)
+
+    def _run(self, target: Any, leaves: Sequence[Tensor], seed: int | None) -> tuple[Tensor, ...]:
+        subject = self.subject
+        values, state = list(self.values), {}
+        for leaf, tensor in zip(subject.leaves, leaves, strict=True):
+            tensor = tensor.clone() if subject.makes_copies else tensor
+            if leaf.position is not None:
+                values[leaf.position] = tensor
+            else:
+                state[leaf.parameter or ""] = tensor
+        if subject.makes_copies:
+            values = [v.clone() if isinstance(v, Tensor) and not v.requires_grad else v for v in values]
+        args, kwargs = pytree.tree_unflatten(values, subject._form)
+        seed_all(subject.seed if seed is None else seed)
+        if isinstance(target, Module):
+            rest = {n: t.clone() if _is_buffer(target, n) else t for n, t in self.state.items() if n not in state}
+            result = torch.func.functional_call(target, {**rest, **state}, args, kwargs, strict=False)
+        elif is_function(target):
+            result = target.apply(*args, **kwargs)
+        else:
+            result = target(*args, **kwargs)
+        return tuple(t for t in pytree.tree_leaves(result) if is_number(t))
+
+    def upstream(self, outputs: Sequence[Tensor], seed: int = 7) -> list[Tensor]:
+        """∂C/∂(each output): random numbers that every dtype has, so that all are asked the same."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = []
+        for output in outputs:
+            wide = torch.complex128 if output.is_complex() else torch.float64
+            numbers = torch.randn(output.shape, dtype=wide, generator=generator)
+            parts = torch.view_as_real(numbers) if numbers.is_complex() else numbers
+            parts.copy_(parts.bfloat16())
+            drawn.append(numbers.to(output.device, output.dtype))
+        return drawn
+
+
+def gradients_of(
+    outputs: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    upstream: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor | None]:
+    """The gradients of the leaves; None where there is none, or where the leaf needs none."""
+    pairs = [(o, u) for o, u in zip(outputs, upstream, strict=True) if o.requires_grad]
+    needed = [leaf for leaf in leaves if leaf.requires_grad]
+    if not pairs or not needed:
+        return [None for _ in leaves]
+    found = torch.autograd.grad(
+        [o for o, _ in pairs],
+        needed,
+        [u for _, u in pairs],
+        create_graph=create_graph,
+        retain_graph=retain_graph,
+        allow_unused=True,
+    )
+    of_needed = iter(found)
+    result = [next(of_needed) if leaf.requires_grad else None for leaf in leaves]
+    return [g.to_dense() if g is not None and g.is_sparse else g for g in result]
+
+
+def seed_all(seed: int) -> None:
+    """Start the random numbers of the CPU, and of CUDA where it is in use, from a seed."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 1 ms on what kinds of device are absent
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a tensor of real or complex numbers."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def name_of(target: Any) -> str:
+    """What to call a target."""
+    if isinstance(target, Module):
+        return type(target).__name__
+    owner: Any = getattr(target, "__self__", None)
+    if is_function(owner):
+        return f"{owner.__name__}.apply"
+    return getattr(target, "__name__", None) or type(target).__name__
+
+
+def name_of_dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of the error and its message."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def _copy(module: Module) -> Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception:  # it holds what cannot be copied, such as tensors with a history
+        return module
+
+
+def _initialize(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Give lazy parameters their shapes."""
+    if any(is_lazy(t) for _, t in _state(module)):
+        with torch.no_grad():
+            module(*args, **kwargs)
+
+
+def _state(module: Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _is_buffer(module: Module, name: str) -> bool:
+    path, _, last = name.rpartition(".")
+    return last in module.get_submodule(path)._buffers
+
+
+def _names(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """``input[0]`` for the first positional input, ``input[0][1]`` for a part of it, the keyword for one by keyword."""
+    paths, _ = pytree.tree_flatten_with_path((args, dict(kwargs)))
+    names = []
+    for path, _ in paths:
+        keys: tuple[Any, ...] = path
+        of_args, first, *rest = keys
+        is_positional = getattr(of_args, "idx", 0) == 0
+        parts = [getattr(key, "idx", getattr(key, "key", key)) for key in rest]
+        head = f"input[{first.idx}]" if is_positional else str(first.key)
+        names.append(head + "".join(f"[{part!r}]" for part in parts))
+    return names
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+def _complex(dtype: torch.dtype) -> torch.dtype:
+    if dtype == torch.bfloat16:
+        raise DoesNotApply("torch has no complex numbers of bfloat16")
+    return dtype.to_complex()

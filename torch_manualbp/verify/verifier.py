@@ -1,0 +1,105 @@
+"""Verify the gradients of a module, a Function or a callable."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_manualbp.verify.checks import Check, Trial, chosen
+from torch_manualbp.verify.measure import References
+from torch_manualbp.verify.report import DOES_NOT_APPLY, ERROR, LEFT_OUT, Report, Row
+from torch_manualbp.verify.subject import DoesNotApply, Subject, one_line
+
+__all__ = ["run_checks", "verify"]
+
+
+def verify(
+    target: Any,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    params: Sequence[str] | Mapping[str, Tensor] | None = None,
+    reference: Callable[..., Any] | None = None,
+    checks: Sequence[str] | str | None = None,
+    leave_out: Sequence[str] | str = (),
+    batch: int | None = None,
+    budget_s: float | None = None,
+    seed: int = 0,
+) -> Report:
+    """Hold the gradients of a target against autograd of the same forward in float64, on identical inputs.
+
+    ::
+
+        report = verify(MyFunction, torch.randn(8, 16))
+        print(report)
+        report.raise_for_status()
+
+    Nothing is changed: a module is copied, inputs and the random state are as they were.
+
+    Args:
+        target: a module; an ``autograd.Function``, with ``setup_context`` or without; or a callable.
+        inputs: what it is called with. Gradients of those are verified that require one, or of all of a floating-point
+            dtype if none does.
+        kwargs: inputs by keyword.
+        params: of a module the names of the parameters to verify (default: all that require a gradient); of a callable
+            a dictionary of further tensors that it takes by keyword.
+        reference: what is differentiated by autograd in place of the target's own forward; it takes the same arguments.
+        checks: names of the checks to run (default: all but "compile", which takes seconds); see
+            :data:`~torch_manualbp.verify.CHECKS`.
+        leave_out: names of checks not to run.
+        batch: the dimension of samples that do not see each other, if the target claims that.
+        budget_s: seconds after which no further check is started; the report says which were left out.
+        seed: where random numbers start from in every run.
+
+    Raises:
+        TypeError: the target is nothing that can be called.
+        ValueError: no tensor needs a gradient, tensors are on several devices, the forward fails, or no check has such
+            a name.
+    """
+    start = time.perf_counter()
+    wanted = chosen(checks, leave_out)
+    with _undisturbed():
+        subject = Subject(target, inputs, kwargs, params, reference, seed)
+        trial = Trial(subject, References(subject), batch)
+        deadline = None if budget_s is None else start + budget_s
+        rows = list(run_checks(trial, wanted, deadline))
+    notes = tuple(note for note in (trial.references.note, trial.references.remark) if note)
+    return Report(subject.name, tuple(rows), time.perf_counter() - start, notes)
+
+
+class _undisturbed:  # noqa: N801
+    """Gradients are on, and random numbers afterwards as they were before."""
+
+    def __enter__(self) -> None:
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        self._contexts = torch.random.fork_rng(devices=devices), torch.enable_grad()
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self._contexts):
+            context.__exit__(*error)
+
+
+def run_checks(trial: Trial, checks: Iterable[Check], deadline: float | None = None) -> Iterable[Row]:
+    """The rows of all checks; one that crashes is an error, and the others go on."""
+    few: Trial | None = None
+    for check in checks:
+        if deadline is not None and time.perf_counter() > deadline:
+            yield Row("", check.name, LEFT_OUT, hint="the budget of time is spent")
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, of shapes and of prototypes
+                if not check.on_all and few is None:
+                    subject = trial.subject.shrunk()
+                    few = trial if subject is trial.subject else Trial(subject, References(subject), trial.batch)
+                yield from check.rows(trial if check.on_all or few is None else few)
+        except DoesNotApply as why:
+            yield Row("", check.name, DOES_NOT_APPLY, hint=str(why))
+        except Exception as error:
+            yield Row("", check.name, ERROR, hint=one_line(error))
