@@ -15,6 +15,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", ImportWarning)
     from torch.testing._internal.common_modules import module_db
 
+KNOWN = {"CTCLoss": ["finite differences"]}
+"""What torch's own module fails for good reason: ATen's gradient is that of a log-softmax and the loss together."""
+
 FEW = 4
 """Of the inputs of a module in the database, every so many: one has 905."""
 
@@ -41,8 +44,9 @@ def test_a_module_passes(info: Any, training: bool) -> None:
         warnings.simplefilter("ignore")
         options = {"device": "cpu", "dtype": torch.float64, "requires_grad": True, "training": training}
         inputs = [i for i in info.module_inputs_func(info, **options) if i.forward_input is not None]
+        without = KNOWN.get(info.module_cls.__name__, [])
         for one in inputs[:: max(1, len(inputs) // FEW)]:
             made = one.constructor_input
             module = info.module_cls(*made.args, **made.kwargs).double().train(training)
-            report = verify(module, *one.forward_input.args, kwargs=one.forward_input.kwargs)
+            report = verify(module, *one.forward_input.args, kwargs=one.forward_input.kwargs, leave_out=without)
             assert report.ok, f"{one.desc}: {report}"

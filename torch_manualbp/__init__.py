@@ -5,7 +5,7 @@
 - :mod:`torch_manualbp.nn`: ``torch.nn`` over the rules
 - :func:`torch_manualbp.convert` and :func:`torch_manualbp.restore`: our layers in a built model, and torch's again
 - :class:`torch_manualbp.TrainStep`: a training step without an autograd graph, as Python that can be read
-- :mod:`torch_manualbp.verify`: gradients held against autograd's; ``torch_manualbp.verify(target, *inputs)`` of anybody's
+- :mod:`torch_manualbp.verify`: gradients held against autograd's: ``torch_manualbp.verify(target, *inputs)``
 - :mod:`torch_manualbp.lightning`: training under PyTorch Lightning (imported on its own: it loads Lightning)
 - ``torch-manualbp``, or ``python -m torch_manualbp``: the command line
 """

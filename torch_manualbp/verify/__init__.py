@@ -18,6 +18,7 @@ from typing import Any
 from torch_manualbp.verify.checks import CHECKS
 from torch_manualbp.verify.contract import Matrix, contract_matrix
 from torch_manualbp.verify.gradients import GradientComparison, GradientRow, compare_gradients
+from torch_manualbp.verify.models import verify_model
 from torch_manualbp.verify.report import GradientError, Report, Row
 from torch_manualbp.verify.surroundings import surroundings_matrix
 from torch_manualbp.verify.verifier import verify
@@ -34,6 +35,7 @@ __all__ = [
     "contract_matrix",
     "surroundings_matrix",
     "verify",
+    "verify_model",
 ]
 
 

@@ -23,7 +23,9 @@ def inner(a: Tensor, b: Tensor) -> float:
     return torch.sum(a.conj() * b).real.item()
 
 
-def ridders(f: Callable[[float], float], step: float = FIRST_STEP, levels: int = LEVELS) -> tuple[float, float]:
+def ridders(
+    f: Callable[[float], float], step: float = FIRST_STEP, levels: int = LEVELS, enough: float = 1e-12
+) -> tuple[float, float]:
     """f′(0) and an estimate of its error, by central differences extrapolated to a step of 0.
 
     ::
@@ -32,7 +34,7 @@ def ridders(f: Callable[[float], float], step: float = FIRST_STEP, levels: int =
 
     The step is the one at which the extrapolations differ least (Ridders 1982, Advances in Engineering Software 4): a
     larger one leaves terms of higher order, or crosses a kink, and a smaller one is all rounding. The error is NaN's
-    counterpart ∞ where no two steps agree, or f is not a number near 0.
+    counterpart ∞ where no two steps agree, or f is not a number near 0. It stops at a relative error of ``enough``.
     """
     best, error = math.nan, math.inf
     before: list[float] = []
@@ -45,7 +47,7 @@ def ridders(f: Callable[[float], float], step: float = FIRST_STEP, levels: int =
             if doubt <= error:  # False of NaN
                 best, error = row[k + 1], doubt
         before = row
-        if error <= 1e-12 * abs(best):
+        if error <= enough * abs(best):
             break
     return best, error
 
@@ -77,7 +79,11 @@ def directions(leaves: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def slope_along(
-    cost: Callable[[Sequence[Tensor]], float], leaves: Sequence[Tensor], along: Sequence[Tensor | None]
+    cost: Callable[[Sequence[Tensor]], float],
+    leaves: Sequence[Tensor],
+    along: Sequence[Tensor | None],
+    levels: int = LEVELS,
+    enough: float = 1e-12,
 ) -> tuple[float, float]:
     """dC/dt of ``cost(leaves + t along)`` at t = 0, and its error."""
     start = [leaf.detach() for leaf in leaves]
@@ -85,7 +91,7 @@ def slope_along(
     def moved(t: float) -> float:
         return cost([s if v is None else s + t * v for s, v in zip(start, along, strict=True)])
 
-    return ridders(moved)
+    return ridders(moved, FIRST_STEP, levels, enough)
 
 
 def numeric_gradients(at: Setting, leaves: Sequence[Tensor], upstream: Sequence[Tensor]) -> list[Tensor]:

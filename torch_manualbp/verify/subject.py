@@ -17,6 +17,9 @@ from torch_manualbp.verify.functions import applied_in_forward, in_plain_autogra
 
 __all__ = ["DoesNotApply", "Leaf", "Setting", "Subject", "gradients_of", "is_number", "name_of_dtype", "seed_all"]
 
+SEED = 7
+"""Of the upstream gradient."""
+
 MANY, FEW = 1024, 4
 """Of more numbers than the one among all inputs the first few samples are enough for most checks."""
 
@@ -47,6 +50,8 @@ class Subject:
         reference: what takes the same arguments and is differentiated by autograd in place of the target's forward.
         seed: where random numbers start from in every run.
         prefix: of the names of tensors: the path of a layer in its model.
+        only_parameters: whether inputs are taken for constants.
+        upstream: the gradients of the outputs; by default random numbers.
 
     Raises:
         TypeError: the target is nothing that can be called.
@@ -62,6 +67,8 @@ class Subject:
         reference: Callable[..., Any] | None = None,
         seed: int = 0,
         prefix: str = "",
+        only_parameters: bool = False,
+        upstream: Sequence[Tensor | None] | None = None,
     ) -> None:
         if not callable(target):
             raise TypeError(
@@ -69,6 +76,7 @@ class Subject:
             )
         self.name = name_of(target)
         self.seed, self.prefix = seed, prefix
+        self.only_parameters, self.upstream = only_parameters, upstream
         self._settings: dict[Any, Setting] = {}
         self.is_function = is_function(target)
         self.target = _copy(target) if isinstance(target, Module) else target
@@ -96,7 +104,7 @@ class Subject:
             self.functions = [target] if self.is_function else []
 
     def _leaves(self, names: Sequence[str] | None) -> tuple[Leaf, ...]:
-        numbers = [i for i, value in enumerate(self.values) if is_number(value)]
+        numbers = [i for i, value in enumerate(self.values) if is_number(value) and not self.only_parameters]
         asked = [i for i in numbers if self.values[i].requires_grad]
         leaves = [Leaf(self.prefix + self.value_names[i], self.values[i], position=i) for i in asked or numbers]
         if isinstance(self.target, Module):
@@ -174,7 +182,8 @@ class Subject:
         names = [leaf.parameter for leaf in self.leaves if leaf.parameter]
         params = names if isinstance(self.target, Module) else None
         try:
-            return Subject(self.target, args, kwargs, params, self.reference, self.seed, self.prefix)
+            rest = params, self.reference, self.seed, self.prefix, self.only_parameters
+            return Subject(self.target, args, kwargs, *rest)
         except ValueError:  # it takes no fewer
             return self
 
@@ -263,8 +272,11 @@ class Setting:
             result = target(*args, **kwargs)
         return tuple(t for t in pytree.tree_leaves(result) if is_number(t))
 
-    def upstream(self, outputs: Sequence[Tensor], seed: int = 7) -> list[Tensor]:
-        """∂C/∂(each output): random numbers that every dtype has, so that all are asked the same."""
+    def upstream(self, outputs: Sequence[Tensor], seed: int = SEED) -> list[Tensor]:
+        """∂C/∂(each output): random numbers that every dtype has, so that all are asked the same; or what was given."""
+        if self.subject.upstream is not None and seed == SEED:
+            given = zip(self.subject.upstream, outputs, strict=True)
+            return [torch.zeros_like(o) if u is None else self.cast(u).to(o.dtype) for u, o in given]
         generator = torch.Generator().manual_seed(seed)
         drawn = []
         for output in outputs:

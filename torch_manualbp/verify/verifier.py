@@ -15,7 +15,7 @@ from torch_manualbp.verify.measure import References
 from torch_manualbp.verify.report import DOES_NOT_APPLY, ERROR, LEFT_OUT, Report, Row
 from torch_manualbp.verify.subject import DoesNotApply, Subject, one_line
 
-__all__ = ["run_checks", "verify"]
+__all__ = ["run_checks", "undisturbed", "verify"]
 
 
 def verify(
@@ -62,16 +62,15 @@ def verify(
     """
     start = time.perf_counter()
     wanted = chosen(checks, leave_out)
-    with _undisturbed():
+    with undisturbed():
         subject = Subject(target, inputs, kwargs, params, reference, seed)
         trial = Trial(subject, References(subject), batch)
         deadline = None if budget_s is None else start + budget_s
         rows = list(run_checks(trial, wanted, deadline))
-    notes = tuple(note for note in (trial.references.note, trial.references.remark) if note)
-    return Report(subject.name, tuple(rows), time.perf_counter() - start, notes)
+    return Report(subject.name, tuple(rows), time.perf_counter() - start, trial.references.notes)
 
 
-class _undisturbed:  # noqa: N801
+class undisturbed:  # noqa: N801
     """Gradients are on, and random numbers afterwards as they were before."""
 
     def __enter__(self) -> None:

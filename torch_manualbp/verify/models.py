@@ -1,0 +1,206 @@
+"""Verify every layer of a model where it stands: on the inputs and the upstream gradients that it really has."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils import _pytree as pytree
+
+from torch_manualbp.verify.checks import Check, Trial, chosen
+from torch_manualbp.verify.measure import References
+from torch_manualbp.verify.report import DOES_NOT_APPLY, LEFT_OUT, Report, Row
+from torch_manualbp.verify.subject import Subject, is_number, name_of, name_of_dtype, one_line
+from torch_manualbp.verify.verifier import run_checks, undisturbed
+
+__all__ = ["verify_model"]
+
+WHOLE = "whole model: "
+"""In front of the name of a check of all layers together, by which operations between layers are looked at as well."""
+
+
+def verify_model(
+    model: Module,
+    inputs: Any,
+    target: Any,
+    loss: Callable[[Any, Any], Tensor],
+    *,
+    layers: Sequence[str] | None = None,
+    checks: Sequence[str] | str | None = None,
+    leave_out: Sequence[str] | str = (),
+    budget_s: float | None = None,
+    seed: int = 0,
+) -> Report:
+    """Hold the gradients of every layer, and of the whole model, against autograd of the same forward in float64.
+
+    One pass of ``loss(model(inputs), target)`` captures what each layer is given and the upstream gradient that reaches
+    it; then each is verified by itself on these, so that a mistake is found where it is made and not below it.
+    Nothing is changed: the model and the loss are copied, and the random state is as it was.
+
+    Args:
+        inputs: what the model is called with: a tensor, a tuple of all inputs, or a dictionary of inputs by keyword.
+        target: the second argument of the loss.
+        loss: a function of the model's output and the target that returns a number, or a module; it is verified, too.
+        layers: paths in the model of the layers to verify (default: all that have no layers in them, and the whole).
+        checks: as of :func:`~torch_manualbp.verify.verify`; by default "structure", and "values" in float64 and in the
+            model's dtype, which cost a few backward passes.
+        leave_out: names of checks not to run.
+        budget_s: seconds after which no further check is started; the report says which were left out.
+        seed: where random numbers start from in every run.
+
+    Raises:
+        ValueError: nothing requires a gradient, there is no such layer or check, or the forward fails.
+    """
+    start = time.perf_counter()
+    deadline = None if budget_s is None else start + budget_s
+    args, kwargs = _arguments(inputs)
+    with undisturbed():
+        model, loss = copy.deepcopy((model, loss))
+        wanted = _checks(model, checks, leave_out)
+        chosen_layers = _layers(model, layers)
+        whole = ModelAndLoss(model, loss)
+        subject = Subject(whole, (target, *args), kwargs, seed=seed, only_parameters=True)
+        torch.default_generator.manual_seed(seed)
+        calls = _captured(whole, chosen_layers, (target, *args), kwargs)
+        rows: list[Row] = []
+        notes: dict[str, None] = {}
+        if layers is None:
+            of_values = [c for c in wanted if c.name.startswith("values")]
+            trial = Trial(subject, References(subject))
+            rows += (
+                replace(row, check=WHOLE + row.check, name=row.name.removeprefix("model."))
+                for row in run_checks(trial, of_values, deadline)
+            )
+            notes |= dict.fromkeys(trial.references.notes)
+        for call in calls if layers is None else calls[:-1]:
+            rows += _of_layer(call, wanted, deadline, seed, notes)
+    return Report(name_of(model), tuple(rows), time.perf_counter() - start, tuple(notes))
+
+
+class ModelAndLoss(Module):
+    """The model and its loss, whose parameters are ``model.fc1.weight`` and so on."""
+
+    def __init__(self, model: Module, loss: Callable[[Any, Any], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, target: Any, *args: Any, **kwargs: Any) -> Tensor:
+        return self.loss(self.model(*args, **kwargs), target)
+
+
+@dataclass
+class _Call:
+    """One call of a layer: what it was given, and the gradient that came back."""
+
+    name: str
+    layer: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    upstream: list[Tensor | None] = field(default_factory=list)
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def _checks(model: Module, checks: Sequence[str] | str | None, leave_out: Sequence[str] | str) -> tuple[Check, ...]:
+    if checks is not None:
+        return chosen(checks, leave_out)
+    dtypes = {name_of_dtype(p.dtype) for p in model.parameters() if p.is_floating_point()} - {"float64"}
+    names = [f"values, {dtype}" for dtype in sorted(dtypes) if dtype in ("float32", "float16", "bfloat16")]
+    return chosen(["structure", "values, float64", *names], leave_out)
+
+
+def _layers(model: Module, names: Sequence[str] | None) -> dict[str, Module]:
+    modules = dict(model.named_modules())
+    if names is None:
+        return {name: module for name, module in modules.items() if not any(True for _ in module.children())}
+    for name in names:
+        if name not in modules:
+            raise ValueError(f"layers: the model has no layer {name!r}; it has {', '.join(n for n in modules if n)}")
+    return {name: modules[name] for name in names}
+
+
+def _captured(
+    whole: ModelAndLoss, layers: Mapping[str, Module], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[_Call]:
+    """What each layer and the loss were given in one pass, and the gradients that reached them."""
+    calls: list[_Call] = []
+    names = {id(module): name or "model" for name, module in layers.items()}
+    with _watched(layers.values(), names, calls):
+        output = whole.model(*args[1:], **kwargs)
+        value = whole.loss(output, args[0])
+    calls.append(_Call("loss", whole.loss, (_detached(output), args[0]), {}, [torch.ones_like(value)]))
+    parameters = [p for p in whole.parameters() if p.requires_grad]
+    torch.autograd.grad(value, parameters, torch.ones_like(value), allow_unused=True)
+    return calls
+
+
+@contextmanager
+def _watched(layers: Any, names: Mapping[int, str], calls: list[_Call]) -> Iterator[None]:
+    counts: dict[int, int] = {}
+    handles = []
+
+    def before(module: Module, args: Any, kwargs: Any) -> None:
+        n = counts[id(module)] = counts.get(id(module), 0) + 1
+        name = names[id(module)] + (f"#{n}" if n > 1 else "")
+        calls.append(_Call(name, module, _detached(args), _detached(kwargs)))
+        pending.setdefault(id(module), []).append(calls[-1])
+
+    def after(module: Module, args: Any, kwargs: Any, result: Any) -> None:
+        call = pending[id(module)].pop()
+        outputs = [t for t in pytree.tree_leaves(result) if is_number(t)]
+        call.upstream = [None for _ in outputs]
+        for i, output in enumerate(outputs):
+            if output.requires_grad:
+                output.register_hook(_keeper(call, i))
+
+    pending: dict[int, list[_Call]] = {}
+    for module in layers:
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keeper(call: _Call, i: int) -> Callable[[Tensor], None]:
+    def keep(gradient: Tensor) -> None:
+        call.upstream[i] = gradient.detach()
+
+    return keep
+
+
+def _detached(values: Any) -> Any:
+    """The same numbers without their history, in memory of their own: the layer may work in place."""
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), values)
+
+
+def _of_layer(
+    call: _Call, checks: Sequence[Check], deadline: float | None, seed: int, notes: dict[str, None]
+) -> list[Row]:
+    prefix = "" if call.name == "model" else f"{call.name}."
+    if deadline is not None and time.perf_counter() > deadline:
+        return [Row(call.name, check.name, LEFT_OUT, hint="the budget of time is spent") for check in checks]
+    if not any(u is not None for u in call.upstream):
+        return [Row(call.name, "", DOES_NOT_APPLY, hint="no gradient reaches it")]
+    try:
+        subject = Subject(call.layer, call.args, call.kwargs, seed=seed, prefix=prefix, upstream=call.upstream)
+    except ValueError as error:
+        return [Row(call.name, "", DOES_NOT_APPLY, hint=one_line(error))]
+    trial = Trial(subject, References(subject))
+    rows = [row if row.name else replace(row, name=call.name) for row in run_checks(trial, checks, deadline)]
+    notes |= dict.fromkeys(trial.references.notes)
+    return rows
