@@ -20,6 +20,7 @@ PROGRAM = "torch-manualbp"
 
 COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "derive": ("torch_manualbp.derive.command", "print a model's training step as a program without autograd"),
+    "verify": ("torch_manualbp.verify.command", "verify the gradients of a module, a Function or a callable"),
     "bench layers": ("torch_manualbp.bench.layers", "time the layers against stock torch.nn"),
     "bench step": ("torch_manualbp.bench.step", "time a training step against stock PyTorch"),
     "matrix": ("torch_manualbp.verify.contract.matrix", "hold every rule and layer to the contract"),

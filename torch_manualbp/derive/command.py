@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import io
 import os
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from torch_manualbp import nn
+from torch_manualbp._objects import RefusedError, evaluated, evaluated_in, one_line, where_python_looks
 from torch_manualbp.derive.step import TrainStep
 from torch_manualbp.derive.tape import NotDerivableError
 
@@ -32,10 +31,6 @@ __all__ = ["add_arguments", "main"]
 
 OF_CLASSES = (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss, torch.nn.MultiMarginLoss)
 """Losses whose target are the indices of classes."""
-
-
-class _RefusedError(Exception):
-    """What the command does not take."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,19 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Print or write the program; 1 if there is none, 2 if the arguments name what is not there."""
-    folder = os.getcwd()
-    sys.path.insert(0, folder)  # where `python -m` looks too
     try:
-        model = _model(options.model)
-        loss = _loss(options.loss)
-        step = _step(model, loss, _optimizer(options.optimizer, model), options.compile)
+        with where_python_looks():
+            model = _model(options.model)
+            loss = _loss(options.loss)
+            step = _step(model, loss, _optimizer(options.optimizer, model), options.compile)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         inputs = tuple(_zeros("--input", text, dtype) for text in options.input)
         target = None if options.target is None else _zeros("--target", options.target, dtype)
-    except _RefusedError as error:
+    except RefusedError as error:
         return _say(str(error), 2)
-    finally:
-        sys.path.remove(folder)
     given = ", ".join(map(_form, inputs))
     try:
         if target is None:
@@ -79,13 +71,13 @@ def main(options: argparse.Namespace) -> int:
                 target = _target(loss, model(*inputs))
         given += f" and a target {_form(target)}"
         program = step.derive(inputs, target)
-    except _RefusedError as error:
+    except RefusedError as error:
         return _say(str(error), 2)
     except NotDerivableError as error:
         text = str(error)
         return _say(text.replace("\n ", "") if len(error.problems) == 1 else text, 1)
     except Exception as error:
-        return _say(f"{options.model} and {options.loss} do not take {given}: {_line(error)}", 1)
+        return _say(f"{options.model} and {options.loss} do not take {given}: {one_line(error)}", 1)
     if options.output is None:
         _print(program)
     else:
@@ -99,29 +91,6 @@ def _say(message: str, status: int) -> int:
     return status
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _evaluated(argument: str, text: str) -> Any:
-    """What ``package.module:expression`` is."""
-    name, _, expression = text.partition(":")
-    if not re.fullmatch(r"\w+(\.\w+)*", name) or not expression.strip():
-        raise _RefusedError(f"argument {argument}: {text!r} is not of the form package.module:name")
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:  # whatever a module raises that is imported
-        raise _RefusedError(f"argument {argument}: {name} cannot be imported: {_line(error)}") from error
-    return _evaluated_in(argument, expression, vars(module))
-
-
-def _evaluated_in(argument: str, expression: str, names: Mapping[str, Any]) -> Any:
-    try:
-        return eval(expression, {**names})
-    except Exception as error:  # whatever the user's own expression raises
-        raise _RefusedError(f"argument {argument}: {expression} raises {_line(error)}") from error
-
-
 def _made(argument: str, given: Any, text: str) -> Any:
     """An object, given as such, as its class, or as a function that returns it."""
     if isinstance(given, Module | Optimizer) or not callable(given):
@@ -129,21 +98,21 @@ def _made(argument: str, given: Any, text: str) -> Any:
     try:
         return given()
     except Exception as error:  # whatever a constructor raises
-        raise _RefusedError(f"argument {argument}: {text}() raises {_line(error)}") from error
+        raise RefusedError(f"argument {argument}: {text}() raises {one_line(error)}") from error
 
 
 def _model(text: str) -> Module:
-    model = _made("model", _evaluated("model", text), text)
+    model = _made("model", evaluated("model", text), text)
     if not isinstance(model, Module):
-        raise _RefusedError(f"argument model: {text} is of class {type(model).__name__}, and not a torch.nn.Module")
+        raise RefusedError(f"argument model: {text} is of class {type(model).__name__}, and not a torch.nn.Module")
     return model
 
 
 def _loss(text: str) -> Any:
-    loss = _evaluated("--loss", text) if ":" in text else _evaluated_in("--loss", text, vars(nn))
+    loss = evaluated("--loss", text) if ":" in text else evaluated_in("--loss", text, vars(nn))
     loss = _made("--loss", loss, text) if isinstance(loss, type) else loss
     if not callable(loss):
-        raise _RefusedError(
+        raise RefusedError(
             f"argument --loss: {text} is of class {type(loss).__name__}, and not a function of (output, target)"
         )
     return loss
@@ -153,9 +122,9 @@ def _optimizer(text: str, model: Module) -> Optimizer:
     classes = {name: cls for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name != "Optimizer"}
     parameters = [p for p in model.parameters() if p.requires_grad]
     of_model = {name: functools.partial(cls, parameters) for name, cls in classes.items()}
-    optimizer = _made("--optimizer", _evaluated_in("--optimizer", text, of_model), text)
+    optimizer = _made("--optimizer", evaluated_in("--optimizer", text, of_model), text)
     if not isinstance(optimizer, Optimizer):
-        raise _RefusedError(
+        raise RefusedError(
             f"argument --optimizer: {text} is of class {type(optimizer).__name__}, and not a torch.optim.Optimizer"
         )
     return optimizer
@@ -165,24 +134,24 @@ def _step(model: Module, loss: Any, optimizer: Optimizer, compile: bool) -> Trai
     try:
         return TrainStep(model, loss, optimizer, compile=compile)
     except ValueError as error:  # of an optimizer that calls the step itself
-        raise _RefusedError(" ".join(str(error).split())) from error
+        raise RefusedError(" ".join(str(error).split())) from error
 
 
 def _zeros(argument: str, text: str, dtype: torch.dtype) -> Tensor:
     match = re.fullmatch(r"(\d+(?:,\d+)*)(?::(\w+))?", text.replace(" ", ""))
     if match is None:
-        raise _RefusedError(f"argument {argument}: {text!r} is no shape, such as 64,784 or 64:int64")
+        raise RefusedError(f"argument {argument}: {text!r} is no shape, such as 64,784 or 64:int64")
     shape, name = match.groups()
     found = dtype if name is None else getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise _RefusedError(f"argument {argument}: {name!r} is no dtype of torch, such as float32 or int64")
+        raise RefusedError(f"argument {argument}: {name!r} is no dtype of torch, such as float32 or int64")
     return torch.zeros([int(n) for n in shape.split(",")], dtype=found)
 
 
 def _target(loss: Any, output: Any) -> Tensor:
     """Zeros such as the loss takes for this output."""
     if not isinstance(output, Tensor):
-        raise _RefusedError(f"argument --target: it is needed, as the model returns a {type(output).__name__}")
+        raise RefusedError(f"argument --target: it is needed, as the model returns a {type(output).__name__}")
     if isinstance(loss, OF_CLASSES):
         return torch.zeros(output.shape[:-1] if output.dim() == 1 else output.shape[:1] + output.shape[2:]).long()
     dtype = torch.int64 if isinstance(loss, torch.nn.MultiLabelMarginLoss) else output.dtype

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from torch_manualbp._objects import one_line
 from torch_manualbp.verify.numeric import contraction, directions, inner, numeric_gradients, slope_along
-from torch_manualbp.verify.subject import DoesNotApply, Subject, gradients_of, one_line
+from torch_manualbp.verify.subject import DoesNotApply, Subject, gradients_of
 
 __all__ = ["Error", "Expected", "References", "error_of", "with_zeros"]
 
@@ -158,7 +159,7 @@ class References:
         return Expected([o.detach() for o in outputs], gradients, scales, 0.0)
 
     def _noise(self, gradients: Sequence[Tensor], rounded: torch.dtype | None) -> list[float]:
-        """By how many ε float32's own gradients are off, over 8: terms may cancel whatever their numbers, as those of a
+        """By how many ε float32's own gradients are off: terms may cancel whatever their numbers, as those of a
         bias in front of a batch norm do, which moving the numbers does not show."""
         at = self.subject.setting(torch.float32, rounded)
         leaves = at.leaves()
@@ -168,9 +169,10 @@ class References:
         except (RuntimeError, DoesNotApply):  # torch has no float32 here
             return [0.0 for _ in leaves]
         eps = torch.finfo(torch.float32).eps
-        off = (largest(f.to(g.dtype) - g) / eps / 8 for f, g in zip(found, gradients, strict=True))
+        off = [largest(f.to(g.dtype) - g) / eps for f, g in zip(found, gradients, strict=True)]
         most = 1000 * max(map(largest, gradients))  # beyond that it is a kink in between, or other random numbers
-        return [min(f, most) for f in off]
+        # Where nothing is left of the terms, their size is known from one error alone, which may be small by chance.
+        return [min(4 * f if f > 100 * largest(g) else f / 1024, most) for f, g in zip(off, gradients, strict=True)]
 
     def _numeric(self, rounded: torch.dtype | None) -> Expected:
         count = sum(leaf.tensor.numel() for leaf in self.subject.leaves)

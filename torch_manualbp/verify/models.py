@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 
+from torch_manualbp._objects import one_line
 from torch_manualbp.verify.checks import Check, Trial, chosen
 from torch_manualbp.verify.measure import References
 from torch_manualbp.verify.report import DOES_NOT_APPLY, LEFT_OUT, Report, Row
-from torch_manualbp.verify.subject import Subject, is_number, name_of, name_of_dtype, one_line
+from torch_manualbp.verify.subject import Subject, is_number, name_of, name_of_dtype
 from torch_manualbp.verify.verifier import run_checks, undisturbed
 
 __all__ = ["verify_model"]

@@ -13,6 +13,7 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from torch_manualbp._objects import one_line
 from torch_manualbp.verify.functions import applied_in_forward, in_plain_autograd, is_function
 
 __all__ = ["DoesNotApply", "Leaf", "Setting", "Subject", "gradients_of", "is_number", "name_of_dtype", "seed_all"]
@@ -338,12 +339,6 @@ def name_of(target: Any) -> str:
 
 def name_of_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def one_line(error: BaseException) -> str:
-    """The kind of the error and its message."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def _copy(module: Module) -> Module:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp._objects import one_line
 from torch_manualbp.verify.checks import Check, Trial, chosen
 from torch_manualbp.verify.measure import References
 from torch_manualbp.verify.report import DOES_NOT_APPLY, ERROR, LEFT_OUT, Report, Row
-from torch_manualbp.verify.subject import DoesNotApply, Subject, one_line
+from torch_manualbp.verify.subject import DoesNotApply, Subject
 
 __all__ = ["run_checks", "undisturbed", "verify"]
 

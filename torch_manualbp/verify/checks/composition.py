@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from torch_manualbp._objects import one_line
 from torch_manualbp.verify.checks.check import Trial
 from torch_manualbp.verify.contract.layout import spread
 from torch_manualbp.verify.measure import error_of, largest, with_zeros
 from torch_manualbp.verify.report import FAILS, OK, Row
-from torch_manualbp.verify.subject import DoesNotApply, Leaf, Setting, gradients_of, one_line
+from torch_manualbp.verify.subject import DoesNotApply, Leaf, Setting, gradients_of
 
 __all__ = ["autocast", "checkpointing", "compiled", "empty_batch", "functorch", "layouts", "vmapped"]
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torch_manualbp._objects import one_line
 from torch_manualbp.verify.checks.check import Trial
 from torch_manualbp.verify.checks.reference import _has_no_forward_mode
 from torch_manualbp.verify.measure import largest, with_zeros
 from torch_manualbp.verify.report import Row
-from torch_manualbp.verify.subject import DoesNotApply, Setting, gradients_of, one_line
+from torch_manualbp.verify.subject import DoesNotApply, Setting, gradients_of
 
 __all__ = ["additivity", "linearity", "second_order", "unused_outputs"]
 

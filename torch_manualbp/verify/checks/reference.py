@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torch_manualbp._objects import one_line
 from torch_manualbp.verify.checks.check import Trial
 from torch_manualbp.verify.measure import largest
 from torch_manualbp.verify.numeric import contraction, directions, inner, slope_along
 from torch_manualbp.verify.report import FAILS, OK, Row
-from torch_manualbp.verify.subject import DoesNotApply, one_line
+from torch_manualbp.verify.subject import DoesNotApply
 
 __all__ = ["adjoint_identity", "finite_differences"]
 

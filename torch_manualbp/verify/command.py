@@ -1,0 +1,100 @@
+"""Hold gradients against autograd of the same forward in float64, and look at all that gradcheck does not.
+
+  torch-manualbp verify my_package.ops:MyFunction --input "randn(8, 16)"
+  torch-manualbp verify "torch_manualbp.nn:Linear(16, 4)" --input "randn(8, 16)" --json report.json
+
+After the colon stands a Python expression in the names of that module: an autograd.Function, a module, its class, or a
+callable; an input is one in the names of torch. The exit status is 1 if something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from torch_manualbp._objects import RefusedError, evaluated, evaluated_in, one_line, where_python_looks
+from torch_manualbp._tables import write
+from torch_manualbp.verify.checks import CHECKS
+from torch_manualbp.verify.report import Report
+from torch_manualbp.verify.verifier import verify
+
+__all__ = ["add_arguments", "main"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``torch-manualbp verify``."""
+    add = parser.add_argument
+    add("target", metavar="package.module:Thing", help="what is verified")
+    add(
+        "--input",
+        action="append",
+        required=True,
+        metavar="EXPRESSION",
+        help='such as "randn(8, 16)" or "randint(10, (8,))"; again for each input',
+    )
+    names = ", ".join(check.name for check in CHECKS)
+    add("--check", action="append", metavar="NAME", help=f"only this check, and others named so: {names}")
+    add("--leave-out", action="append", default=[], metavar="NAME", help="not this check")
+    add("--reference", metavar="package.module:name", help="what is differentiated in place of the target's forward")
+    add("--batch", type=int, metavar="DIM", help="the dimension of samples that do not see each other")
+    add("--budget", type=float, metavar="SECONDS", help="after which no further check is started")
+    add("--seed", type=int, default=0, help="where random numbers start from (default: 0)")
+    add("--json", type=Path, metavar="FILE", help="write the report there")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Verify and print. Returns 0, 1 if something is wrong, 2 if the arguments name what is not there."""
+    try:
+        with where_python_looks():
+            target = _target(options.target)
+            reference = None if options.reference is None else evaluated("--reference", options.reference)
+        torch.manual_seed(options.seed)
+        inputs = [evaluated_in("--input", text, vars(torch)) for text in options.input]
+        report = verify(
+            target,
+            *inputs,
+            reference=reference,
+            checks=options.check,
+            leave_out=options.leave_out,
+            batch=options.batch,
+            budget_s=options.budget,
+            seed=options.seed,
+        )
+    except (RefusedError, ValueError, TypeError) as error:
+        print(f"torch-manualbp verify: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    _print(report)
+    if options.json is not None:
+        write(options.json, report.to_json() + "\n")
+    return 0 if report.ok else 1
+
+
+def _target(text: str) -> Any:
+    """A Function is its class, a module an object: of its class, or of what returns it, one is made."""
+    target = evaluated("target", text)
+    if not isinstance(target, type) or not issubclass(target, Module):
+        return target
+    try:
+        return target()
+    except Exception as error:  # whatever a constructor raises
+        raise RefusedError(f"argument target: {text}() raises {one_line(error)}: write its arguments") from error
+
+
+def _print(report: Report) -> None:
+    """Print it, as a table of rich if that is there and seen."""
+    if sys.stdout.isatty():
+        try:
+            from torch_manualbp._tables import print_table
+
+            columns, rows = report.table()
+            print_table(report.target, columns, rows)
+        except ImportError:
+            print(report)
+        else:
+            print(*report.notes, report.summary(), sep="\n")
+    else:
+        print(report)
