@@ -1,0 +1,84 @@
+"""The planted mistakes are mistakes, and their twins are correct."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from torch_manualbp.verify.mistakes import KINDS, MISTAKES, Mistake
+from torch_manualbp.verify.outputs import outputs
+from torch_manualbp.verify.self_test import TOOLS, self_test
+
+NO_GOOD_FOR = {
+    "allclose": {  # these gradients have entries near 0, with few right digits in float32, torch's own among them
+        "GELU, tail",
+        "GELU, by its approximation",
+        "GELU, rounded at every step",
+    }
+}
+
+every_mistake = pytest.mark.parametrize("mistake", MISTAKES, ids=[m.name for m in MISTAKES])
+
+
+def test_there_are_many_and_of_every_kind() -> None:
+    assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES) >= 40
+    assert {mistake.kind for mistake in MISTAKES} == set(KINDS)
+
+
+def test_a_kind_is_one_of_the_list() -> None:
+    with pytest.raises(ValueError, match="'tanh' is of kind 'typo'; kinds are sign, factor, "):
+        Mistake("tanh", "typo", "", torch.tanh, torch.tanh, lambda make: (make(3),))
+
+
+@every_mistake
+def test_a_mistake_is_not_in_the_forward(mistake: Mistake) -> None:
+    wrong, right = (_forward(target, mistake) for target in (mistake.target, mistake.twin))
+    for a, b in zip(wrong, right, strict=True):
+        assert torch.equal(a, b)
+
+
+def _forward(target: Any, mistake: Mistake) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    return outputs(getattr(target, "apply", target)(*mistake.args()))
+
+
+@every_mistake
+@pytest.mark.parametrize("tool", ["gradcheck", "gradgradcheck", "allclose"])
+def test_torchs_own_checks_pass_the_twin(mistake: Mistake, tool: str) -> None:
+    if mistake.name in NO_GOOD_FOR.get(tool, set()):
+        assert TOOLS[tool](mistake, mistake.twin)
+    else:
+        assert TOOLS[tool](mistake, mistake.twin) == ""
+
+
+def test_what_torchs_own_checks_let_through_is_counted() -> None:
+    """Of each kind that they cannot see one, and one that everybody sees."""
+    let_through = {
+        "linear, bias not summed": "·",
+        "sigmoid, 0.09 % too large": "·",
+        "scaled tanh, nine times too large": "·",
+        "ReLU, at 0": "·",
+        "sigmoid, detached": "·",
+        "sigmoid, sign": "✓",
+    }
+    chosen = [mistake for mistake in MISTAKES if mistake.name in let_through]
+    result = self_test(chosen, {name: TOOLS[name] for name in ("gradcheck", "gradcheck, fast")})
+    for row in result.rows:
+        caught = let_through[row.mistake.name] == "✓"
+        assert (row.verdict("gradcheck") == row.verdict("gradcheck, fast") == "caught") is caught
+    assert result.count("gradcheck") == 1
+    assert result.count("gradcheck", "missed") == 5
+    assert result.to_json()["caught"] == {"gradcheck": 1, "gradcheck, fast": 1}
+    *_, last, _, legend = str(result).splitlines()
+    assert last.split() == ["caught", "of", "6", "1", "1"]
+    assert legend.startswith("✓ caught")
+
+
+def test_a_tool_that_refuses_the_twin_too_has_caught_nothing() -> None:
+    result = self_test(MISTAKES[:1], {"verify": lambda mistake, target: "no"})
+    (row,) = result.rows
+    assert row.verdict("verify") == "false alarm"
+    assert not result.ok
+    assert f"false alarm: {row.mistake.name}: no" in str(result)

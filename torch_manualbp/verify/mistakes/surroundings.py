@@ -1,0 +1,332 @@
+"""Mistakes in how a backward meets the engine and what else runs: dtypes, memory, random numbers, autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torch_manualbp import functional
+from torch_manualbp.rules import Linear, Sigmoid, Tanh
+from torch_manualbp.rules.catalogue import Make
+from torch_manualbp.verify.mistakes.mistake import Mistake
+
+__all__ = ["SURROUNDINGS"]
+
+
+class DoubleFromAConstant(Tanh):
+    """A constant tensor of float64 makes the gradient one, which the engine casts back."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (a,) = ctx.saved_tensors
+        one = torch.ones(a.shape[-1], dtype=torch.float64)
+        return da * (one - a * a)
+
+
+class KeepsTheSummedDimension(Linear):
+    """(1, out) for (out), which the engine sums once more."""
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> Any:
+        da, dW, _ = Linear.backward(ctx, delta)
+        return da, dW, delta.sum(0, keepdim=True)
+
+
+class OtherWhileTheWeightIsFrozen(Linear):
+    """What is fine-tuned first is the layer below a frozen one."""
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> Any:
+        return Linear.backward(ctx, delta if ctx.needs_input_grad[1] else 2 * delta)
+
+
+class DecaysTheWeight(Linear):
+    """Weight decay, which belongs to the optimizer."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        Linear.setup_context(ctx, inputs, output)
+        ctx.decay = 1e-4
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> Any:
+        _, W = ctx.saved_tensors
+        da, dW, db = Linear.backward(ctx, delta)
+        return da, None if dW is None or W is None else dW + ctx.decay * W, db
+
+
+class ClampsTheUpstream(Tanh):
+    """Clipping, which belongs to the trainer: of an upstream gradient of 1 it shows nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        return Tanh.backward(ctx, da.clamp(-1, 1))
+
+
+class ViewsTheUpstream(Tanh):
+    """``view`` raises on a gradient of other strides, such as that of a sum or a transpose."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        return Tanh.backward(ctx, da.view(-1).view(da.shape))
+
+
+class ReadsMemoryInOrder(Tanh):
+    """As a kernel of one's own does that forgets ``contiguous()``: a transposed gradient is read in another order."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        strides = torch.empty_like(da, memory_format=torch.contiguous_format).stride()
+        return Tanh.backward(ctx, da.as_strided(da.shape, strides))
+
+
+class OverwritesTheUpstream(Tanh):
+    """δ in place of ∂C/∂a, which another branch of the graph may still need."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (a,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return Tanh.backward(ctx, da)
+        return da.mul_(1 - a * a)
+
+
+class OverwritesWhatIsSaved(Sigmoid):
+    """A second backward through the same graph finds another a."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (a,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return Sigmoid.backward(ctx, da)
+        return a.data.mul_(1 - a.data).mul(da)
+
+
+class Scale(Function):
+    """a = z y, entry by entry."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(z, y)
+        return z * y
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        z, y = ctx.saved_tensors
+        return da * y, da * z
+
+
+class KeptOnTheContext(Scale):
+    """What is changed in place after the forward is not missed: the gradient is that of the changed number."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:
+        ctx.kept = z, y
+        return z * y
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        z, y = ctx.kept
+        return da * y, da * z
+
+
+class SavesTheNumbersAlone(Scale):
+    """``.data`` has a version of its own, so that a change is not noticed, and no history, so that a second derivative
+    is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(z.data, y.data)
+        return z * y
+
+
+class ChangesItsInput(Scale):
+    """The forward works in place, and says so to nobody."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(z.clone(), y)
+        return z.mul_(y).clone()
+
+
+class WrittenDropout(Function):
+    """Dropout that draws its own mask, and keeps it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, p: float) -> Tensor:
+        mask = (torch.rand(z.shape) >= p).to(z.dtype) / (1 - p)
+        ctx.save_for_backward(mask)
+        return z * mask
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        (mask,) = ctx.saved_tensors
+        return da * mask, None
+
+
+class MaskDrawnAgain(WrittenDropout):
+    """To save the memory of the mask."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, p: float) -> Tensor:
+        ctx.p = p
+        return WrittenDropout.forward(ctx, z, p)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        mask = (torch.rand(da.shape) >= ctx.p).to(da.dtype) / (1 - ctx.p)
+        return da * mask, None
+
+
+class MaskWithoutScale(WrittenDropout):
+    """Lets pass, and forgets that what passed was enlarged."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        (mask,) = ctx.saved_tensors
+        return da * (mask > 0), None
+
+
+def linear_as_it_is(a: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """The rule, without the casts of the functional layer."""
+    z: Tensor = Linear.apply(a, W, b)
+    return z
+
+
+def _matrix(make: Make) -> tuple[Any, ...]:
+    return (make(5, 4),)
+
+
+def _linear(make: Make) -> tuple[Any, ...]:
+    return make(5, 4), make(3, 4), make(3)
+
+
+def _pair(make: Make) -> tuple[Any, ...]:
+    return make(5, 4), make(5, 4)
+
+
+SURROUNDINGS = (
+    Mistake(
+        "tanh, float64 constant",
+        "raw structure",
+        "the gradient is float64 whatever the input",
+        DoubleFromAConstant,
+        Tanh,
+        _matrix,
+    ),
+    Mistake(
+        "linear, dimension kept",
+        "raw structure",
+        "∂C/∂b has the shape (1, out), which the engine repairs",
+        KeepsTheSummedDimension,
+        Linear,
+        _linear,
+    ),
+    Mistake(
+        "linear, frozen weight",
+        "frozen arguments",
+        "∂C/∂a is twice too large while the weight is frozen",
+        OtherWhileTheWeightIsFrozen,
+        Linear,
+        _linear,
+    ),
+    Mistake(
+        "linear, weight decay",
+        "upstream",
+        "∂C/∂W has 1e-4 W added, whatever the upstream gradient",
+        DecaysTheWeight,
+        Linear,
+        _linear,
+    ),
+    Mistake(
+        "tanh, upstream clamped",
+        "upstream",
+        "the upstream gradient is clamped to −1 … 1",
+        ClampsTheUpstream,
+        Tanh,
+        _matrix,
+    ),
+    Mistake(
+        "tanh, view of the upstream",
+        "layout",
+        "view raises on an upstream gradient of other strides",
+        ViewsTheUpstream,
+        Tanh,
+        _matrix,
+    ),
+    Mistake(
+        "tanh, memory in order",
+        "layout",
+        "the upstream gradient is read as if it were contiguous",
+        ReadsMemoryInOrder,
+        Tanh,
+        _matrix,
+    ),
+    Mistake(
+        "tanh, overwrites the upstream",
+        "layout",
+        "works in place on the upstream gradient",
+        OverwritesTheUpstream,
+        Tanh,
+        _matrix,
+    ),
+    Mistake(
+        "sigmoid, overwrites what is saved",
+        "saved tensors",
+        "works in place on the saved output",
+        OverwritesWhatIsSaved,
+        Sigmoid,
+        _matrix,
+    ),
+    Mistake(
+        "product, kept on ctx",
+        "saved tensors",
+        "a change in place of what was kept goes unnoticed",
+        KeptOnTheContext,
+        Scale,
+        _pair,
+    ),
+    Mistake(
+        "product, .data saved",
+        "saved tensors",
+        "saves tensors without version and history",
+        SavesTheNumbersAlone,
+        Scale,
+        _pair,
+    ),
+    Mistake(
+        "product, changes its input",
+        "saved tensors",
+        "the forward writes to its input",
+        ChangesItsInput,
+        Scale,
+        _pair,
+    ),
+    Mistake(
+        "dropout, mask drawn again",
+        "randomness",
+        "the backward draws a mask of its own",
+        MaskDrawnAgain,
+        WrittenDropout,
+        lambda make: (make(5, 4), 0.5),
+    ),
+    Mistake(
+        "dropout, scale",
+        "randomness",
+        "the mask without its factor 1 / (1 − p)",
+        MaskWithoutScale,
+        WrittenDropout,
+        lambda make: (make(5, 4), 0.5),
+    ),
+    Mistake(
+        "linear, under autocast",
+        "autocast",
+        "a Function that is called as it is: its backward meets two dtypes",
+        linear_as_it_is,
+        functional.linear,
+        _linear,
+    ),
+)
