@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from torch_manualbp.rules import Make
+from torch_manualbp.verify import verify
 from torch_manualbp.verify.mistakes import KINDS, MISTAKES, Mistake
 from torch_manualbp.verify.outputs import outputs
 from torch_manualbp.verify.self_test import TOOLS, self_test
@@ -18,6 +20,39 @@ NO_GOOD_FOR = {
         "GELU, rounded at every step",
     }
 }
+
+VALUES = ["values"]
+CAUGHT_BY = {  # of each kind, the checks of which one must catch it; the others may notice too
+    "sign": VALUES,
+    "factor": VALUES,
+    "wrong variable": VALUES,
+    "transpose": VALUES,
+    "missing sum": ["structure", "values"],
+    "missing mean": VALUES,
+    "batch size": VALUES,
+    "wrong count": VALUES,
+    "missing term": VALUES,
+    "option ignored": VALUES,
+    "conj": VALUES,
+    "tiny error": VALUES,
+    "raw structure": ["structure", "values"],
+    "upstream": ["values", "linearity", "unused outputs"],
+    "second derivative": ["second order"],
+    "forward mode": ["adjoint identity"],
+    "vmap": ["vmap"],
+    "kink": ["kinks"],
+    "special values": ["special values", "kinks"],
+    "precision": VALUES,
+    "layout": ["layout"],
+    "empty batch": ["empty batch"],
+    "saved tensors": ["saved tensors"],
+    "randomness": VALUES,
+    "frozen arguments": ["frozen tensors"],
+    "autocast": ["autocast"],
+}
+CRASHES = {"moments, unused output", "squared error, empty batch", "tanh, empty batch", "linear, under autocast"}
+CRASHES |= {"tanh, view of the upstream"}
+"""Wrong by raising, where the others are wrong by value."""
 
 every_mistake = pytest.mark.parametrize("mistake", MISTAKES, ids=[m.name for m in MISTAKES])
 
@@ -53,6 +88,22 @@ def test_torchs_own_checks_pass_the_twin(mistake: Mistake, tool: str) -> None:
         assert TOOLS[tool](mistake, mistake.twin) == ""
 
 
+@every_mistake
+def test_verify_catches_it_for_what_it_is(mistake: Mistake) -> None:
+    report = verify(mistake.target, *mistake.args(), checks=CAUGHT_BY[mistake.kind])
+    verdict = "error" if mistake.name in CRASHES else "fails"
+    assert verdict in {row.verdict for row in report.rows}, report
+
+
+TWINS = {(m.twin, m.inputs(Make())[0].shape, m.is_complex): m for m in MISTAKES}
+
+
+@pytest.mark.parametrize("mistake", TWINS.values(), ids=[f"{m.twin.__name__} of {m.name}" for m in TWINS.values()])
+def test_verify_passes_the_twin(mistake: Mistake) -> None:
+    report = verify(mistake.twin, *mistake.args())
+    assert report.ok, report
+
+
 def test_what_torchs_own_checks_let_through_is_counted() -> None:
     """Of each kind that they cannot see one, and one that everybody sees."""
     let_through = {
@@ -82,3 +133,12 @@ def test_a_tool_that_refuses_the_twin_too_has_caught_nothing() -> None:
     assert row.verdict("verify") == "false alarm"
     assert not result.ok
     assert f"false alarm: {row.mistake.name}: no" in str(result)
+
+
+def test_all_tools_look_at_a_mistake_and_its_twin() -> None:
+    result = self_test(MISTAKES[:1])
+    assert result.tools == ("verify", "gradcheck", "gradcheck, fast", "gradgradcheck", "allclose")
+    assert result.ok, result
+    (row,) = result.rows
+    assert [row.verdict(tool) for tool in result.tools] == ["caught", *4 * ["missed"]]
+    assert row.found["verify"].startswith("structure: ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, gradcheck, gradgradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
+from torch_manualbp.verify.functions import is_function, run_forward
 from torch_manualbp.verify.mistakes import MISTAKES, Mistake
 from torch_manualbp.verify.outputs import outputs
+from torch_manualbp.verify.verifier import verify
 
 __all__ = ["TOOLS", "Row", "SelfTest", "Tool", "self_test"]
 
@@ -114,6 +115,13 @@ def self_test(mistakes: Sequence[Mistake] = MISTAKES, tools: Mapping[str, Tool] 
     return SelfTest(tuple(rows), tuple(tools))
 
 
+def _by_verify(mistake: Mistake, target: Any) -> str:
+    report = verify(target, *mistake.args())
+    if report.ok:
+        return ""
+    return f"{', '.join(dict.fromkeys(row.check for row in report.failures))}: {report.failures[0]}"
+
+
 def _by_gradcheck(check: Callable[..., bool], **settings: Any) -> Tool:
     """As most people call it: on one set of inputs in float64. Random numbers are the same at every call."""
 
@@ -155,7 +163,7 @@ def _gradients(function: Callable[..., Any], mistake: Mistake) -> tuple[Tensor |
 
 def _seeded(target: Any) -> Callable[..., Any]:
     """The target as a function whose random numbers are the same at every call."""
-    function: Any = target.apply if _is_function(target) else target
+    function: Any = target.apply if is_function(target) else target
 
     def call(*args: Any) -> Any:
         torch.manual_seed(0)
@@ -166,17 +174,7 @@ def _seeded(target: Any) -> Callable[..., Any]:
 
 def _forward(target: Any) -> Callable[..., Any]:
     """The forward alone, for autograd to differentiate."""
-    if not _is_function(target):
-        return target
-    forward: Callable[..., Any] = target.forward
-    if target.setup_context is not Function.setup_context:
-        return forward
-    ignore = types.SimpleNamespace(save_for_backward=lambda *tensors: None)
-    return lambda *args: forward(ignore, *args)
-
-
-def _is_function(target: Any) -> bool:
-    return isinstance(target, type) and issubclass(target, Function)
+    return (lambda *args: run_forward(target, args)) if is_function(target) else target
 
 
 def _first_line(error: Exception) -> str:
@@ -184,6 +182,7 @@ def _first_line(error: Exception) -> str:
 
 
 TOOLS: dict[str, Tool] = {
+    "verify": _by_verify,
     "gradcheck": _by_gradcheck(gradcheck),
     "gradcheck, fast": _by_gradcheck(gradcheck, fast_mode=True),
     "gradgradcheck": _by_gradcheck(gradgradcheck),

@@ -159,12 +159,12 @@ class Centred(Function):
         return Centred.apply(z.movedim(in_dims[0], 0)), 0  # type: ignore[no-untyped-call]
 
 
-class MappedDimensionStays(Centred):
-    """Says that the mapped dimension is the first of the output, and leaves it where it was."""
+class MixesWhatIsMapped(Centred):
+    """The mapped dimension becomes the last, of which the rows' means are taken: samples see each other."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, z: Tensor) -> Any:
-        return MappedDimensionStays.apply(z), 0  # type: ignore[no-untyped-call]
+        return Centred.apply(z.movedim(in_dims[0], -1)), z.dim() - 1  # type: ignore[no-untyped-call]
 
 
 def _matrix(make: Make) -> tuple[Any, ...]:
@@ -236,8 +236,8 @@ ORDER = (
     Mistake(
         "centring, vmap",
         "vmap",
-        "the dimension that is mapped is not where vmap is told",
-        MappedDimensionStays,
+        "under vmap the mean runs over the dimension that is mapped",
+        MixesWhatIsMapped,
         Centred,
         lambda make: (make(4, 4),),
     ),
