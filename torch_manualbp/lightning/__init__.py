@@ -2,6 +2,7 @@
 
 - :class:`ManualBackpropModule` trains a model of our layers under ``pytorch_lightning.Trainer``
 - :class:`GradientFlow` records the gradient norm of every layer over training
+- :class:`GradientVerification` verifies the gradient of every layer during training
 - :class:`NonFiniteLossError` stops a training whose loss is NaN or infinite, and names the layer that it comes from
 - :class:`DigitsDataModule` serves the handwritten digits that scikit-learn ships
 
@@ -15,5 +16,6 @@ from torch_manualbp.lightning.digits import DigitsDataModule
 from torch_manualbp.lightning.gradient_flow import GradientFlow
 from torch_manualbp.lightning.module import ManualBackpropModule
 from torch_manualbp.lightning.nonfinite import NonFiniteLossError
+from torch_manualbp.lightning.verification import GradientVerification
 
-__all__ = ["DigitsDataModule", "GradientFlow", "ManualBackpropModule", "NonFiniteLossError"]
+__all__ = ["DigitsDataModule", "GradientFlow", "GradientVerification", "ManualBackpropModule", "NonFiniteLossError"]
