@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import _SingleLevelFunction
 
+from torch_manualbp.rules.rule import RuleWithByproducts, output_of
+
 __all__ = [
     "Application",
     "applied_in_forward",
@@ -40,7 +42,8 @@ def is_old_style(function: type[Function]) -> bool:
 def run_forward(function: type[Function], args: Sequence[Any]) -> Any:
     """``forward`` of the Function on ordinary tensors, in either style: autograd records the operations in it."""
     if not is_old_style(function):
-        return function.forward(*args)
+        result = function.forward(*args)
+        return output_of(result) if issubclass(function, RuleWithByproducts) else result
     ctx = _Context(args)
     result = function.forward(ctx, *args)
     if not ctx.constant:

@@ -19,8 +19,8 @@ from torch_manualbp.verify.subject import DoesNotApply, Setting, gradients_of, n
 __all__ = ["exact_values", "rounded_values"]
 
 ROUNDINGS = 4.0
-"""ε of the terms' size that a low-precision gradient may be off where torch's own is better than that. Of the rules none
-is off by more than 3.3 there; a GELU rounded to bfloat16 at every step is off by 8."""
+"""ε of the terms' size that a low-precision gradient may be off where torch's own is better than that. Of the rules
+none is off by more than 3.3 there; a GELU rounded to bfloat16 at every step is off by 8."""
 
 BESIDE = 2.0**-16
 """Of the largest entry, what an entry may be smaller before it is not looked at as closely as the others."""

@@ -85,36 +85,39 @@ class UpstreamTakenForOne(WrittenSquaredError):
 
 class MeanOfIgnored(CrossEntropy):
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, g: Tensor | None, dkept: Tensor | None = None) -> Any:
         _, y, _ = ctx.saved_tensors
-        return CrossEntropy.backward(ctx, g * (y != ctx.ignore_index).sum() / y.numel())
+        scale = (y != ctx.ignore_index).sum() / y.numel()
+        return CrossEntropy.backward(ctx, None if g is None else g * scale, dkept)
 
 
 class IgnoredSamplesPull(CrossEntropy):
     """A sample that is ignored is pushed away from class 0."""
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        s, y, _ = ctx.saved_tensors
-        ds, *rest = CrossEntropy.backward(ctx, g)
+    def backward(ctx: Any, g: Tensor | None, dkept: Tensor | None = None) -> Any:
+        kept, y, _ = ctx.saved_tensors
+        ds, *rest = CrossEntropy.backward(ctx, g, dkept)
+        if ds is None or g is None:
+            return ds, *rest
         ignored = (y == ctx.ignore_index).unsqueeze(1)
-        return torch.where(ignored, s.softmax(1) * g / y.numel(), ds), *rest
+        return torch.where(ignored, kept.softmax(1) * g / y.numel(), ds), *rest  # of s as of log p
 
 
 class WeightsWithoutTheirSum(CrossEntropy):
     """The weighted mean divides by the number of samples, and not by Σ w_y."""
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, g: Tensor | None, dkept: Tensor | None = None) -> Any:
         _, y, w = ctx.saved_tensors
-        return CrossEntropy.backward(ctx, g * w[y].sum() / y.numel())
+        return CrossEntropy.backward(ctx, None if g is None else g * w[y].sum() / y.numel(), dkept)
 
 
 class SmoothingOverTheOthers(CrossEntropy):
     """ε / (K − 1) for ε / K."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         CrossEntropy.setup_context(ctx, inputs, output)
         k = inputs[0].shape[1]
         ctx.epsilon = ctx.epsilon * k / (k - 1)
@@ -122,9 +125,9 @@ class SmoothingOverTheOthers(CrossEntropy):
 
 class SmoothingForgotten(CrossEntropy):
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, g: Tensor | None, dkept: Tensor | None = None) -> Any:
         ctx.epsilon = 0.0
-        return CrossEntropy.backward(ctx, g)
+        return CrossEntropy.backward(ctx, g, dkept)
 
 
 class ClassWeightForgotten(NegativeLogLikelihood):
