@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from torch_manualbp import cli
+from torch_manualbp.verify import command
+from torch_manualbp.verify.mistakes import MISTAKES
+from torch_manualbp.verify.self_test import self_test
 
 OPS = """
 from torch.autograd import Function
@@ -89,3 +92,31 @@ def test_what_is_not_there_is_one_line(arguments: list[str], message: str, capsy
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def test_the_self_test_prints_and_writes_the_score(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    few = [mistake for mistake in MISTAKES if mistake.kind == "sign"] or MISTAKES[:2]
+    monkeypatch.setattr(command, "self_test", lambda: self_test(few))
+    written = tmp_path / "score.json"
+    assert cli.main(["verify", "--self-test", "--json", str(written)]) == 0
+    printed = capsys.readouterr().out
+    assert all(mistake.name in printed for mistake in few)
+    assert json.loads(written.read_text())["caught"]["verify"] == len(few)
+    blind = {"verify": lambda mistake, target: ""}
+    monkeypatch.setattr(command, "self_test", lambda: self_test(few, blind))
+    assert cli.main(["verify", "--self-test"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "what is missing is package.module:Thing"),
+        (["torch_manualbp.nn:GELU"], "what is missing is --input"),
+        (["torch_manualbp.nn:GELU", "--self-test"], "it takes no target and no input"),
+    ],
+)
+def test_what_is_missing_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -2,9 +2,11 @@
 
   torch-manualbp verify my_package.ops:MyFunction --input "randn(8, 16)"
   torch-manualbp verify "torch_manualbp.nn:Linear(16, 4)" --input "randn(8, 16)" --json report.json
+  torch-manualbp verify --self-test
 
 After the colon stands a Python expression in the names of that module: an autograd.Function, a module, its class, or a
-callable; an input is one in the names of torch. The exit status is 1 if something is wrong."""
+callable; an input is one in the names of torch. The exit status is 1 if something is wrong. The self-test has this and
+torch's own gradcheck look for planted mistakes, and takes about a minute."""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ from torch_manualbp._objects import RefusedError, evaluated, evaluated_in, one_l
 from torch_manualbp._tables import write
 from torch_manualbp.verify.checks import CHECKS
 from torch_manualbp.verify.report import Report
+from torch_manualbp.verify.self_test import self_test
 from torch_manualbp.verify.verifier import verify
 
 __all__ = ["add_arguments", "main"]
@@ -28,11 +31,10 @@ __all__ = ["add_arguments", "main"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torch-manualbp verify``."""
     add = parser.add_argument
-    add("target", metavar="package.module:Thing", help="what is verified")
+    add("target", nargs="?", metavar="package.module:Thing", help="what is verified")
     add(
         "--input",
         action="append",
-        required=True,
         metavar="EXPRESSION",
         help='such as "randn(8, 16)" or "randint(10, (8,))"; again for each input',
     )
@@ -43,12 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, metavar="DIM", help="the dimension of samples that do not see each other")
     add("--budget", type=float, metavar="SECONDS", help="after which no further check is started")
     add("--seed", type=int, default=0, help="where random numbers start from (default: 0)")
+    add("--self-test", action="store_true", help="say which planted mistakes are caught, by this and by gradcheck")
     add("--json", type=Path, metavar="FILE", help="write the report there")
 
 
 def main(options: argparse.Namespace) -> int:
     """Verify and print. Returns 0, 1 if something is wrong, 2 if the arguments name what is not there."""
+    if options.self_test:
+        return _self_test(options)
     try:
+        if options.target is None or options.input is None:
+            missing = "package.module:Thing" if options.target is None else '--input, such as --input "randn(8, 16)"'
+            raise RefusedError(f"what is missing is {missing}; or ask for --self-test")
         with where_python_looks():
             target = _target(options.target)
             reference = None if options.reference is None else evaluated("--reference", options.reference)
@@ -71,6 +79,17 @@ def main(options: argparse.Namespace) -> int:
     if options.json is not None:
         write(options.json, report.to_json() + "\n")
     return 0 if report.ok else 1
+
+
+def _self_test(options: argparse.Namespace) -> int:
+    if options.target is not None or options.input is not None:
+        print("torch-manualbp verify: argument --self-test: it takes no target and no input", file=sys.stderr)
+        return 2
+    result = self_test()
+    print(result)
+    if options.json is not None:
+        write(options.json, result.to_json())
+    return 0 if result.ok else 1
 
 
 def _target(text: str) -> Any:
