@@ -23,11 +23,12 @@ COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "verify": ("torch_manualbp.verify.command", "verify the gradients of a module, a Function or a callable"),
     "bench layers": ("torch_manualbp.bench.layers", "time the layers against stock torch.nn"),
     "bench step": ("torch_manualbp.bench.step", "time a training step against stock PyTorch"),
+    "bench verify": ("torch_manualbp.bench.verification", "time the verification of gradients"),
     "matrix": ("torch_manualbp.verify.contract.matrix", "hold every rule and layer to the contract"),
     "accuracy": ("torch_manualbp.verify.accuracy", "measure the error of every rule next to torch's, in ulps"),
 }
 
-GROUPS = {"bench": "time it against stock PyTorch"}
+GROUPS = {"bench": "time what this package does"}
 """What the first words of commands of two words have in common."""
 
 

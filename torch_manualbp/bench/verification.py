@@ -1,0 +1,145 @@
+"""Time the verification of gradients: of single layers with every check but compile, and of whole models of three
+sizes, next to the training step (forward and backward in float32) that it verifies."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_manualbp import nn
+from torch_manualbp._tables import as_markdown, print_table, require_tables, write
+from torch_manualbp.bench.command import count, surroundings
+from torch_manualbp.verify.models import verify_model
+from torch_manualbp.verify.report import Report
+from torch_manualbp.verify.verifier import verify
+
+__all__ = ["add_arguments", "main"]
+
+LAYER, MODEL = 1.0, 10.0
+"""Seconds that a layer, and the largest model, may take."""
+
+LAYERS: dict[str, tuple[Callable[[], Any], Callable[[], tuple[Any, ...]]]] = {
+    "Linear(256, 256)": (lambda: nn.Linear(256, 256), lambda: (torch.randn(64, 256),)),
+    "GELU": (nn.GELU, lambda: (torch.randn(64, 256),)),
+    "ReLU": (nn.ReLU, lambda: (torch.randn(64, 256),)),
+    "Softmax": (lambda: nn.Softmax(-1), lambda: (torch.randn(64, 100),)),
+    "Bilinear(32, 32, 16)": (lambda: nn.Bilinear(32, 32, 16), lambda: (torch.randn(16, 32), torch.randn(16, 32))),
+    "CrossEntropyLoss": (nn.CrossEntropyLoss, lambda: (torch.randn(64, 100), torch.randint(100, (64,)))),
+    "torch.nn.LayerNorm(256)": (lambda: torch.nn.LayerNorm(256), lambda: (torch.randn(64, 256),)),
+    "torch.nn.Conv2d(8, 8, 3)": (lambda: torch.nn.Conv2d(8, 8, 3), lambda: (torch.randn(4, 8, 16, 16),)),
+}
+"""What is verified, and on which inputs."""
+
+MODELS = {
+    "0.1 million": (128, 256, 256, 10),
+    "1 million": (512, 768, 768, 10),
+    "10 million": (1024, 2048, 2048, 1792, 10),
+}
+"""How many parameters, and the widths of the linear layers, with ReLU between them."""
+
+SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """The median seconds of a verification and of a training step, and what the verification says."""
+
+    target: str
+    seconds: float
+    step: float
+    checks: int
+    bound: float | None
+    verdict: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add = parser.add_argument
+    add("--rounds", type=count, default=5, metavar="N", help="of which the median is taken (default: 5)")
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--markdown", type=Path, metavar="FILE", help="write the table there")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Time and print. Returns 1 if what is right is not found so; a bound that was missed is a finding."""
+    require_tables()
+    rows = []
+    for row in (*map(_of_layer, LAYERS, [options.rounds] * len(LAYERS)), *map(_of_model, MODELS, [options.rounds] * 3)):
+        print(f"{row.target}: {row.seconds:.2f} s, {row.verdict}", file=sys.stderr, flush=True)
+        rows.append(row)
+    columns, cells = _table(rows)
+    about = surroundings()
+    print_table(f"Verification, torch {about['torch']}, {about['threads']} threads", columns, cells)
+    if options.json is not None:
+        write(options.json, {**about, "rounds": options.rounds, "rows": [asdict(row) for row in rows]})
+    if options.markdown is not None:
+        write(options.markdown, as_markdown(columns, cells))
+    return int(any(row.verdict != "correct" for row in rows))
+
+
+def _of_layer(name: str, rounds: int) -> Row:
+    make, inputs = LAYERS[name]
+    torch.manual_seed(0)
+    layer, args = make(), inputs()
+
+    def step() -> None:
+        leaves = [a.clone().requires_grad_() if a.is_floating_point() else a for a in args]
+        layer(*leaves).sum().backward()
+
+    return _row(name, lambda: verify(layer, *args), step, rounds, LAYER)
+
+
+def _of_model(name: str, rounds: int) -> Row:
+    torch.manual_seed(0)
+    widths = MODELS[name]
+    layers: list[Module] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    model, loss = nn.Sequential(*layers[:-1]), nn.CrossEntropyLoss()
+    x, y = torch.randn(SAMPLES, widths[0]), torch.randint(widths[-1], (SAMPLES,))
+
+    def step() -> None:
+        C: Tensor = loss(model(x), y)
+        C.backward()
+
+    bound = MODEL if name == list(MODELS)[-1] else None
+    return _row(f"a model of {name} parameters", lambda: verify_model(model, x, y, loss), step, rounds, bound)
+
+
+def _row(
+    name: str, verification: Callable[[], Report], step: Callable[[], None], rounds: int, bound: float | None
+) -> Row:
+    report = verification()
+    step()
+    seconds: list[float] = []
+    steps: list[float] = []
+    for _ in range(rounds):
+        for run, times in ((verification, seconds), (step, steps)):
+            start = perf_counter()
+            run()
+            times.append(perf_counter() - start)
+    checks = len({row.check for row in report.rows})
+    verdict = "correct" if report.ok else "; ".join(str(row) for row in report.worst(3))
+    return Row(name, statistics.median(seconds), statistics.median(steps), checks, bound, verdict)
+
+
+def _table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    columns = ["verified", "checks", "seconds", "training steps", "bound", "", "verdict"]
+    cells = []
+    for row in rows:
+        met = "" if row.bound is None else "met" if row.seconds <= row.bound else "missed"
+        bound = "" if row.bound is None else f"≤ {row.bound:g} s"
+        cells.append([row.target, str(row.checks), f"{row.seconds:.2f}", f"{row.seconds / row.step:,.0f}", bound, met])
+        cells[-1].append(row.verdict)
+    return columns, cells
