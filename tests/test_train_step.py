@@ -192,6 +192,26 @@ def test_each_model_trains_as_stock_for_200_steps(make: Callable[[], Module], se
     pair.check()
 
 
+@_named("activation", [nn.ReLU, nn.GELU, nn.Tanh])
+@_named("settings", [{}, {"momentum": 0.9, "weight_decay": 1e-4}, None], ids=["SGD", "momentum", "AdamW"])
+@_named("loss", [nn.CrossEntropyLoss(), nn.MSELoss()], ids=["cross-entropy", "squares"])
+def test_what_the_benchmark_trains_is_as_stock_after_200_steps(
+    activation: Callable[[], Module], settings: dict[str, Any] | None, loss: Module
+) -> None:
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        if settings is None:
+            return torch.optim.AdamW(parameters, lr=1e-3)
+        return torch.optim.SGD(parameters, lr=0.02, **settings)
+
+    pair = Pair(mlp(activation), loss, optimizer)
+    for i in range(200):
+        x, y = data(i)
+        target = y if isinstance(loss, nn.CrossEntropyLoss) else torch.nn.functional.one_hot(y, CLASSES).double()
+        ours, expected = pair.advance(x, target)
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+    pair.check()
+
+
 def test_training_and_evaluation_mode_and_another_batch_size_have_programs_of_their_own() -> None:
     pair = Pair(MODELS[3]())
     for i in range(12):
