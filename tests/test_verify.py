@@ -100,10 +100,10 @@ def test_one_in_ten_thousand_is_found(target: Any) -> None:
 
 
 def test_the_package_is_the_function() -> None:
-    called: Any = torch_manualbp.verify
-    assert called(Square, Z).ok
-    assert torch_manualbp.verify.verify is verify
-    assert not called(SlightlyWrong, Z, checks=["values"]).ok
+    package: Any = torch_manualbp.verify
+    assert torch_manualbp.verify(Square, Z).ok
+    assert package.verify is verify
+    assert not torch_manualbp.verify(SlightlyWrong, Z, checks=["values"]).ok
 
 
 def test_a_forward_that_hides_operations_is_held_against_finite_differences() -> None:

@@ -13,12 +13,15 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch_manualbp import functional, nn, rules
 from torch_manualbp.convert import convert, restore
 from torch_manualbp.derive import TrainStep
 from torch_manualbp.rules import Rule
+
+if TYPE_CHECKING:
+    from torch_manualbp.verify.verifier import verify as verify
 
 __all__ = ["Rule", "TrainStep", "convert", "functional", "nn", "restore", "rules"]
 __version__ = "0.1.0"
