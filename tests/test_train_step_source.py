@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import cProfile
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from step_cases import MODELS, data, mlp
+from step_cases import MODELS, Pair, data, mlp
 from torch.nn import Module
 
 from torch_manualbp import TrainStep, nn
@@ -79,3 +80,16 @@ def test_the_saved_module_runs_without_this_package(make: type[Module], tmp_path
         "    torch.testing.assert_close(step(data['x'], data['y'], 0.1), expected, rtol=1e-14, atol=0)\n"
     )
     subprocess.run([sys.executable, "-I", "-c", script], check=True)
+
+
+def test_a_step_may_be_profiled() -> None:
+    """cProfile's profiler is no function that could be put aside and set again."""
+    pair = Pair(mlp())
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        ours, expected = pair.advance(*data(0))
+    finally:
+        profile.disable()
+    torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+    assert "# fc1: Linear:" in pair.step.source

@@ -10,6 +10,7 @@ A step as it was written down makes a new tensor at every call. Here
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,11 +79,40 @@ def plan(program: Program, results: Iterable[Value], pinned: Iterable[Value] = (
     results, pinned = list(results), list(pinned)
     calls = [_without_likeness(call) for call in program.calls]
     calls = _needed(calls, [*results, *pinned])
-    calls = _without_repetition(calls, [*results, *pinned])
-    calls = _without_copies(calls, [*results, *pinned])
+    tenants = _Tenants(calls)
+    calls = _without_repetition(calls, [*results, *pinned], tenants)
+    calls = _without_copies(calls, [*results, *pinned], tenants)
     if lean:
         calls = [_rewritten(call, program) for call in calls]
-    return _Planner(calls, results, pinned, lean).plan
+    return _Planner(calls, results, pinned, lean, tenants).plan
+
+
+class _Tenants:
+    """Who lives in which memory, so that a whole memory can move without a look at every call."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self._values: dict[Memory, set[Value]] = defaultdict(set)
+        self._calls: dict[Memory, set[Call]] = defaultdict(set)
+        """Those that make or change it."""
+
+        for call in calls:
+            for value in (*call.arguments(), *call.results):
+                self._values[value.memory].add(value)
+            for memory in call.written | call.made:
+                self._calls[memory].add(call)
+
+    def move(self, memory: Memory, into: Memory) -> None:
+        """Have all values in one memory live in another."""
+        if memory is into:
+            return
+        for value in self._values.pop(memory, ()):
+            value.memory = into
+            self._values[into].add(value)
+        for call in self._calls.pop(memory, ()):
+            if memory in call.written:
+                call.written = (call.written - {memory}) | {into}
+                self._calls[into].add(call)
+            call.made = call.made - {memory}
 
 
 def _is_random(call: Call) -> bool:
@@ -155,7 +185,7 @@ def _frozen(tree: Any) -> Any:
     return (type(tree).__name__, repr(tree))
 
 
-def _without_repetition(calls: list[Call], results: list[Value]) -> list[Call]:
+def _without_repetition(calls: list[Call], results: list[Value], tenants: _Tenants) -> list[Call]:
     """Each thing once: of two equal calls between which nothing changes that they read, and whose results nothing
     changes, the second takes the first's results."""
     last_write: dict[Memory, int] = {}
@@ -175,14 +205,14 @@ def _without_repetition(calls: list[Call], results: list[Value]) -> list[Call]:
         key = _key(call)
         at, first = seen.get(key, (-1, None))
         if first is not None and (call.is_view or all(last_write.get(m, -1) < at for m in _reads(call))):
-            _merge(calls, call.results, first.results, instead)
+            _merge(tenants, call.results, first.results, instead)
             continue
         seen[key] = (i, call)
         kept.append(call)
     return kept
 
 
-def _without_copies(calls: list[Call], roots: list[Value]) -> list[Call]:
+def _without_copies(calls: list[Call], roots: list[Value], tenants: _Tenants) -> list[Call]:
     """Without the copies that are only made so that a rule returns a tensor of its own."""
     live = {value.memory for value in roots}
     kept: list[Call] = []
@@ -196,7 +226,7 @@ def _without_copies(calls: list[Call], roots: list[Value]) -> list[Call]:
             is_read = source.memory in live or source.memory.origin != MADE
             is_read = is_read or any(source.memory in _reads(c) for c in later)
             if source.is_like(copy) and source.memory not in changed and not (copy.memory in changed and is_read):
-                _merge(calls, (copy,), (source,), instead)
+                _merge(tenants, (copy,), (source,), instead)
                 continue
         kept.append(call)
     return kept
@@ -208,28 +238,15 @@ def _substitute(call: Call, instead: dict[Value, Value]) -> None:
 
 
 def _merge(
-    calls: list[Call], values: tuple[Value, ...], others: tuple[Value, ...], instead: dict[Value, Value]
+    tenants: _Tenants, values: tuple[Value, ...], others: tuple[Value, ...], instead: dict[Value, Value]
 ) -> None:
     """Have ``others`` stand for ``values``, and their memory for the memory of these and of all views of it."""
     for value, other in zip(values, others, strict=True):
         instead[value] = other
         if value.is_named and not other.is_named:
             other.name, other.is_named = value.name, True
-        _move(calls, value.memory, other.memory)
+        tenants.move(value.memory, other.memory)
         value.memory = other.memory
-
-
-def _move(calls: list[Call], memory: Memory, into: Memory) -> None:
-    if memory is into:
-        return
-    for call in calls:
-        for value in (*call.arguments(), *call.results):
-            if value.memory is memory:
-                value.memory = into
-        if memory in call.written:
-            call.written = (call.written - {memory}) | {into}
-        if memory in call.made:
-            call.made = call.made - {memory}
 
 
 def _rewritten(call: Call, program: Program) -> Call:
@@ -302,8 +319,11 @@ _DIRECT: dict[Any, Callable[[Call], None]] = {
 class _Planner:
     """Goes through the calls once and says of each result where it lives."""
 
-    def __init__(self, calls: list[Call], results: list[Value], pinned: list[Value], lean: bool) -> None:
+    def __init__(
+        self, calls: list[Call], results: list[Value], pinned: list[Value], lean: bool, tenants: _Tenants
+    ) -> None:
         self.calls = calls
+        self.tenants = tenants
         self.results = {value.memory for value in results}
         self.pinned = {value.memory for value in pinned}
         self.lean = lean
@@ -432,7 +452,7 @@ class _Planner:
     def _share(self, value: Value, other: Value) -> None:
         """Have a value live where another one lived."""
         last = self.last_use[value.memory]
-        _move(self.calls, value.memory, other.memory)
+        self.tenants.move(value.memory, other.memory)
         self.last_use[other.memory] = max(last, self.last_use[other.memory])
         if other in self.fresh:
             self.fresh.add(value)

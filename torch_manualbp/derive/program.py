@@ -224,6 +224,7 @@ class Program:
         self._values: dict[int, Value] = {}
         self._memories: dict[int, Memory] = {}
         self._numbers: dict[Any, Value] = {}
+        self._read: set[Memory] = set()
         self._loops = 0
         self._alive: list[Any] = []  # so that no id comes twice
 
@@ -247,7 +248,7 @@ class Program:
         known = self.value(of)
         value = Value(tensor, known.memory, f"{known.name}_detached", is_named=True)
         self.stands_for(tensor, value)
-        self.calls.append(Call(Tensor.detach, (known,), {}, (value,), section=self.section, title=self.title))
+        self._add(Call(Tensor.detach, (known,), {}, (value,), section=self.section, title=self.title))
         return value
 
     def value(self, tensor: Tensor) -> Value:
@@ -288,7 +289,7 @@ class Program:
             results.append(self._values[id(t)] if self.knows(t) else self._new(t, MADE))
             if is_new:
                 made.add(results[-1].memory)
-        self.calls.append(
+        self._add(
             Call(
                 function,
                 arguments[0],
@@ -319,7 +320,7 @@ class Program:
         written = frozenset(value.memory for value in writes)
         results = tuple(writes)
         where = {"section": self.section, "title": self.title, "blocks": self.blocks}
-        self.calls.append(Call(function, args, kwargs, results, written=written, **where))  # type: ignore[arg-type]
+        self._add(Call(function, args, kwargs, results, written=written, **where))  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def loop(self, rows: int, of: int) -> Iterator[Blocks]:
@@ -330,6 +331,14 @@ class Program:
             yield self.blocks
         finally:
             self.blocks = None
+
+    def _add(self, call: Call) -> None:
+        self.calls.append(call)
+        self._read.update(value.memory for value in call.arguments())
+
+    def is_read(self, value: Value) -> bool:
+        """Whether a call has an argument in the memory of this value."""
+        return value.memory in self._read
 
     def producer(self, value: Value) -> Call | None:
         """The call that made this value."""

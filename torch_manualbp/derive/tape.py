@@ -358,13 +358,16 @@ class Tape(TorchFunctionMode):
         self.program.title = title
         suffix = f"_{identifier(self._paths[-1])}" if self._paths[-1] else ""
         profile = sys.getprofile()
+        looks = profile is None or callable(profile)  # cProfile's cannot be set again: then names are the plain ones
         self._is_in_rule = True
-        sys.setprofile(self._namer(suffix))
+        if looks:
+            sys.setprofile(self._namer(suffix))
         try:
             with torch.no_grad(), torch.autocast(self.device, enabled=False):
                 yield
         finally:
-            sys.setprofile(profile)
+            if looks:
+                sys.setprofile(profile)
             self._is_in_rule = False
 
     def _namer(self, suffix: str) -> Callable[[FrameType, str, Any], None]:

@@ -145,11 +145,12 @@ class Adam:
         weights, states = [W for W, _, _ in items], [state for _, _, state in items]
         m, v = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         largest = [state["max_exp_avg_sq"] for state in states] if self.amsgrad else []
+        weights_now, *state_now = ([of(value) for value in values] for values in (weights, m, v, largest))
         program.append(
             kernel,
-            *([of(value) for value in values] for values in (weights,)),
+            weights_now,
             gradients,
-            *([of(value) for value in values] for values in (m, v, largest)),
+            *state_now,
             [state["step"] for state in states],
             amsgrad=self.amsgrad,
             maximize=self.maximize,
@@ -306,7 +307,7 @@ def _times(scale: str, value: Value) -> Formula:
 def _without_cast(program: Program, g: Value) -> Value:
     """What g is a copy of in a wider dtype, which adding it makes anyway."""
     call = program.producer(g)
-    if call is None or call.name not in CASTS or not call.made or _is_read(program, g):
+    if call is None or call.name not in CASTS or not call.made or program.is_read(g):
         return g
     narrow: Value = call.args[0]
     return narrow if narrow.tensor.dtype in (torch.float16, torch.bfloat16) else g
@@ -348,13 +349,9 @@ def _blocks(program: Program, W: Value, g: Value) -> int:
 def _product(program: Program, g: Value) -> Formula | None:
     """g as oneDNN's product δᵀ a, if it is one that nothing else reads."""
     call = program.producer(g)
-    if call is None or call.function is not onednn_linear or call.args[2] is not None or _is_read(program, g):
+    if call is None or call.function is not onednn_linear or call.args[2] is not None or program.is_read(g):
         return None
     return Formula(PRODUCT, (call.args[0], call.args[1]))
-
-
-def _is_read(program: Program, g: Value) -> bool:
-    return any(g.memory is value.memory for other in program.calls for value in other.arguments())
 
 
 def _alpha(alpha: str) -> dict[str, Text]:
@@ -366,7 +363,7 @@ def _factors(program: Program, g: Value) -> tuple[Value, Value] | None:
     call = program.producer(g)
     if call is None or call.written or not call.made:
         return None
-    if _is_read(program, g):
+    if program.is_read(g):
         return None
     if call.name == "mm" and not call.kwargs and _is_float(g):
         return call.args[0], call.args[1]
