@@ -50,7 +50,7 @@ def use_onednn(enabled: bool | None = True) -> None:
 
 def uses_onednn() -> bool:
     """Whether large products are oneDNN's: what :func:`use_onednn` said, or what is faster on this processor."""
-    if onednn_linear is None or not torch.backends.mkldnn.enabled:
+    if onednn_linear is None or not torch._C._get_mkldnn_enabled():
         return False
     return _is_left_out_by_mkl() if _uses_onednn is None else _uses_onednn
 
