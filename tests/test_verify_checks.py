@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch_manualbp import rules
 from torch_manualbp.verify import CHECKS, verify
 from torch_manualbp.verify.hints import hint_for
+from torch_manualbp.verify.mistakes.surroundings import KeptOnTheContext, Scale
 
 
 def make(*shape: int) -> Tensor:
@@ -37,20 +38,6 @@ class Sinh(Function):
         (z,) = ctx.saved_tensors
         wide = torch.float32 if z.dtype in (torch.float16, torch.bfloat16) else z.dtype
         return (da.to(wide) * z.to(wide).cosh()).to(z.dtype)
-
-
-class Product(Function):
-    """a = z y."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(z, y)
-        return z * y
-
-    @staticmethod
-    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
-        z, y = ctx.saved_tensors
-        return da * y, da * z
 
 
 class Both(Function):
@@ -87,7 +74,7 @@ class RoundedInTheMiddle(Sinh):
         return da * (z.exp() + (-z).exp()) / 2
 
 
-class OtherWhileFrozen(Product):
+class OtherWhileFrozen(Scale):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
         z, y = ctx.saved_tensors
@@ -177,18 +164,6 @@ class MaskKept(MaskDrawnAgain):
         return da * mask
 
 
-class KeptOnTheContext(Product):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:
-        ctx.kept = z, y
-        return z * y
-
-    @staticmethod
-    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
-        z, y = ctx.kept
-        return da * y, da * z
-
-
 class WritesToTheUpstream(Sinh):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
@@ -263,7 +238,7 @@ PLANTED: dict[str, tuple[Any, Any, tuple[Tensor, ...]]] = {  # the check: what i
     "values, float32": (RoundedInTheMiddle, Sinh, Z),
     "values, float16": (RoundedInTheMiddle, Sinh, Z),
     "values, bfloat16": (RoundedInTheMiddle, Sinh, Z),
-    "frozen tensors": (OtherWhileFrozen, Product, PAIR),
+    "frozen tensors": (OtherWhileFrozen, Scale, PAIR),
     "unused outputs": (AnswersForBoth, Both, Z),
     "finite differences": (Straight(), torch.nn.Tanh(), Z),
     "adjoint identity": (Tangent, rules.Sigmoid, Z),
@@ -273,7 +248,7 @@ PLANTED: dict[str, tuple[Any, Any, tuple[Tensor, ...]]] = {  # the check: what i
     "kinks": (OneAtZero, rules.ReLU, Z),
     "special values": (ProductWithTheMask, rules.ReLU, Z),
     "randomness": (MaskDrawnAgain, MaskKept, Z),
-    "saved tensors": (KeptOnTheContext, Product, PAIR),
+    "saved tensors": (KeptOnTheContext, Scale, PAIR),
     "layout": (WritesToTheUpstream, Sinh, Z),
     "empty batch": (DividesByTheBatch, Sums, (make(6, 4),)),
     "vmap": (MixesSamples, Sinh, Z),
