@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -144,7 +144,6 @@ class Call:
     blocks: Blocks | None = None
     """The loop that it stands in."""
 
-    reads: frozenset[Memory] = field(default_factory=frozenset)
     is_random: bool = False
     """Whether it draws random numbers."""
 
@@ -309,7 +308,7 @@ class Program:
     def _run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the call returns. The numbers of a large product on the way back are left out: nobody looks at them when
         it is written down, and memory that nobody touches takes none."""
-        if self.section == "backward" and function in (torch.mm, onednn_linear):
+        if self.section == "backward" and function in (torch.mm, onednn_linear) and not kwargs:
             a, b = args[0], args[1] if function is torch.mm else args[1].t()
             if a.shape[0] * b.shape[1] >= UNTOUCHED:
                 return a.new_empty(a.shape[0], b.shape[1])
