@@ -26,7 +26,7 @@ from torch_manualbp.derive.source import Source, used_values, write_source
 from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
 from torch_manualbp.derive.update import forms_of, leave_gradient
 
-__all__ = ["Derived", "How"]
+__all__ = ["Derived", "How", "called", "named_tensors", "path_of_loss"]
 
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
 _numbers = itertools.count(1)
@@ -355,7 +355,7 @@ def _run(
     try:
         with tape.running(("", model), (path, loss)):
             program.section = "forward"
-            output = _called(model, inputs)
+            output = called(model, inputs)
             program.section = "loss"
             with tape.within(path):
                 C = loss(output, target)
@@ -384,7 +384,7 @@ def _run(
     return tape, value, output, copies
 
 
-def _called(model: Module, inputs: Any) -> Any:
+def called(model: Module, inputs: Any) -> Any:
     """A tuple are several inputs, and a mapping inputs by name."""
     if isinstance(inputs, tuple):
         return model(*inputs)
