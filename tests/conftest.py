@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 MOST_WORKERS = 4
 """Workers each import torch and collect all tests, 10 s and 1 GB."""
@@ -46,6 +51,17 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(scope="session")
+def article() -> ModuleType:
+    """examples/article.py, which has the article's network and its known numbers."""
+    spec = importlib.util.spec_from_file_location("article", EXAMPLES / "article.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 RAN: Counter[str] = Counter()

@@ -14,6 +14,7 @@ from step_cases import BATCH, CLASSES, FEATURES, MODELS, Pair, data, mlp, stock_
 from torch import Tensor
 from torch.nn import Module
 
+import torch_manualbp
 from torch_manualbp import TrainStep, functional, nn
 from torch_manualbp.derive.program import Value
 from torch_manualbp.derive.step import PROGRAMS
@@ -340,6 +341,26 @@ def test_deltas_are_the_gradients_of_the_outputs() -> None:
     assert list(pair.step.deltas) == list(outputs)
     for name, output in outputs.items():
         torch.testing.assert_close(pair.step.deltas[name], output.grad, rtol=1e-11, atol=1e-14)
+
+
+@_named("activation", ACTIVATIONS, ids=_id)
+def test_kept_layers_are_what_local_gradients_records(activation: Callable[[], Module]) -> None:
+    """And the steps that keep them, by a program of their own, have the same numbers to the last bit."""
+    pair = Pair(mlp(activation))
+    plain = Pair(copy.deepcopy(pair.ours)).step
+    for i in range(4):
+        pair.step.keep_layers = i % 2 == 0
+        torch.manual_seed(i)
+        with torch_manualbp.local_gradients(model := copy.deepcopy(pair.stock)) as record:
+            pair.stock_loss(model(data(i)[0]), data(i)[1]).backward()
+        assert torch.equal(pair.advance(*data(i))[0], (torch.manual_seed(i), plain(*data(i)))[1])
+        assert [layer.path for layer in pair.step.layers] == (["fc1", "fc2", "fc3"] if i % 2 == 0 else [])
+        for layer in pair.step.layers:
+            for name in ("x", "z", "a", "delta", "da"):
+                torch.testing.assert_close(getattr(layer, name), getattr(record[layer.path], name))
+            if layer.f is not None and activation is not nn.PReLU:  # whose slope has learnt since
+                torch.testing.assert_close(layer.f(layer.z), layer.a)
+    assert all(map(torch.equal, pair.ours.parameters(), plain.model.parameters()))
 
 
 class Several(Module):

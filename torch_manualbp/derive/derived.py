@@ -25,8 +25,9 @@ from torch_manualbp.derive.program import CONSTANT, STATE, Blocks, Call, Program
 from torch_manualbp.derive.source import Source, used_values, write_source
 from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
 from torch_manualbp.derive.update import forms_of, leave_gradient
+from torch_manualbp.rules.linear import Linear
 
-__all__ = ["Derived", "How", "called", "named_tensors", "path_of_loss"]
+__all__ = ["Derived", "How", "KeptLayer", "called", "named_tensors", "path_of_loss"]
 
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
 _numbers = itertools.count(1)
@@ -53,6 +54,34 @@ class How:
     skip_nonfinite: bool = False
     keep_deltas: bool = False
     keep_output: bool = False
+    keep_layers: bool = False
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """One use of a linear layer, with the activation that takes its z, if one does. What it keeps are values of the
+    program, and of a step its tensors: x, z, a, δ = ∂C/∂z, ∂C/∂a. None is what the step does without."""
+
+    path: str
+    x: Any
+    z: Any
+    a: Any
+    delta: Any
+    da: Any
+    f: Callable[[Tensor], Tensor] | None
+    """The activation, if it acts on each entry alone."""
+
+    def numbers(self) -> tuple[Any, ...]:
+        """What of it is a value or a tensor."""
+        return tuple(item for item in self._fields() if item is not None)
+
+    def of_step(self, tensors: Iterator[Tensor]) -> KeptLayer:
+        """The same with the tensors of a step, in the order of ``numbers``."""
+        x, z, a, delta, da = (None if item is None else next(tensors) for item in self._fields())
+        return KeptLayer(self.path, x, z, a, delta, da, self.f)
+
+    def _fields(self) -> tuple[Any, ...]:
+        return self.x, self.z, self.a, self.delta, self.da
 
 
 @dataclass(frozen=True)
@@ -138,10 +167,12 @@ class Derived:
 
         deltas = _deltas(tape, path_of_loss(model)) if how.keep_deltas else {}
         self.deltas = list(deltas)
+        self.layers = _layers(tape) if how.keep_layers else []
+        kept = [*deltas.values(), *(value for layer in self.layers for value in layer.numbers())]
         leaves_of_output, self._output_spec = _flat(output if how.keep_output else None)
         self._output = [program.value(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves_of_output]
         outputs = [leaf for leaf in self._output if isinstance(leaf, Value)]
-        planned = plan(program, [C, *outputs], list(deltas.values()), lean=not how.compile)
+        planned = plan(program, [C, *outputs], kept, lean=not how.compile)
         self.written = [*self.parameters, *(t for state in self.state.values() for t in state.values())]
         self.addresses = {t.untyped_storage().data_ptr() for t in self.written}
         ids = set(map(id, self.written))
@@ -155,7 +186,7 @@ class Derived:
             constants,
             [program.value(leaf) for leaf in leaves],
             settings,
-            (C, *deltas.values(), *outputs),
+            (C, *kept, *outputs),
             heading=_heading(model, loss, optimizer, how),
             skips=how.skip_nonfinite,
         )
@@ -442,6 +473,21 @@ def _deltas(tape: Tape, path: str) -> dict[str, Value]:
     that of the loss."""
     nodes = [node for node in tape.nodes if node.path and node.path != path and node.delta is not None]
     return {node.path: node.delta for node in nodes if node.delta is not None}
+
+
+def _layers(tape: Tape) -> list[KeptLayer]:
+    """The uses of linear layers that a gradient came back to."""
+    deltas = {node.outputs[0]: node.delta for node in tape.nodes if node.delta is not None}
+    layers = []
+    for node in tape.nodes:
+        if node.rule is not Linear or node.delta is None:
+            continue
+        x, z = node.ctx.saved_tensors[0], node.outputs[0]
+        a, f = tape.activations.get(z, (z, None))
+        layers.append(
+            KeptLayer(node.path, None if x is None else tape.program.value(x), z, a, node.delta, deltas.get(a), f)
+        )
+    return layers
 
 
 def _given(

@@ -15,7 +15,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from torch_manualbp.derive.derived import Derived, How
+from torch_manualbp.derive.derived import Derived, How, KeptLayer
 from torch_manualbp.derive.program import words
 from torch_manualbp.derive.update import structure_of
 
@@ -59,6 +59,8 @@ class TrainStep:
         optimizer: of the model's parameters.
         keep_deltas: leave ∂C/∂z of every module's output z in ``deltas``, by module path, until the next step.
         keep_output: leave the model's output in ``output``.
+        keep_layers: leave x, z, a, δ and ∂C/∂a of every linear layer in ``layers``, until the next step; it may be set
+            for single steps, which have a program of their own.
         compile: hand the whole program to ``torch.compile`` as one graph.
         skip_nonfinite: update nothing where the loss is NaN or infinite, and count it in ``skipped``.
         accumulate: average the gradients of so many calls, and update at the last of them.
@@ -78,6 +80,7 @@ class TrainStep:
         *,
         keep_deltas: bool = False,
         keep_output: bool = False,
+        keep_layers: bool = False,
         compile: bool = False,
         skip_nonfinite: bool = False,
         accumulate: int = 1,
@@ -101,6 +104,7 @@ class TrainStep:
         self.optimizer = optimizer
         self.keep_deltas = keep_deltas
         self.keep_output = keep_output
+        self.keep_layers = keep_layers
         self.compile = compile
         self.skip_nonfinite = skip_nonfinite
         self.accumulate = accumulate
@@ -111,6 +115,9 @@ class TrainStep:
 
         self.output: Any = None
         """What the model returned, after a step with ``keep_output``: new tensors at each step, without a graph."""
+
+        self.layers: list[KeptLayer] = []
+        """The uses of linear layers in the order of the forward, after a step with ``keep_layers``."""
 
         self.skipped = 0
         """How many steps updated nothing because their loss was not finite."""
@@ -244,23 +251,26 @@ class TrainStep:
         written = derived.addresses
         leaves = [t.clone() if t.untyped_storage().data_ptr() in written else t for t in leaves]
         result = derived.run(leaves)
+        if self.layers:
+            self.layers = []
         if isinstance(result, tuple):
             result, *more = result
-            n = len(derived.deltas)
-            self.deltas = dict(zip(derived.deltas, more[:n], strict=True))
-            self.output = derived.output(more[n:])
+            kept = iter(more)
+            self.deltas = {path: next(kept) for path in derived.deltas}
+            self.layers = [layer.of_step(kept) for layer in derived.layers]
+            self.output = derived.output(kept)
         C: Tensor = result
         return C
 
     def _find(self, inputs: Any, target: Any, structure: Any, adds: bool = False, share: float = 1.0) -> Derived:
         """The program for this call, derived if there is none yet."""
-        form = [*self._form_of_model(), _form(inputs), _form(target), structure, adds, share]
+        form = [*self._form_of_model(), _form(inputs), _form(target), structure, adds, share, self.keep_layers]
         if self._last is not None and _is_same(form, self._form_of_last):  # comparing takes 0.3 µs, hashing 2
             return self._last
         key = _key(form)
         derived, _ = self._programs.pop(key, (None, None))
         if derived is None:
-            kept = {"keep_deltas": self.keep_deltas, "keep_output": self.keep_output}
+            kept = {name: getattr(self, name) for name in ("keep_deltas", "keep_output", "keep_layers")}
             how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, **kept)
             model, loss, optimizer = self.model, self.loss, self.optimizer
             with torch.inference_mode(False):  # what is made here outlives the mode

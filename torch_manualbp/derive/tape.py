@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, watched
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, PARAMETER, Program, Value, leaves_of, words
+from torch_manualbp.functional.known import function_of_entries, is_activation
 from torch_manualbp.rules.evaluate import write_down
 from torch_manualbp.rules.linear import Linear
 from torch_manualbp.rules.rule import Rule, put_on_tape
@@ -137,6 +138,9 @@ class Tape(TorchFunctionMode):
         self.problems: list[tuple[str, str, str]] = []
         self.gradients: dict[Value, Value] = {}
         """∂C/∂(parameter)."""
+
+        self.activations: dict[Value, tuple[Value, Any]] = {}
+        """By z, the a that an activation made of it, and the function of entries that it is, if it is."""
 
         self._minds_layout = False  # in which order the numbers of a tensor lie
         self._has_columns = False
@@ -298,9 +302,13 @@ class Tape(TorchFunctionMode):
 
     def _ruled(self, function: Any, by_rules: Any, args: Any, kwargs: Any) -> Any:
         """Call what makes rules of ``function``."""
+        z = self.program.value(args[0]) if args and isinstance(args[0], Tensor) else None
         try:
             with self:
-                return by_rules(*args, **kwargs)
+                result = by_rules(*args, **kwargs)
+            if z is not None and is_activation(function):
+                self.activations[z] = self.program.value(result), function_of_entries(function, args, kwargs)
+            return result
         except NoRule as error:
             self._refuse(f"{_named(function)}", str(error))
             with torch.no_grad():

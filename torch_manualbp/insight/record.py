@@ -1,0 +1,209 @@
+"""What was recorded of the layers of a model on the way forward and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Call", "Layer", "LocalGradients", "NotReachedError"]
+
+
+class NotReachedError(RuntimeError):
+    """No gradient came back to where it was asked for; the message says why."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer.
+
+    ::
+
+        z = x Wᵀ + b         what the weights of the layer make of what goes in
+        a = f(z)             f the activation that takes z; a = z where there is none
+        δ  = ∂C/∂z
+        da = ∂C/∂a
+
+    Of a module without weights, such as an activation, z is what goes in and a what comes out. Each is a tensor of the
+    layer's own shape, or what ``reduce`` made of it.
+    """
+
+    layer: str
+    """The path of the module."""
+
+    x: Any = None
+    """What goes in: a⁽ˡ⁻¹⁾, the activations of the layer before."""
+
+    z: Any = None
+    a: Any = None
+    f: Callable[[Tensor], Tensor] | None = None
+    """The activation that made a of z, if it acts on each entry alone and draws no random numbers."""
+
+    is_activated: bool = False
+    """Whether a is another tensor than z."""
+
+    shape: tuple[int, ...] = ()
+    """Of z."""
+
+    asks: bool = False
+    """Whether z asks for a gradient, so that δ can come."""
+
+    is_under_no_grad: bool = False
+    is_recomputed: bool = False
+    """Whether the call was made on the way back, as checkpointing does."""
+
+    _delta: Any = None
+    _da: Any = None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether a gradient has come back to z."""
+        return self._delta is not None
+
+    @property
+    def delta(self) -> Any:
+        """δ = ∂C/∂z; of several backward passes the sum, or of what ``reduce`` made the last.
+
+        Raises:
+            NotReachedError: there is none.
+        """
+        if self._delta is None:
+            raise NotReachedError(self.why_not_reached())
+        return self._delta
+
+    @property
+    def da(self) -> Any:
+        """∂C/∂a, as δ.
+
+        Raises:
+            NotReachedError: there is none.
+        """
+        da = self._da if self.is_activated else self._delta
+        if da is None:
+            raise NotReachedError(self.why_not_reached())
+        return da
+
+    def why_not_reached(self) -> str:
+        """Why no gradient came back, in one line."""
+        name = self.layer or "the model"
+        if self.is_under_no_grad:
+            return f"{name} was called under torch.no_grad(), so nothing comes back to it: call it with gradients on"
+        if not self.asks:
+            return f"nothing comes back to {name}: neither what goes in nor a parameter of it requires a gradient"
+        return f"nothing came back to {name}: call backward() inside the with block, on a loss that depends on it"
+
+
+class Layer(Sequence[Call]):
+    """The calls of one module, in order. ``x``, ``z``, ``a``, ``delta`` and ``da`` are those of its only call.
+
+    Each raises ``RuntimeError`` where there were several calls, or none.
+    """
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        """The name of the module's class."""
+
+        self.all_calls: list[Call] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._calls()[index]
+
+    def __len__(self) -> int:
+        return len(self._calls())
+
+    def __repr__(self) -> str:
+        return f"<{self.name or 'the model'}: {self.kind}, called {len(self)} times>"
+
+    @property
+    def x(self) -> Any:
+        """What goes in."""
+        return self._only().x
+
+    @property
+    def z(self) -> Any:
+        """What the weights make of it."""
+        return self._only().z
+
+    @property
+    def a(self) -> Any:
+        """a = f(z)."""
+        return self._only().a
+
+    @property
+    def delta(self) -> Any:
+        """δ = ∂C/∂z."""
+        return self._only().delta
+
+    @property
+    def da(self) -> Any:
+        """∂C/∂a."""
+        return self._only().da
+
+    def _only(self) -> Call:
+        calls = self._calls()
+        if len(calls) != 1:
+            name = self.name or "the model"
+            todo = f": choose one of the calls, as [{self.name!r}][0]" if calls else ""
+            raise RuntimeError(f"{name} was called {len(calls)} times{todo}")
+        return calls[0]
+
+    def _calls(self) -> list[Call]:
+        """Checkpointing makes a call again on the way back. The second counts if the first was under no_grad (its
+        reentrant form), and else the first."""
+        again = [call for call in self.all_calls if call.is_recomputed and call.is_reached]
+        if again:
+            return [call for call in self.all_calls if call.is_reached]
+        return [call for call in self.all_calls if not call.is_recomputed]
+
+
+class LocalGradients(Mapping[str, Layer]):
+    """The layers of a model by the paths of their modules, in the order in which they were first called.
+
+    ``print`` shows a table of the norms of δ. A module that has several paths is found by each of them.
+    """
+
+    def __init__(self, aliases: Mapping[str, str] | None = None) -> None:
+        self._layers: dict[str, Layer] = {}
+        self._aliases = dict(aliases or {})
+
+    def add(self, call: Call, kind: str) -> None:
+        """Take a call down."""
+        if call.layer not in self._layers:
+            self._layers[call.layer] = Layer(call.layer, kind)
+        self._layers[call.layer].all_calls.append(call)
+
+    def calls(self) -> Iterator[Call]:
+        """The calls of all layers."""
+        return (call for layer in self._layers.values() for call in layer)
+
+    def __getitem__(self, name: str) -> Layer:
+        found = self._layers.get(self._aliases.get(name, name))
+        if found is None:
+            called = ", ".join(repr(layer) for layer in self._layers) or "none"
+            raise KeyError(f"there was no call of a layer {name!r}; those called: {called}")
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __str__(self) -> str:
+        lines = [("layer", "class", "shape of z", "‖δ‖")]
+        lines += [
+            (layer.name or "the model", layer.kind, str(call.shape), _norm(call))
+            for layer in self._layers.values()
+            for call in layer
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _norm(call: Call) -> str:
+    if not call.is_reached:
+        return "–"
+    return f"{call.delta.norm().item():.4g}" if isinstance(call.delta, Tensor) else str(call.delta)

@@ -1,0 +1,188 @@
+"""The statistics of a run, at every so many steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_manualbp.derive import TrainStep
+from torch_manualbp.insight.local import Watch
+from torch_manualbp.insight.record import Call
+from torch_manualbp.insight.refusals import refuse_compiled
+from torch_manualbp.insight.statistics import Weights, layer_statistics, weight_of
+
+__all__ = ["Measurement", "RunStatistics"]
+
+CHANNELS_SECOND = (torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm)
+DECAY = 0.9
+"""Of tr Σ and |G|² from one measurement to the next; one alone is mostly noise itself, McCandlish et al., A.1."""
+
+Statistics = dict[str, dict[str, float]]
+"""By layer and name."""
+
+
+class RunStatistics:
+    """Measures every so many steps what becomes of each layer, and is idle in between.
+
+    ::
+
+        statistics = RunStatistics(model, every=10)
+        for x, y in batches:
+            with statistics.step():                       # or step(train_step), around train_step(x, y)
+                optimizer.zero_grad()
+                loss(model(x), y).backward()
+                optimizer.step()
+        statistics.history[-1]["layers"]["fc1"]["update_ratio"]
+
+    ``history`` is plain data: ``{"step": 10, "layers": {layer: {name: number}}, "noise_scale": number or None}``, with
+    the names of :data:`~torch_manualbp.insight.STATISTICS`. A layer is a module with weights that a gradient came back
+    to. ∂C/∂W is what ``.grad`` holds when the block ends; where it holds nothing, that of δ and x.
+
+    Args:
+        model: what is trained, not compiled.
+        every: steps from one measurement to the next, the first being the ``every``-th.
+
+    Raises:
+        ValueError: the model is compiled, or ``every`` is less than 1.
+    """
+
+    def __init__(self, model: Module, every: int = 10) -> None:
+        if every < 1:
+            raise ValueError(f"every is {every}: it takes a number of steps of at least 1")
+        refuse_compiled(model)
+        self.model = model
+        self.every = every
+        self.history: list[dict[str, Any]] = []
+        self.noise = NoiseScales()
+        self._steps = 0
+
+    @contextmanager
+    def step(self, train_step: TrainStep | None = None) -> Iterator[None]:
+        """The block is one step: forward, backward and update, by autograd or by ``train_step``. One that raises does
+        not count."""
+        if (self._steps + 1) % self.every:
+            yield
+        else:
+            with Measurement(self.model, train_step) as measurement:
+                yield
+                measurement.take_gradients()
+                layers = measurement.layers()
+            if layers:
+                noise_scale = self.noise.update(layers)
+                self.history.append({"step": self._steps + 1, "layers": layers, "noise_scale": noise_scale})
+        self._steps += 1
+
+
+class NoiseScales:
+    """The running means of tr Σ and |G|² of every layer."""
+
+    def __init__(self) -> None:
+        self.means: dict[str, tuple[float, float]] = {}
+
+    def update(self, layers: Statistics) -> float | None:
+        """Put ``noise_scale`` in the place of its parts in every layer, and return that of all layers together."""
+        for name, numbers in layers.items():
+            now = numbers.pop("noise_trace", math.nan), numbers.pop("noise_square", math.nan)
+            if all(map(math.isfinite, now)):
+                before = self.means.get(name, now)
+                trace, square = (DECAY * b + (1 - DECAY) * n for b, n in zip(before, now, strict=True))
+                self.means[name] = trace, square
+                numbers["noise_scale"] = _ratio(*self.means[name])
+        if not self.means:
+            return None
+        traces, squares = zip(*self.means.values(), strict=True)
+        return _ratio(sum(traces), sum(squares))
+
+
+def _ratio(trace: float, square: float) -> float:
+    """tr Σ / |G|². The estimate of |G|² may be below 0: then there is more noise than can be told."""
+    return trace / square if square > 0 else math.inf
+
+
+class Measurement:
+    """One step that is measured: the block that it is entered for is to run forward, backward and update.
+
+    Args:
+        model: whose layers it is about.
+        train_step: what makes the step, if autograd does not.
+        root: the module that layers are named from (default: the model).
+    """
+
+    def __init__(self, model: Module, train_step: TrainStep | None = None, root: Module | None = None) -> None:
+        self.model = model
+        self.train_step = train_step
+        names = {module: name for name, module in (root or model).named_modules()}
+        self._modules = {names[m]: m for m in model.modules() if any(True for _ in m.parameters(recurse=False))}
+        self._of_path = {path: names[m] for path, m in model.named_modules()}
+        self._watch = Watch(model) if train_step is None else None
+        self._numbers: dict[str, dict[str, Tensor]] = {}
+
+    def __enter__(self) -> Measurement:
+        self._weights = Weights(self._modules)
+        if self._watch is not None:
+            self._watch.__enter__()
+        elif self.train_step is not None:
+            self.train_step.keep_layers = True
+        self._is_open = True
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._watch is not None:
+            self._watch.__exit__(*error)
+        elif self.train_step is not None:
+            self.train_step.keep_layers = False
+
+    def take_gradients(self, scale: float = 1.0) -> None:
+        """Measure δ and ∂C/∂W, when the backward pass is done.
+
+        Args:
+            scale: what the loss was multiplied by, and ``.grad`` divided by again.
+        """
+        self.__exit__(None, None, None)
+        for name, calls in self._calls().items():
+            module = self._modules[name]
+            W = weight_of(module)
+            with torch.no_grad():
+                self._numbers[name] = dict(
+                    layer_statistics(
+                        calls,
+                        None if W is None else W.grad,
+                        has_bias=getattr(module, "bias", None) is not None,
+                        unit_dim=1 if isinstance(module, CHANNELS_SECOND) else -1,
+                        is_linear=isinstance(module, torch.nn.Linear),
+                        scale=scale,
+                    )
+                )
+
+    def layers(self) -> Statistics:
+        """The statistics of the layers that a gradient came back to, once the update is done."""
+        with torch.no_grad():
+            for name, numbers in self._numbers.items():
+                if name in self._weights.of_layers:
+                    numbers.update(self._weights.updates(name))
+        flat = [number.double() for numbers in self._numbers.values() for number in numbers.values()]
+        values = iter(torch.stack(flat).tolist() if flat else [])  # one transfer from the device
+        return {name: {key: next(values) for key in numbers} for name, numbers in self._numbers.items() if numbers}
+
+    def _calls(self) -> dict[str, list[Call]]:
+        """By layer, those that a gradient came back to."""
+        calls: dict[str, list[Call]] = {}
+        if self._watch is not None:
+            for call in self._watch.record.calls():
+                name = self._of_path[call.layer]
+                if call.is_reached and name in self._modules:
+                    calls.setdefault(name, []).append(call)
+        elif self.train_step is not None:
+            for layer in self.train_step.layers:
+                call = Call(layer.path, layer.x, layer.z, layer.a, layer.f, _delta=layer.delta, _da=layer.da)
+                calls.setdefault(self._of_path[layer.path], []).append(call)
+        return calls

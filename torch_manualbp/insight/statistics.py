@@ -1,0 +1,238 @@
+"""What becomes of every layer in a run: the size of δ, of ∂C/∂W and of the update, dead and saturated units, noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_manualbp.insight.noise import noise, product_norm
+from torch_manualbp.insight.record import Call
+
+__all__ = ["STATISTICS", "Summary", "Weights", "layer_statistics", "summary"]
+
+STATISTICS: dict[str, str] = {
+    "delta_norm": "‖δ‖, δ = ∂C/∂z of all samples",
+    "delta_q05": "5 % of |δ| are below",
+    "delta_q50": "the median of |δ|",
+    "delta_q95": "95 % of |δ| are below",
+    "grad_norm": "‖∂C/∂W‖, as it is before clipping",
+    "grad_q05": "5 % of |∂C/∂w| are below",
+    "grad_q50": "the median of |∂C/∂w|",
+    "grad_q95": "95 % of |∂C/∂w| are below",
+    "update_ratio": "‖ΔW‖ / ‖W‖, ΔW what the step changed",
+    "update_q05": "5 % of |Δw| / |w| are below",
+    "update_q50": "the median of |Δw| / |w|",
+    "update_q95": "95 % of |Δw| / |w| are below",
+    "dead": "share of units with f'(z) = 0 on every sample",
+    "saturated": "share of the z with |f'(z)| below 5 % of its maximum",
+    "noise_scale": "tr Σ / |G|² of the per-sample gradients, over the last measurements",
+}
+"""The statistics of a layer, by name."""
+
+QUANTILES = (0.05, 0.5, 0.95)
+SAMPLED = 1 << 12
+"""Numbers that quantiles are taken of, evenly spread over the tensor: to sort a million takes as long as a step."""
+
+COMPARED = 1 << 18
+"""Numbers of a weight that are compared with those before the update; of a larger one evenly spread rows."""
+
+SATURATED = 0.05
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A tensor in a few numbers: a ``reduce`` for :func:`~torch_manualbp.local_gradients`."""
+
+    norm: float
+    mean: float
+    std: float
+    q05: float
+    """5 % of the absolute values are below."""
+    q50: float
+    q95: float
+    zeros: float
+    """The share of zeros."""
+    nonfinite: int
+    """How many numbers are NaN or infinite."""
+
+    def __str__(self) -> str:
+        return f"‖·‖ {self.norm:.4g}, |·| {self.q05:.2g} … {self.q50:.2g} … {self.q95:.2g}, {self.zeros:.0%} zeros"
+
+
+def summary(t: Tensor) -> Summary:
+    """The norm, mean and standard deviation of a tensor, quantiles of its absolute values (of at most 4,096, evenly
+    spread), the share of zeros and the number of those that are not finite. Empty, they are NaN and 0."""
+    t = _wide(t)
+    if t.numel() == 0:
+        norm, (mean, std, q05, q50, q95, zeros) = 0.0, [math.nan] * 6
+    else:
+        numbers = [_norm(t), t.mean(), t.std(correction=0), *_quantiles(t), (t == 0).double().mean()]
+        norm, mean, std, q05, q50, q95, zeros = torch.stack([n.double() for n in numbers]).tolist()
+    return Summary(norm, mean, std, q05, q50, q95, zeros, int((~t.isfinite()).sum()))
+
+
+class Weights:
+    """The weights of the layers as they are now, to compare with what an update makes of them.
+
+    Args:
+        layers: names and modules; of each its ``weight``, or else its largest parameter.
+    """
+
+    def __init__(self, layers: Mapping[str, Module]) -> None:
+        self.of_layers = {name: W for name, m in layers.items() if (W := weight_of(m)) is not None}
+        self._before = {name: _compared(W).clone() for name, W in self.of_layers.items()}
+
+    def updates(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """``update_ratio`` and quantiles of |Δw| / |w|."""
+        before = _wide(self._before[name])
+        change = _wide(_compared(self.of_layers[name])) - before
+        yield "update_ratio", _norm(change) / _norm(before)
+        yield from _named("update", _quantiles(_sampled(change) / _sampled(before)))  # of 0 / 0 there is none
+
+
+def layer_statistics(
+    calls: Sequence[Call],
+    gradient: Tensor | None,
+    has_bias: bool,
+    unit_dim: int,
+    is_linear: bool,
+    scale: float = 1.0,
+) -> Iterator[tuple[str, Tensor]]:
+    """The statistics of a layer that one pass forward and back gives, as tensors of no dimension.
+
+    Args:
+        calls: those of the layer that a gradient came back to.
+        gradient: ∂C/∂W; without it that of a linear layer is worked out from δ and x.
+        has_bias: whether the layer has one, for the noise.
+        unit_dim: the dimension of z that its units lie along.
+        is_linear: whether ∂C/∂W = δᵀ x.
+        scale: what the loss was multiplied by.
+
+    Yields:
+        names of ``STATISTICS`` and their numbers; of the noise ``noise_trace`` and ``noise_square``, tr Σ and |G|².
+    """
+    deltas = [_wide(call.delta) / scale if scale != 1 else _wide(call.delta) for call in calls]
+    if not any(d.numel() for d in deltas):
+        return
+    yield "delta_norm", _norm_of_all(deltas)
+    yield from _named("delta", _quantiles(torch.cat([_sampled(d) for d in deltas])))
+    rows = _rows(calls, deltas) if is_linear else None
+    if gradient is not None:
+        yield "grad_norm", _norm(_wide(gradient))
+        yield from _named("grad", _quantiles(gradient))
+    elif rows is not None:
+        delta, x = rows
+        yield "grad_norm", product_norm(delta, x).sqrt()
+        yield from _named("grad", _quantiles(_some_of_product(delta, x)))
+    yield from _units(calls, unit_dim)
+    if rows is not None and rows[0].dim() > 1 and rows[0].shape[0] > 1:
+        trace, square = noise(*rows, has_bias)
+        yield "noise_trace", trace
+        yield "noise_square", square
+
+
+def weight_of(module: Module) -> Tensor | None:
+    """Its ``weight``, or else its largest parameter; None of what is not one dense tensor of this process."""
+    own = dict(module.named_parameters(recurse=False))
+    W = own.get("weight", max(own.values(), key=Tensor.numel, default=None))
+    return W if W is not None and type(W.data) is Tensor and W.layout is torch.strided and W.numel() else None
+
+
+def _rows(calls: Sequence[Call], deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """δ and x of the calls, one after another: of as many samples they are more rows of the same samples."""
+    if not all(
+        isinstance(call.x, Tensor) and call.x.shape[:-1] == d.shape[:-1] for call, d in zip(calls, deltas, strict=True)
+    ):
+        return None
+    if len(calls) == 1:
+        return deltas[0], _wide(calls[0].x)
+    if any(d.dim() < 2 or d.shape[0] != deltas[0].shape[0] for d in deltas):
+        return None
+    n = deltas[0].shape[0]
+    delta, x = (
+        torch.cat([t.reshape(n, t.shape[1:-1].numel(), t.shape[-1]) for t in tensors], 1)
+        for tensors in (deltas, [_wide(call.x) for call in calls])
+    )
+    return delta, x
+
+
+def _units(calls: Sequence[Call], unit_dim: int) -> Iterator[tuple[str, Tensor]]:
+    """``dead`` and ``saturated``, of the calls that are followed by an activation of entries."""
+    passes, shares = [], []
+    for call in calls:
+        if call.f is None or not isinstance(call.z, Tensor) or call.z.numel() == 0:
+            continue
+        slope = _slope(call.f, call.z)
+        shares.append((slope < SATURATED * _greatest_slope(call.f, call.z)).float().mean())
+        dim = unit_dim % slope.dim() if slope.dim() else 0
+        others = [d for d in range(slope.dim()) if d != dim]
+        passes.append((slope != 0).any(others) if others else slope != 0)
+    if shares:
+        yield "dead", 1 - torch.stack(passes).any(0).float().mean()
+        yield "saturated", torch.stack(shares).mean()
+
+
+def _slope(f: Any, z: Tensor) -> Tensor:
+    """|f'(z)|."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(f(z).sum(), z)
+    return slope.abs()
+
+
+def _greatest_slope(f: Any, z: Tensor) -> Tensor:
+    """Of the activation between -8 and 8, where all of torch's have theirs."""
+    grid = torch.linspace(-8, 8, 1601, dtype=z.dtype, device=z.device)
+    try:
+        return _slope(f, grid).max()
+    except RuntimeError:  # PReLU's slopes are those of channels
+        return _slope(f, z).max()
+
+
+def _some_of_product(delta: Tensor, x: Tensor) -> Tensor:
+    """Evenly spread rows of δᵀ x."""
+    delta, x = delta.reshape(-1, delta.shape[-1]), x.reshape(-1, x.shape[-1])
+    step = max(delta.shape[1] * x.shape[1] // SAMPLED, 1)
+    return delta[:, :: min(step, delta.shape[1])].T @ x
+
+
+def _compared(W: Tensor) -> Tensor:
+    """The numbers of a weight, or evenly spread rows of a large one."""
+    W = W.detach()
+    step = -(-W.numel() // COMPARED)
+    return W[:: min(step, W.shape[0])] if step > 1 and W.dim() > 1 else W
+
+
+def _sampled(t: Tensor) -> Tensor:
+    flat = t.reshape(-1)
+    return flat[:: -(-flat.numel() // SAMPLED)] if flat.numel() > SAMPLED else flat
+
+
+def _quantiles(t: Tensor) -> Tensor:
+    """Of the absolute values of at most ``SAMPLED`` numbers, NaN left out."""
+    numbers = _wide(_sampled(t)).abs()
+    return torch.nanquantile(numbers, torch.tensor(QUANTILES, dtype=numbers.dtype, device=numbers.device))
+
+
+def _named(kind: str, quantiles: Tensor) -> Iterator[tuple[str, Tensor]]:
+    return zip((f"{kind}_q05", f"{kind}_q50", f"{kind}_q95"), quantiles.unbind(), strict=True)
+
+
+def _norm(t: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(t)
+
+
+def _norm_of_all(tensors: Iterable[Tensor]) -> Tensor:
+    return _norm(torch.stack([_norm(t) for t in tensors]))
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In no less than float32: the square of a float16 soon overflows."""
+    t = t.coalesce().values() if t.is_sparse else t
+    return t.to(torch.promote_types(t.dtype, torch.float32))
