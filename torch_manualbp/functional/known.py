@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -29,12 +29,20 @@ def function_of_entries(function: Any, args: tuple[Any, ...], kwargs: Mapping[st
     not act on each entry alone. Parameters among the options are as they are when it is called."""
     if _name(function) in OTHERS:
         return None
-    options = {name: value for name, value in kwargs.items() if name not in ("input", "inplace")}
-    return functools.partial(_called, function, args[1:] if args else (), options)
+    named = tuple((name, value) for name, value in kwargs.items() if name not in ("input", "inplace"))
+    return OfEntries(function, args[1:], named)
 
 
-def _called(function: Any, options: tuple[Any, ...], named: Mapping[str, Any], z: Tensor) -> Tensor:
-    return function(z.clone(), *options, **named)  # a copy, since the function may write over it
+@dataclass(frozen=True)
+class OfEntries:
+    """A function of z alone; equal to others of the same options."""
+
+    function: Callable[..., Tensor]
+    options: tuple[Any, ...]
+    named: tuple[tuple[str, Any], ...]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function(z.clone(), *self.options, **dict(self.named))  # a copy, which it may write over
 
 
 def _name(function: Any) -> str:

@@ -16,29 +16,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torch_manualbp.rules.products import times_transposed
+
 __all__ = ["noise", "per_sample_norms", "product_norm"]
 
+ROWS = 256
+"""In a block of a product of rows with each other."""
+
 LARGE = 1 << 23
-"""Numbers that a product of many samples may have at a time."""
+"""Numbers that the products of many samples may have at a time."""
 
 
-def noise(delta: Tensor, x: Tensor, has_bias: bool) -> tuple[Tensor, Tensor]:
-    """(tr Σ, |G|²) of the weight and the bias of a linear layer, as tensors of no dimension.
+def noise(delta: Tensor, x: Tensor, has_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(tr Σ, |G|², ‖∂C/∂W‖²) of a linear layer, as tensors of no dimension; the first two of weight and bias.
 
     Args:
         delta: ∂C/∂z of shape (n, …, out), for a C that is the mean over n > 1 samples; of a sum both are n² times as
-            large.
+            large, and their ratio is the same.
         x: what went in, of shape (n, …, in).
     """
     n = delta.shape[0]
-    squares = per_sample_norms(delta, x, has_bias).sum() * n  # of g_i = n δ_iᵀ x_i, over n
-    G = product_norm(delta, x, has_bias)
-    return (squares - G) * n / (n - 1), (n * G - squares) / (n - 1)
+    delta, x = (t.reshape(n, t.shape[1:-1].numel(), t.shape[-1]) for t in (delta, x))
+    if delta.shape[1] == 1 and _is_less_by_rows(delta, x):
+        delta, x = delta[:, 0], x[:, 0]
+        of_delta, of_x = times_transposed(delta, delta), times_transposed(x, x)
+        squares = of_delta.diagonal() @ (of_x.diagonal() + has_bias)
+        of_weight, of_bias = of_delta.flatten() @ of_x.flatten(), of_delta.sum()
+    else:
+        squares = per_sample_norms(delta, x, has_bias).sum()
+        of_weight, of_bias = product_norm(delta, x), delta.sum((0, 1)).square().sum()
+    squares = squares * n  # Σ ‖g_i‖² / n, as g_i = n δ_iᵀ x_i
+    G = of_weight + of_bias * has_bias
+    return (squares - G) * n / (n - 1), (n * G - squares) / (n - 1), of_weight
 
 
 def per_sample_norms(delta: Tensor, x: Tensor, has_bias: bool) -> Tensor:
     """‖δ_iᵀ x_i‖² of every sample, with ‖Σ δ_i‖² of the bias; of shape (n,)."""
-    delta, x = _rows(delta, 3), _rows(x, 3)
+    delta, x = (t.reshape(t.shape[0], t.shape[1:-1].numel(), t.shape[-1]) for t in (delta, x))
     T, out, into = delta.shape[1], delta.shape[2], x.shape[2]
     if T == 1:
         return delta.square().sum((1, 2)) * (x.square().sum((1, 2)) + has_bias)
@@ -53,18 +67,20 @@ def per_sample_norms(delta: Tensor, x: Tensor, has_bias: bool) -> Tensor:
     return torch.cat(parts)
 
 
-def product_norm(delta: Tensor, x: Tensor, has_bias: bool = False) -> Tensor:
-    """‖δᵀ x‖² over all rows, with ‖Σ δ‖² of the bias, the product made only if that is less work."""
-    delta, x = _rows(delta, 2), _rows(x, 2)
-    rows, out, into = delta.shape[0], delta.shape[1], x.shape[1]
-    if rows * (out + into) < out * into:
-        return ((delta @ delta.T) * (x @ x.T + has_bias)).sum()
-    return (delta.T @ x).square().sum() + delta.sum(0).square().sum() * has_bias
+def product_norm(delta: Tensor, x: Tensor) -> Tensor:
+    """‖δᵀ x‖² over all rows: of the product, or Σ (δ δᵀ) ⊙ (x xᵀ) if that is less work."""
+    delta, x = (t.reshape(t.shape[:-1].numel(), t.shape[-1]) for t in (delta, x))
+    if not _is_less_by_rows(delta, x):
+        return (delta.T @ x).square().sum()
+    parts = list(zip(delta.split(ROWS), x.split(ROWS), strict=True))
+    total = delta.new_zeros(())
+    for i, (d, a) in enumerate(parts):
+        for j, (e, b) in enumerate(parts[: i + 1]):  # both products are symmetric
+            total += (1 if i == j else 2) * (times_transposed(d, e).flatten() @ times_transposed(a, b).flatten())
+    return total
 
 
-def _rows(t: Tensor, dims: int) -> Tensor:
-    """As (rows, features), or as (samples, rows of each, features)."""
-    t = t.to(torch.promote_types(t.dtype, torch.float32))
-    if dims == 2:
-        return t.reshape(t.shape[:-1].numel(), t.shape[-1])
-    return t.reshape(t.shape[0], t.shape[1:-1].numel(), t.shape[-1])
+def _is_less_by_rows(delta: Tensor, x: Tensor) -> bool:
+    """Whether half of δ δᵀ and of x xᵀ takes fewer multiplications than δᵀ x."""
+    out, into = delta.shape[-1], x.shape[-1]
+    return delta.shape[:-1].numel() * (out + into) / 2 < out * into

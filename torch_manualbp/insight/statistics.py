@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,10 +37,13 @@ STATISTICS: dict[str, str] = {
 """The statistics of a layer, by name."""
 
 QUANTILES = (0.05, 0.5, 0.95)
-SAMPLED = 1 << 12
+SAMPLED = 1 << 10
 """Numbers that quantiles are taken of, evenly spread over the tensor: to sort a million takes as long as a step."""
 
-COMPARED = 1 << 18
+NOISY_SAMPLES, NOISY_ROWS = 128, 4096
+"""Samples that the noise and saturation are estimated from, and their rows in all, evenly spread over the batch."""
+
+COMPARED = 1 << 16
 """Numbers of a weight that are compared with those before the update; of a larger one evenly spread rows."""
 
 SATURATED = 0.05
@@ -66,7 +70,7 @@ class Summary:
 
 
 def summary(t: Tensor) -> Summary:
-    """The norm, mean and standard deviation of a tensor, quantiles of its absolute values (of at most 4,096, evenly
+    """The norm, mean and standard deviation of a tensor, quantiles of its absolute values (of at most 1,024, evenly
     spread), the share of zeros and the number of those that are not finite. Empty, they are NaN and 0."""
     t = _wide(t)
     if t.numel() == 0:
@@ -93,7 +97,7 @@ class Weights:
         before = _wide(self._before[name])
         change = _wide(_compared(self.of_layers[name])) - before
         yield "update_ratio", _norm(change) / _norm(before)
-        yield from _named("update", _quantiles(_sampled(change) / _sampled(before)))  # of 0 / 0 there is none
+        yield from _named("update", _quantiles(_sampled(change) / _sampled(before)))
 
 
 def layer_statistics(
@@ -123,18 +127,20 @@ def layer_statistics(
     yield "delta_norm", _norm_of_all(deltas)
     yield from _named("delta", _quantiles(torch.cat([_sampled(d) for d in deltas])))
     rows = _rows(calls, deltas) if is_linear else None
+    square_of_all = None
+    if rows is not None and rows[0].dim() > 1 and rows[0].shape[0] > 1:
+        some = tuple(map(_some_samples, rows))
+        trace, square, of_weight = noise(some[0], some[1], has_bias)
+        square_of_all = of_weight if some[0] is rows[0] else None
+        yield "noise_trace", trace
+        yield "noise_square", square
     if gradient is not None:
         yield "grad_norm", _norm(_wide(gradient))
         yield from _named("grad", _quantiles(gradient))
     elif rows is not None:
-        delta, x = rows
-        yield "grad_norm", product_norm(delta, x).sqrt()
-        yield from _named("grad", _quantiles(_some_of_product(delta, x)))
+        yield "grad_norm", (product_norm(*rows) if square_of_all is None else square_of_all).sqrt()
+        yield from _named("grad", _quantiles(_some_of_product(*rows)))
     yield from _units(calls, unit_dim)
-    if rows is not None and rows[0].dim() > 1 and rows[0].shape[0] > 1:
-        trace, square = noise(*rows, has_bias)
-        yield "noise_trace", trace
-        yield "noise_square", square
 
 
 def weight_of(module: Module) -> Tensor | None:
@@ -168,11 +174,13 @@ def _units(calls: Sequence[Call], unit_dim: int) -> Iterator[tuple[str, Tensor]]
     for call in calls:
         if call.f is None or not isinstance(call.z, Tensor) or call.z.numel() == 0:
             continue
-        slope = _slope(call.f, call.z)
+        some = _some_samples(call.z) if call.z.dim() > 1 else call.z
+        slope = _slope(call.f, some)
         shares.append((slope < SATURATED * _greatest_slope(call.f, call.z)).float().mean())
-        dim = unit_dim % slope.dim() if slope.dim() else 0
-        others = [d for d in range(slope.dim()) if d != dim]
-        passes.append((slope != 0).any(others) if others else slope != 0)
+        learns = _learning_units(slope, unit_dim)
+        if some is not call.z and not learns.all():  # some may learn from a sample that was left out
+            learns = _learning_units(_slope(call.f, call.z), unit_dim)
+        passes.append(learns)
     if shares:
         yield "dead", 1 - torch.stack(passes).any(0).float().mean()
         yield "saturated", torch.stack(shares).mean()
@@ -186,13 +194,29 @@ def _slope(f: Any, z: Tensor) -> Tensor:
     return slope.abs()
 
 
+def _learning_units(slope: Tensor, unit_dim: int) -> Tensor:
+    """Which units let anything through, on any sample."""
+    others = [d for d in range(slope.dim()) if d != unit_dim % slope.dim()] if slope.dim() else []
+    return (slope != 0).any(others) if others else slope != 0
+
+
 def _greatest_slope(f: Any, z: Tensor) -> Tensor:
     """Of the activation between -8 and 8, where all of torch's have theirs."""
-    grid = torch.linspace(-8, 8, 1601, dtype=z.dtype, device=z.device)
     try:
-        return _slope(f, grid).max()
-    except RuntimeError:  # PReLU's slopes are those of channels
+        return _greatest_known_slope(f, z.dtype, z.device)
+    except (TypeError, RuntimeError):  # PReLU's slopes, tensors which are those of channels
         return _slope(f, z).max()
+
+
+@functools.lru_cache(maxsize=256)
+def _greatest_known_slope(f: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _slope(f, torch.linspace(-8, 8, 1601, dtype=dtype, device=device)).max()
+
+
+def _some_samples(t: Tensor) -> Tensor:
+    rows = t.shape[1:-1].numel()
+    n = min(NOISY_SAMPLES, max(NOISY_ROWS // max(rows, 1), 2))
+    return t[:: -(-t.shape[0] // n)] if t.shape[0] > n else t
 
 
 def _some_of_product(delta: Tensor, x: Tensor) -> Tensor:
@@ -215,9 +239,10 @@ def _sampled(t: Tensor) -> Tensor:
 
 
 def _quantiles(t: Tensor) -> Tensor:
-    """Of the absolute values of at most ``SAMPLED`` numbers, NaN left out."""
-    numbers = _wide(_sampled(t)).abs()
-    return torch.nanquantile(numbers, torch.tensor(QUANTILES, dtype=numbers.dtype, device=numbers.device))
+    """Of the absolute values of at most ``SAMPLED`` numbers, to the nearest; NaN counts as the largest."""
+    numbers = _wide(_sampled(t)).abs().sort().values
+    ranks = [round(q * (numbers.numel() - 1)) for q in QUANTILES]
+    return numbers[torch.tensor(ranks, device=numbers.device)]
 
 
 def _named(kind: str, quantiles: Tensor) -> Iterator[tuple[str, Tensor]]:

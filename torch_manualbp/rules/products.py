@@ -18,7 +18,14 @@ from torch import Tensor
 
 from torch_manualbp.rules.evaluate import is_written_down, records_nothing
 
-__all__ = ["is_faster_in_onednn", "onednn_linear", "outweighs_transposing", "use_onednn", "uses_onednn"]
+__all__ = [
+    "is_faster_in_onednn",
+    "onednn_linear",
+    "outweighs_transposing",
+    "times_transposed",
+    "use_onednn",
+    "uses_onednn",
+]
 
 onednn_linear: Any = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
 """``onednn_linear(a, W, b, "none", [], "")`` = a Wᵀ + b."""
@@ -64,6 +71,14 @@ def is_faster_in_onednn(multiplications: int, *factors: Tensor) -> bool:
         return False
     is_dense = all(t.is_contiguous() or (t.dim() == 2 and t.t().is_contiguous()) for t in factors)
     return is_dense and all(t.dtype == torch.float32 for t in factors) and records_nothing(*map(Tensor.detach, factors))
+
+
+def times_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """a bᵀ of two matrices, without a gradient, by the kernel that is faster."""
+    is_large = a.shape[0] * a.shape[1] * b.shape[0] >= LARGE_PRODUCT and uses_onednn()
+    if is_large and records_nothing(a, b) and all(t.dtype == torch.float32 and t.is_contiguous() for t in (a, b)):
+        return onednn_linear(a, b, None, "none", [], "")
+    return a @ b.T
 
 
 def outweighs_transposing(a: Tensor) -> bool:
