@@ -14,9 +14,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
 
 from torch_manualbp import nn
-from torch_manualbp.lightning import DigitsDataModule, ManualBackpropModule
+from torch_manualbp.lightning import DigitsDataModule, GradientFlow, ManualBackpropModule
 
 ACCURACY = {"class_path": "torchmetrics.classification.MulticlassAccuracy", "init_args": {"num_classes": 10}}
 
@@ -35,7 +36,9 @@ class RandomNumbersOfEachProcess(pl.Callback):
         self.at_epoch_start.append(torch.get_rng_state())
 
 
-def fit(processes: int, batch_size: int, folder: Path, epochs: int, **kwargs: Any) -> tuple[pl.Trainer, list[Any]]:
+def fit(
+    processes: int, batch_size: int, folder: Path, epochs: int, **kwargs: Any
+) -> tuple[pl.Trainer, list[Any], list[Any]]:
     """Train ``epochs`` epochs of 4 steps, in float64."""
     torch.manual_seed(0)
     module = ManualBackpropModule(
@@ -45,6 +48,7 @@ def fit(processes: int, batch_size: int, folder: Path, epochs: int, **kwargs: An
         metrics={"accuracy": ACCURACY},
     )
     random = RandomNumbersOfEachProcess()
+    flow = GradientFlow(folder / "flow.png", every_n_steps=1)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=processes,
@@ -52,27 +56,28 @@ def fit(processes: int, batch_size: int, folder: Path, epochs: int, **kwargs: An
         precision="64-true",
         max_epochs=epochs,
         limit_train_batches=4,
-        callbacks=[ModelCheckpoint(folder, "last", enable_version_counter=False), random],
-        logger=False,
+        callbacks=[ModelCheckpoint(folder, "last", enable_version_counter=False), random, flow],
+        logger=CSVLogger(folder, "logs", ""),
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     data = DigitsDataModule(batch_size, val_fraction=0.251, test_fraction=0.2005)
     trainer.fit(module, data, **kwargs)
     assert (len(data.val_set), len(data.test_set)) == (451, 361)  # odd: two processes have unequal shares
-    return trainer, random.at_epoch_start
+    return trainer, random.at_epoch_start, flow.history
 
 
 def main(processes: int, batch_size: int, folder: Path) -> None:
     """Two epochs, and the second again, resumed after the first."""
-    trainer, states = fit(processes, batch_size, folder / "two", epochs=2)
+    trainer, states, history = fit(processes, batch_size, folder / "two", epochs=2)
     module = trainer.lightning_module
     values = dict(trainer.callback_metrics)
     trainer.test(module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
-    result = {"parameters": module.state_dict(), "values": values | dict(trainer.callback_metrics), "states": states}
+    values |= dict(trainer.callback_metrics)
+    result = {"parameters": module.state_dict(), "values": values, "states": states, "history": history}
 
     fit(processes, batch_size, folder / "one", epochs=1)
-    _, resumed = fit(processes, batch_size, folder / "one", epochs=2, ckpt_path=folder / "one" / "last.ckpt")
+    _, resumed, _ = fit(processes, batch_size, folder / "one", epochs=2, ckpt_path=folder / "one" / "last.ckpt")
     torch.save(result | {"resumed": resumed}, folder / f"result{trainer.global_rank}.pt")
 
 

@@ -176,7 +176,7 @@ def test_trains_tests_and_saves_the_same_twice(main: Callable[..., tuple[Any, st
     with (first / "logs" / "version_0" / "metrics.csv").open() as metrics:
         values = {name: value for row in csv.DictReader(metrics) for name, value in row.items() if value}
     assert f"{float(values['test_accuracy']):.2%}" == accuracy(out)
-    assert float(values["gradient_norm/model.0"]) > 0
+    assert float(values["gradient_flow/model.0/grad_norm"]) > 0
 
     status, again, _ = main(*options, tmp_path / "second")
     assert (status, accuracy(again)) == (0, accuracy(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import os
 import signal
@@ -257,7 +258,23 @@ def one_and_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[list
         )
         assert done.returncode == 0, done.stderr
         results.append([torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in range(processes)])
+        with (folder / "two" / "logs" / "metrics.csv").open() as file:
+            results[-1][0]["logged"] = list(csv.DictReader(file))
+        assert (folder / "two" / "flow.png").stat().st_size > 0
     return results
+
+
+def test_gradient_flow_logs_each_figure_once(one_and_two_processes: Any) -> None:
+    """By the first of two processes; ∂C/∂W is that of both, as one process has it on the joined batches."""
+    (one,), (first, second) = one_and_two_processes
+    assert second["history"] == []
+    assert [entry["step"] for entry in first["history"]] == list(range(8))
+    for entry, expected in zip(first["history"], one["history"], strict=True):
+        for layer, numbers in expected["layers"].items():
+            for name in ("grad_norm", "grad_q50", "update_ratio"):
+                assert entry["layers"][layer][name] == pytest.approx(numbers[name], rel=1e-9)
+    rows = [row for row in first["logged"] if row["gradient_flow/model.0/grad_norm"]]
+    assert [int(row["step"]) for row in rows] == list(range(8))
 
 
 def test_two_processes_train_like_one_on_the_joined_batches(one_and_two_processes: Any) -> None:

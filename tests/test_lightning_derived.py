@@ -177,9 +177,20 @@ def test_gradient_flow_measures_the_same(tmp_path: Path) -> None:
     for engine, flow in zip(ENGINES, flows, strict=True):
         fit(built(engine), tmp_path, callbacks=[flow])
     (theirs, ours) = (flow.history for flow in flows)
-    assert [step for step, _ in ours] == [step for step, _ in theirs] == list(range(14))
-    for (_, norms), (_, expected) in zip(ours, theirs, strict=True):
-        assert norms == pytest.approx(expected, rel=1e-12)
+    assert [entry["step"] for entry in ours] == [entry["step"] for entry in theirs] == list(range(14))
+    for entry, expected in zip(ours, theirs, strict=True):
+        assert entry["noise_scale"] == pytest.approx(expected["noise_scale"], rel=1e-9)
+        for layer, numbers in expected["layers"].items():
+            assert entry["layers"][layer] == pytest.approx(numbers, rel=1e-9, abs=1e-12)
+
+
+def test_gradient_flow_leaves_the_update_in_the_program(tmp_path: Path) -> None:
+    plain, watched = built("derived"), built("derived")
+    fit(plain, tmp_path)
+    fit(watched, tmp_path, callbacks=[GradientFlow(every_n_steps=3)])
+    assert "W_model_0" in watched.derived_step.source or "update" in watched.derived_step.source
+    assert all(p.grad is None for p in watched.parameters())
+    assert same(plain.state_dict(), watched.state_dict())
 
 
 def test_the_model_may_take_a_tuple_or_a_mapping(tmp_path: Path) -> None:

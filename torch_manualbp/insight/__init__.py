@@ -2,8 +2,10 @@
 
 - :func:`local_gradients`: z, a, δ and ∂C/∂a of every layer, out of ordinary training code
 - :class:`RunStatistics`: what becomes of every layer in a run, measured every so many steps
+- :func:`draw`: its figures
 """
 
+from torch_manualbp.insight.figures import draw
 from torch_manualbp.insight.local import local_gradients
 from torch_manualbp.insight.record import Call, Layer, LocalGradients, NotReachedError
 from torch_manualbp.insight.run import RunStatistics
@@ -17,6 +19,7 @@ __all__ = [
     "NotReachedError",
     "RunStatistics",
     "Summary",
+    "draw",
     "local_gradients",
     "summary",
 ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp.derive import TrainStep
+from torch_manualbp.derive.derived import KeptLayer
 from torch_manualbp.insight.local import Watch
 from torch_manualbp.insight.record import Call
 from torch_manualbp.insight.refusals import refuse_compiled
@@ -71,8 +72,8 @@ class RunStatistics:
         else:
             with Measurement(self.model, train_step) as measurement:
                 yield
-                measurement.take_gradients()
-                layers = measurement.layers()
+            measurement.take_gradients()
+            layers = measurement.layers()
             if layers:
                 noise_scale = self.noise.update(layers)
                 self.history.append({"step": self._steps + 1, "layers": layers, "noise_scale": noise_scale})
@@ -105,6 +106,16 @@ def _ratio(trace: float, square: float) -> float:
     return trace / square if square > 0 else math.inf
 
 
+class KeepsLayers(Protocol):
+    """What a step without autograd is asked for."""
+
+    keep_layers: bool
+
+    @property
+    def layers(self) -> Sequence[KeptLayer]:
+        """Those of the last step, if it was to keep them."""
+
+
 class Measurement:
     """One step that is measured: the block that it is entered for is to run forward, backward and update.
 
@@ -114,7 +125,7 @@ class Measurement:
         root: the module that layers are named from (default: the model).
     """
 
-    def __init__(self, model: Module, train_step: TrainStep | None = None, root: Module | None = None) -> None:
+    def __init__(self, model: Module, train_step: KeepsLayers | None = None, root: Module | None = None) -> None:
         self.model = model
         self.train_step = train_step
         names = {module: name for name, module in (root or model).named_modules()}
@@ -141,15 +152,19 @@ class Measurement:
         elif self.train_step is not None:
             self.train_step.keep_layers = False
 
-    def take_gradients(self, scale: float = 1.0) -> None:
-        """Measure δ and ∂C/∂W, when the backward pass is done.
+    def take_gradients(self, scale: float = 1.0, parameters: Iterable[Tensor] | None = None) -> None:
+        """Measure δ and ∂C/∂W of what was not measured yet, when the backward pass is done.
 
         Args:
             scale: what the loss was multiplied by, and ``.grad`` divided by again.
+            parameters: of the layers to measure (default: all).
         """
-        self.__exit__(None, None, None)
+        ids = None if parameters is None else set(map(id, parameters))
         for name, calls in self._calls().items():
             module = self._modules[name]
+            own = module.parameters(recurse=False)
+            if name in self._numbers or (ids is not None and not any(id(p) in ids for p in own)):
+                continue
             W = weight_of(module)
             with torch.no_grad():
                 self._numbers[name] = dict(

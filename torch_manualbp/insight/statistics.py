@@ -135,7 +135,8 @@ def layer_statistics(
         yield "noise_trace", trace
         yield "noise_square", square
     if gradient is not None:
-        yield "grad_norm", _norm(_wide(gradient))
+        gradient = _wide(gradient)
+        yield "grad_norm", _norm(gradient)
         yield from _named("grad", _quantiles(gradient))
     elif rows is not None:
         yield "grad_norm", (product_norm(*rows) if square_of_all is None else square_of_all).sqrt()
@@ -220,10 +221,11 @@ def _some_samples(t: Tensor) -> Tensor:
 
 
 def _some_of_product(delta: Tensor, x: Tensor) -> Tensor:
-    """Evenly spread rows of δᵀ x."""
-    delta, x = delta.reshape(-1, delta.shape[-1]), x.reshape(-1, x.shape[-1])
-    step = max(delta.shape[1] * x.shape[1] // SAMPLED, 1)
-    return delta[:, :: min(step, delta.shape[1])].T @ x
+    """The entries of δᵀ x that ``_sampled`` would take of it."""
+    delta, x = (t.reshape(t.shape[:-1].numel(), t.shape[-1]) for t in (delta, x))
+    out, into = delta.shape[1], x.shape[1]
+    at = torch.arange(0, out * into, _stride((out, into)), device=delta.device)
+    return (delta[:, at // into] * x[:, at % into]).sum(0)
 
 
 def _compared(W: Tensor) -> Tensor:
@@ -234,8 +236,15 @@ def _compared(W: Tensor) -> Tensor:
 
 
 def _sampled(t: Tensor) -> Tensor:
-    flat = t.reshape(-1)
-    return flat[:: -(-flat.numel() // SAMPLED)] if flat.numel() > SAMPLED else flat
+    return t.reshape(-1)[:: _stride(t.shape)]
+
+
+def _stride(shape: Sequence[int]) -> int:
+    """From one number to the next of those that are sampled; a step that would come to the same columns is longer."""
+    step = -(-math.prod(shape) // SAMPLED)
+    while step > 1 and math.gcd(step, shape[-1]) > 1:
+        step += 1
+    return max(step, 1)
 
 
 def _quantiles(t: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from torch_manualbp.derive import TrainStep
+from torch_manualbp.derive.derived import KeptLayer
 
 __all__ = ["DerivedEngine", "refuse_what_needs_autograd"]
 
@@ -46,9 +47,17 @@ class DerivedEngine:
         self.step: TrainStep | None = None
         """Of the optimizer of the running fit, or of the last one."""
 
+        self.keep_layers = False
+        """Whether the next training step is to leave what :class:`~torch_manualbp.TrainStep` has of its layers."""
+
         self._is_watched = False
         self._loss: Tensor | None = None
         self._gradients: list[tuple[Tensor, Tensor | None]] = []
+
+    @property
+    def layers(self) -> list[KeptLayer]:
+        """Those that the last training step kept."""
+        return [] if self.step is None else self.step.layers
 
     def __reduce__(self) -> Any:
         """A copy of the module has parameters of its own, and derives programs of its own."""
@@ -58,6 +67,7 @@ class DerivedEngine:
         """The loss of the batch, and the model's output if the module has metrics. A loss that is not finite has
         changed nothing."""
         step = self._step_of(module)
+        step.keep_layers = self.keep_layers
         # TrainStep takes a tuple or a mapping for several arguments of the model; the module's model has one.
         inputs = inputs if isinstance(inputs, Tensor) else (inputs,)
         if self._folds(step, module.trainer):
@@ -125,7 +135,7 @@ def refuse_what_needs_autograd(trainer: pl.Trainer) -> None:
 def _is_watched(module: Any, base: type[pl.LightningModule]) -> bool:
     """Whether something is to run between ``training_step`` and the update."""
     by_module = any(_is_overridden(module, base, name) for name in (*HOOKS, *METHODS))
-    callbacks = module.trainer.callbacks
+    callbacks = [c for c in module.trainer.callbacks if getattr(c, "needs_gradients", True)]
     return by_module or any(_is_overridden(callback, pl.Callback, name) for callback in callbacks for name in HOOKS)
 
 

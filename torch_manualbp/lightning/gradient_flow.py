@@ -1,52 +1,120 @@
-"""The gradient norm of every layer over training."""
+"""What becomes of every layer over training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from torch import Tensor
-from torch.nn import Module
 from torch.optim import Optimizer
 
 from torch_manualbp._extras import require
+from torch_manualbp.insight.figures import draw
+from torch_manualbp.insight.refusals import refuse_compiled
+from torch_manualbp.insight.run import Measurement, NoiseScales
+from torch_manualbp.lightning.module import ManualBackpropModule
 
 __all__ = ["GradientFlow"]
 
+PREFIX = "gradient_flow"
+
 
 class GradientFlow(pl.Callback):
-    """Logs the gradient norm of every layer as ``gradient_norm/<layer>``, and draws it over training.
+    """Logs the statistics of every layer as ``gradient_flow/<layer>/<name>``, and draws them when training ends.
 
-    A layer is a module with parameters of its own, by its path in the LightningModule; its norm is the Euclidean norm
-    over all of them, before gradient clipping. Measured at every ``Trainer.log_every_n_steps``-th step.
+    A layer is a module with weights, by its path in the LightningModule; the names are those of
+    :data:`torch_manualbp.insight.STATISTICS`: norm and quantiles of δ, of ∂C/∂W before clipping and of the update
+    relative to the weight, shares of dead and saturated units, the gradient noise scale; that of all layers together
+    is ``gradient_flow/noise_scale``. They go to all loggers, and not to the progress bar. Works with both engines of
+    :class:`ManualBackpropModule`, with any other LightningModule, and with manual optimization, where each layer is
+    measured at the first step of its optimizer in the batch. Where batches are accumulated, δ is that of the last.
+    With several processes the first measures its own share of the batch (and ∂C/∂W, which is that of all).
 
-    ``history`` holds ``(global step, {layer: norm})``; it is saved in checkpoints, and a resumed run goes on with it.
+    ``history`` holds what was measured, ``{"step": global step, "layers": {layer: {name: number}}, "noise_scale":
+    number}``; it is saved in checkpoints, and a resumed run goes on with it. ``RunStatistics`` of
+    :mod:`torch_manualbp.insight` has the same for training loops of one's own.
 
     Args:
         path: where to save the figure when training ends; the suffix says the format, as for matplotlib.
+        every_n_steps: how often to measure (default: ``Trainer.log_every_n_steps``).
+
+    Raises:
+        ValueError: ``every_n_steps`` is less than 1; or, when training starts, the model is compiled.
+        ImportError: there is a path and no matplotlib; the message gives the command that installs it.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    needs_gradients = False
+    """It does without ``.grad``, so that ``engine="derived"`` need not store any."""
+
+    def __init__(self, path: str | Path | None = None, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}: it takes a number of at least 1, or None")
         self.path = None if path is None else Path(path)
-        self.history: list[tuple[int, dict[str, float]]] = []
+        self.every_n_steps = every_n_steps
+        self.history: list[dict[str, Any]] = []
+        self._noise = NoiseScales()
+        self._due = self._step = 0
+        self._measurement: Measurement | None = None
         if path is not None:
             require("matplotlib", "plots")  # say so now rather than after training
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse what has no layers to look at."""
+        refuse_compiled(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure from here on."""
+        self._due = self._next(trainer, trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to measure, if this batch may be that of a step to be measured."""
+        self._step = trainer.global_step
+        if trainer.is_global_zero and self._step + 1 >= self._due > 0:
+            engine = pl_module.derived_engine if isinstance(pl_module, ManualBackpropModule) else None
+            model = pl_module if engine is None else pl_module.get_submodule("model")
+            self._measurement = Measurement(model, engine, pl_module)
+            self._measurement.__enter__()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Measure; an AMP scaler has unscaled the gradients by now."""
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # which the Trainer's connectors set
-        if every == 0 or (trainer.global_step + 1) % every:
+        """Measure δ and ∂C/∂W; an AMP scaler has unscaled the gradients by now."""
+        if self._measurement is not None:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            scale = 1.0 if scaler is None else scaler.get_scale()
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self._measurement.take_gradients(scale, parameters)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure the update, and log."""
+        measurement, self._measurement = self._measurement, None
+        if measurement is None:
             return
-        norms = gradient_norms(pl_module)
-        self.history.append((trainer.global_step, norms))
-        pl_module.log_dict(
-            {f"gradient_norm/{layer}": norm for layer, norm in norms.items()}, on_step=True, on_epoch=False
-        )
+        measurement.__exit__(None, None, None)
+        layers = measurement.layers()
+        if not layers:  # no optimizer has made a step
+            return
+        step = self._step
+        self._due = self._next(trainer, step + 1)
+        entry = {"step": step, "layers": layers, "noise_scale": self._noise.update(layers)}
+        self.history.append(entry)
+        numbers = dict(_flat(entry))
+        if self.every_n_steps is None:
+            pl_module.log_dict(numbers, on_step=True, on_epoch=False, rank_zero_only=True)
+        else:  # at steps at which Lightning would log nothing
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave nothing hooked."""
+        if self._measurement is not None:
+            self._measurement.__exit__(None, None, None)
+            self._measurement = None
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the figure."""
@@ -54,54 +122,33 @@ class GradientFlow(pl.Callback):
             self.figure(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, as plain data."""
-        return {"history": list(self.history)}
+        """The history and the means of the noise, as plain data."""
+        return {"history": list(self.history), "noise": dict(self._noise.means)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the history."""
+        """Go on with them."""
         self.history = list(state_dict["history"])
+        self._noise.means = dict(state_dict["noise"])
 
     def figure(self, path: str | Path | None = None) -> Any:
-        """The history as a ``matplotlib.figure.Figure``, one line for each layer; saved to ``path`` if given.
+        """The history as a ``matplotlib.figure.Figure``, see :func:`torch_manualbp.insight.draw`; saved to ``path`` if
+        given.
 
         Raises:
             ImportError: matplotlib is missing; the message gives the command that installs it.
         """
-        # Without pyplot, which would keep the figure in a global list and choose a backend for the whole process.
-        require("matplotlib", "plots")
-        figure = require("matplotlib.figure", "plots").Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.subplots()
-        layers = dict.fromkeys(layer for _, norms in self.history for layer in norms)
-        for layer in layers:
-            points = [(step, norms[layer]) for step, norms in self.history if layer in norms]
-            axes.plot(*zip(*points, strict=True), label=layer, linewidth=1)
-        axes.set(xlabel="step", ylabel="gradient norm", yscale="log", title="Gradient flow")
-        if layers:
-            axes.legend(title="layer")
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
-        return figure
+        return draw(self.history, path)
+
+    def _next(self, trainer: pl.Trainer, steps: int) -> int:
+        """How many steps there are to be when the next is measured; 0 if none is to be."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # which the Trainer's connectors set
+        every = every if self.every_n_steps is None else self.every_n_steps
+        return (steps // every + 1) * every if every else 0
 
 
-def gradient_norms(module: Module) -> dict[str, float]:
-    """The norm of the gradient of every module that owns parameters, over those that have a gradient, by its path."""
-    norms = {}
-    for layer, gradients in _gradients_by_layer(module):
-        norms[layer] = torch.stack([torch.linalg.vector_norm(_in_full(g)) for g in gradients]).norm()
-    if not norms:
-        return {}
-    return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))  # one transfer from the device
-
-
-def _gradients_by_layer(module: Module) -> Iterator[tuple[str, list[Tensor]]]:
-    for layer, owner in module.named_modules():
-        gradients = [p.grad for p in owner.parameters(recurse=False) if p.grad is not None]
-        if gradients:
-            yield layer, gradients
-
-
-def _in_full(gradient: Tensor) -> Tensor:
-    """Every number that counts, in no less than float32: the square of a float16 soon overflows."""
-    gradient = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+def _flat(entry: Mapping[str, Any]) -> Any:
+    for layer, numbers in entry["layers"].items():
+        for name, number in numbers.items():
+            yield f"{PREFIX}/{layer}/{name}", number
+    if entry["noise_scale"] is not None:
+        yield f"{PREFIX}/noise_scale", entry["noise_scale"]

@@ -96,6 +96,11 @@ class ManualBackpropModule(pl.LightningModule):
         """What ran the last training step of ``engine="derived"``; ``derived_step.source`` is its program."""
         return None if self._engine is None else self._engine.step
 
+    @property
+    def derived_engine(self) -> DerivedEngine | None:
+        """What runs the training steps of ``engine="derived"``."""
+        return self._engine
+
     def forward(self, inputs: Any) -> Any:
         """The model's output."""
         return self.model(inputs)

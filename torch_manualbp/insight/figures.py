@@ -1,0 +1,81 @@
+"""The statistics of a run as a figure of matplotlib."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch_manualbp._extras import require
+
+__all__ = ["draw"]
+
+MOST_IN_LEGEND = 12
+"""Layers; of more the first and the last are named."""
+
+
+def draw(history: Sequence[Mapping[str, Any]], path: str | Path | None = None) -> Any:
+    """A ``matplotlib.figure.Figure`` of four: ‖∂C/∂W‖ by layer and step, |δ| by layer, ‖ΔW‖ / ‖W‖, dead and saturated
+    units; saved to ``path`` if given, whose suffix says the format.
+
+    Args:
+        history: of :class:`~torch_manualbp.insight.RunStatistics` or of ``lightning.GradientFlow``.
+
+    Raises:
+        ImportError: matplotlib is missing; the message gives the command that installs it.
+    """
+    # Without pyplot, which would keep the figure in a global list and choose a backend for the whole process.
+    require("matplotlib", "plots")
+    figure = require("matplotlib.figure", "plots").Figure(figsize=(11, 7.5), layout="constrained")
+    colormap = require("matplotlib", "plots").colormaps["viridis"]
+    layers = list(dict.fromkeys(layer for entry in history for layer in entry["layers"]))
+    colors = {layer: colormap(0.9 * i / max(len(layers) - 1, 1)) for i, layer in enumerate(layers)}
+    gradients, deltas, updates, units = figure.subplots(2, 2).flat
+    lines = _over_steps(gradients, history, colors, "grad_norm")
+    gradients.set(title="Gradient norm", ylabel="‖∂C/∂W‖", yscale="log")
+    _over_layers(deltas, history, layers)
+    deltas.set(title="Local gradients", ylabel="|δ|: 5 %, median, 95 %", yscale="log")
+    _over_steps(updates, history, colors, "update_ratio")
+    updates.set(title="Update of the weights", ylabel="‖ΔW‖ / ‖W‖", yscale="log")
+    _over_steps(units, history, colors, "dead")
+    _over_steps(units, history, colors, "saturated", linestyle="--")
+    units.set(title="Dead (—) and saturated (– –) units", ylabel="share", ylim=(-0.02, 1.02))
+    for axes in (gradients, updates, units):
+        axes.set_xlabel("step")
+    if lines:
+        shown = lines if len(lines) <= MOST_IN_LEGEND else [lines[0], lines[-1]]
+        figure.legend(handles=shown, title="layer", loc="outside right upper")
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _over_steps(axes: Any, history: Any, colors: Mapping[str, Any], name: str, linestyle: str = "-") -> list[Any]:
+    """A line for each layer that has the statistic."""
+    lines = []
+    for layer, color in colors.items():
+        points = [(e["step"], e["layers"][layer][name]) for e in history if name in e["layers"].get(layer, {})]
+        if points:
+            marker = "o" if len(points) == 1 else None  # a line of one point is not seen
+            lines += axes.plot(
+                *zip(*points, strict=True), color=color, label=layer, linewidth=1, linestyle=linestyle, marker=marker
+            )
+    return lines
+
+
+def _over_layers(axes: Any, history: Any, layers: Sequence[str]) -> None:
+    """The quantiles of |δ| of the first and the last measurement, in the order of the forward."""
+    first_and_last = [history[0], history[-1]] if len(history) > 1 else history
+    for entry, color in zip(first_and_last, ("tab:gray", "tab:red"), strict=False):
+        places = [i for i, layer in enumerate(layers) if "delta_q50" in entry["layers"].get(layer, {})]
+        low, middle, high = (
+            [entry["layers"][layers[i]][f"delta_{q}"] or math.nan for i in places] for q in ("q05", "q50", "q95")
+        )
+        axes.plot(places, middle, color=color, marker="o", markersize=3, linewidth=1, label=f"step {entry['step']}")
+        axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
+    step = -(-len(layers) // MOST_IN_LEGEND) if layers else 1
+    axes.set_xticks(range(0, len(layers), step), layers[::step], rotation=30, ha="right")
+    if history:
+        axes.legend()
