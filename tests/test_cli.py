@@ -61,7 +61,10 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bench", "laiers"], "argument command: invalid choice: 'laiers' (choose from 'layers', 'step', 'verify')"),
+        (
+            ["bench", "laiers"],
+            "argument command: invalid choice: 'laiers' (choose from 'insight', 'layers', 'step', 'verify')",
+        ),
         (["bench", "layers", "--mode", "fast"], "'fast' (choose from 'eager', 'formulas', 'compiled', 'all')"),
         (["bench", "layers", "--layer", "Relu"], "argument --layer: no layer 'Relu'; near it: ReLU"),
         (

@@ -40,8 +40,9 @@ def noise(delta: Tensor, x: Tensor, has_bias: bool) -> tuple[Tensor, Tensor, Ten
     if delta.shape[1] == 1 and _is_less_by_rows(delta, x):
         delta, x = delta[:, 0], x[:, 0]
         of_delta, of_x = times_transposed(delta, delta), times_transposed(x, x)
-        squares = of_delta.diagonal() @ (of_x.diagonal() + has_bias)
-        of_weight, of_bias = of_delta.flatten() @ of_x.flatten(), of_delta.sum()
+        products = of_delta * of_x
+        squares = products.trace() + of_delta.trace() * has_bias
+        of_weight, of_bias = products.sum(), of_delta.sum()
     else:
         squares = per_sample_norms(delta, x, has_bias).sum()
         of_weight, of_bias = product_norm(delta, x), delta.sum((0, 1)).square().sum()

@@ -37,11 +37,14 @@ STATISTICS: dict[str, str] = {
 """The statistics of a layer, by name."""
 
 QUANTILES = (0.05, 0.5, 0.95)
-SAMPLED = 1 << 10
+SAMPLED = 1 << 9
 """Numbers that quantiles are taken of, evenly spread over the tensor: to sort a million takes as long as a step."""
 
 NOISY_SAMPLES, NOISY_ROWS = 128, 4096
-"""Samples that the noise and saturation are estimated from, and their rows in all, evenly spread over the batch."""
+"""Samples that the noise is estimated from, and their rows in all, evenly spread over the batch."""
+
+SLOPES = 1 << 14
+"""Numbers, of at least 16 samples, that the share of saturated units is estimated from."""
 
 COMPARED = 1 << 16
 """Numbers of a weight that are compared with those before the update; of a larger one evenly spread rows."""
@@ -70,7 +73,7 @@ class Summary:
 
 
 def summary(t: Tensor) -> Summary:
-    """The norm, mean and standard deviation of a tensor, quantiles of its absolute values (of at most 1,024, evenly
+    """The norm, mean and standard deviation of a tensor, quantiles of its absolute values (of at most 512, evenly
     spread), the share of zeros and the number of those that are not finite. Empty, they are NaN and 0."""
     t = _wide(t)
     if t.numel() == 0:
@@ -125,7 +128,9 @@ def layer_statistics(
     if not any(d.numel() for d in deltas):
         return
     yield "delta_norm", _norm_of_all(deltas)
-    yield from _named("delta", _quantiles(torch.cat([_sampled(d) for d in deltas])))
+    yield from _named(
+        "delta", _quantiles(deltas[0] if len(deltas) == 1 else torch.cat([_sampled(d).flatten() for d in deltas]))
+    )
     rows = _rows(calls, deltas) if is_linear else None
     square_of_all = None
     if rows is not None and rows[0].dim() > 1 and rows[0].shape[0] > 1:
@@ -175,7 +180,7 @@ def _units(calls: Sequence[Call], unit_dim: int) -> Iterator[tuple[str, Tensor]]
     for call in calls:
         if call.f is None or not isinstance(call.z, Tensor) or call.z.numel() == 0:
             continue
-        some = _some_samples(call.z) if call.z.dim() > 1 else call.z
+        some = call.z if call.z.dim() < 2 else _spread(call.z, max(SLOPES // max(call.z[0].numel(), 1), 16))
         slope = _slope(call.f, some)
         shares.append((slope < SATURATED * _greatest_slope(call.f, call.z)).float().mean())
         learns = _learning_units(slope, unit_dim)
@@ -216,16 +221,19 @@ def _greatest_known_slope(f: Any, dtype: torch.dtype, device: torch.device) -> T
 
 def _some_samples(t: Tensor) -> Tensor:
     rows = t.shape[1:-1].numel()
-    n = min(NOISY_SAMPLES, max(NOISY_ROWS // max(rows, 1), 2))
+    return _spread(t, min(NOISY_SAMPLES, max(NOISY_ROWS // max(rows, 1), 2)))
+
+
+def _spread(t: Tensor, n: int) -> Tensor:
+    """At most n of its samples, evenly spread."""
     return t[:: -(-t.shape[0] // n)] if t.shape[0] > n else t
 
 
 def _some_of_product(delta: Tensor, x: Tensor) -> Tensor:
     """The entries of δᵀ x that ``_sampled`` would take of it."""
     delta, x = (t.reshape(t.shape[:-1].numel(), t.shape[-1]) for t in (delta, x))
-    out, into = delta.shape[1], x.shape[1]
-    at = torch.arange(0, out * into, _stride((out, into)), device=delta.device)
-    return (delta[:, at // into] * x[:, at % into]).sum(0)
+    row, column = _steps(delta.shape[1], x.shape[1])
+    return delta[:, ::row].T @ x[:, ::column]
 
 
 def _compared(W: Tensor) -> Tensor:
@@ -236,22 +244,29 @@ def _compared(W: Tensor) -> Tensor:
 
 
 def _sampled(t: Tensor) -> Tensor:
-    return t.reshape(-1)[:: _stride(t.shape)]
+    """A grid of the numbers. Evenly spread over its memory, of a large matrix they would lie in as many pages."""
+    rows = t.reshape(t.shape[:-1].numel(), t.shape[-1]) if t.dim() else t.reshape(1, 1)
+    row, column = _steps(*rows.shape)
+    return rows[::row, ::column]
 
 
-def _stride(shape: Sequence[int]) -> int:
-    """From one number to the next of those that are sampled; a step that would come to the same columns is longer."""
-    step = -(-math.prod(shape) // SAMPLED)
-    while step > 1 and math.gcd(step, shape[-1]) > 1:
-        step += 1
-    return max(step, 1)
+def _steps(rows: int, columns: int) -> tuple[int, int]:
+    """From one row, and from one column, of the grid to the next."""
+    side = math.isqrt(SAMPLED)
+    of_rows = min(rows, max(side, SAMPLED // max(columns, 1)))
+    of_columns = min(columns, SAMPLED // max(of_rows, 1))
+    return max(-(-rows // max(of_rows, 1)), 1), max(-(-columns // max(of_columns, 1)), 1)
 
 
 def _quantiles(t: Tensor) -> Tensor:
     """Of the absolute values of at most ``SAMPLED`` numbers, to the nearest; NaN counts as the largest."""
-    numbers = _wide(_sampled(t)).abs().sort().values
-    ranks = [round(q * (numbers.numel() - 1)) for q in QUANTILES]
-    return numbers[torch.tensor(ranks, device=numbers.device)]
+    numbers = _wide(_sampled(t)).abs().flatten().sort().values
+    return numbers[_ranks(numbers.numel(), numbers.device)]
+
+
+@functools.lru_cache(maxsize=256)
+def _ranks(n: int, device: torch.device) -> Tensor:
+    return torch.tensor([round(q * (n - 1)) for q in QUANTILES], device=device)
 
 
 def _named(kind: str, quantiles: Tensor) -> Iterator[tuple[str, Tensor]]:

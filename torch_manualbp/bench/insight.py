@@ -1,0 +1,132 @@
+"""Time what the statistics of a run cost: training steps with RunStatistics at every tenth step, and with it idle, next
+to the same steps without it; interleaved in one process."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from torch_manualbp import TrainStep, nn
+from torch_manualbp._tables import as_markdown, print_table, require_tables, write
+from torch_manualbp.bench.command import count, surroundings
+from torch_manualbp.bench.timing import Question, Stopwatch, compare
+from torch_manualbp.insight import RunStatistics
+
+__all__ = ["add_arguments", "main"]
+
+EVERY = 10
+BOUND = 1.05
+"""Times the steps without, at the width that it holds for."""
+
+WIDTH = 1024
+SIZES = ((256, 64), (1024, 64), (1024, 256), (1024, 512), (2048, 256))
+"""Widths, and samples in a batch."""
+
+ACTIVATIONS = {"ReLU": nn.ReLU, "GELU": nn.GELU}
+ENGINES = ("autograd", "derived")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of each engine the median seconds of a step, the ratios to it of steps with statistics at every tenth and with
+    idle ones, and ``of_autograd``: 1 and the seconds that every tenth adds, by those of autograd's step."""
+
+    width: int
+    batch: int
+    activation: str
+    engine: str
+    step: float
+    every_tenth: float
+    idle: float
+    of_autograd: float
+    bound: float | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add = parser.add_argument
+    add("--rounds", type=count, default=15, metavar="N", help="of which the median is taken (default: 15)")
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--markdown", type=Path, metavar="FILE", help="write the table there")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Time and print; a bound that was missed is a finding."""
+    require_tables()
+    rows = []
+    for width, batch in SIZES:
+        for activation in ACTIVATIONS:
+            for row in _rows(width, batch, activation, options.rounds):
+                rows.append(row)
+                print(*_cells(row), sep="  ", file=sys.stderr, flush=True)
+    about = surroundings()
+    cells = list(map(_cells, rows))
+    print_table(f"Statistics of a run, torch {about['torch']}, {about['threads']} threads", COLUMNS, cells)
+    if options.json is not None:
+        write(options.json, {**about, "rounds": options.rounds, "rows": [asdict(row) for row in rows]})
+    if options.markdown is not None:
+        write(options.markdown, as_markdown(COLUMNS, cells))
+    return 0
+
+
+def _rows(width: int, batch: int, activation: str, rounds: int) -> Iterator[Row]:
+    every = {"": None, ", every tenth": EVERY, ", idle": sys.maxsize}
+    ways = {
+        engine + what: _training(width, batch, activation, engine, n) for engine in ENGINES for what, n in every.items()
+    }
+    bound = BOUND if width == WIDTH else None
+    found = compare(ways, rounds, [Question(f"{engine}, every tenth", engine, bound) for engine in ENGINES])
+    for engine in ENGINES:
+        ratio, idle = (found.ratio(f"{engine}, {what}", engine) for what in ("every tenth", "idle"))
+        added = (ratio - 1) * found.seconds(engine) / found.seconds("autograd")
+        yield Row(width, batch, activation, engine, found.seconds(engine) / EVERY, ratio, idle, 1 + added, bound)
+
+
+def _training(width: int, batch: int, activation: str, engine: str, every: int | None) -> Stopwatch:
+    """Ten steps of a network of three layers."""
+    torch.manual_seed(0)
+    f = ACTIVATIONS[activation]
+    model = nn.Sequential(nn.Linear(width, width), f(), nn.Linear(width, width), f(), nn.Linear(width, width))
+    loss, optimizer = nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+    x, y = torch.randn(batch, width), torch.randn(batch, width)
+    derived = TrainStep(model, loss, optimizer) if engine == "derived" else None
+    statistics = None if every is None else RunStatistics(model, every)
+
+    def step() -> None:
+        if derived is not None:
+            derived(x, y)
+        else:
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+
+    def measured_step() -> None:
+        assert statistics is not None
+        with statistics.step(derived):
+            step()
+
+    run: Callable[[], None] = step if statistics is None else measured_step
+
+    def stopwatch(times: int) -> tuple[float]:
+        start = perf_counter()
+        for _ in range(EVERY * times):
+            run()
+        return (perf_counter() - start,)
+
+    return stopwatch
+
+
+COLUMNS = ["width", "batch", "activation", "engine", "step ms", "every tenth", "bound", "", "of autograd's", "idle"]
+
+
+def _cells(row: Row) -> list[str]:
+    met = "" if row.bound is None else "met" if row.every_tenth <= row.bound else "missed"
+    bound = "" if row.bound is None else f"≤ {row.bound:.2f}"
+    figures = [f"{row.step * 1e3:.2f}", f"{row.every_tenth:.3f}", bound, met, f"{row.of_autograd:.3f}"]
+    return [str(row.width), str(row.batch), row.activation, row.engine, *figures, f"{row.idle:.3f}"]
