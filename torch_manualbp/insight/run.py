@@ -16,7 +16,7 @@ from torch_manualbp.derive.derived import KeptLayer
 from torch_manualbp.insight.local import Watch
 from torch_manualbp.insight.record import Call
 from torch_manualbp.insight.refusals import refuse_compiled
-from torch_manualbp.insight.statistics import Weights, layer_statistics, weight_of
+from torch_manualbp.insight.statistics import Weights, as_numbers, layer_statistics, weight_of
 
 __all__ = ["Measurement", "RunStatistics"]
 
@@ -184,9 +184,7 @@ class Measurement:
             for name, numbers in self._numbers.items():
                 if name in self._weights.of_layers:
                     numbers.update(self._weights.updates(name))
-        flat = [number.double() for numbers in self._numbers.values() for number in numbers.values()]
-        values = iter(torch.stack(flat).tolist() if flat else [])  # one transfer from the device
-        return {name: {key: next(values) for key in numbers} for name, numbers in self._numbers.items() if numbers}
+        return as_numbers(self._numbers)
 
     def _calls(self) -> dict[str, list[Call]]:
         """By layer, those that a gradient came back to."""
