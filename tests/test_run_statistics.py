@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import Module
 from torch.nn import functional as F
 
-import torch_manualbp.insight.statistics
+import torch_manualbp.insight.units
 from torch_manualbp import TrainStep, nn
 from torch_manualbp.insight import STATISTICS, RunStatistics, summary
 from torch_manualbp.insight.noise import noise, per_sample_norms, product_norm
@@ -179,7 +179,7 @@ def test_dead_and_saturated_units(engine: str) -> None:
 
 
 def test_a_unit_that_learns_from_a_single_sample_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_manualbp.insight.statistics, "SLOPES", 1)  # so that 16 samples are looked at first
+    monkeypatch.setattr(torch_manualbp.insight.units, "SLOPES", 1)  # so that 16 samples are looked at first
     model: Any = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3)).double()
     x, y = data(301)
     with torch.no_grad():

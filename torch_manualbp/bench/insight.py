@@ -93,7 +93,8 @@ def _training(width: int, batch: int, activation: str, engine: str, every: int |
     torch.manual_seed(0)
     f = ACTIVATIONS[activation]
     model = nn.Sequential(nn.Linear(width, width), f(), nn.Linear(width, width), f(), nn.Linear(width, width))
-    loss, optimizer = nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+    # At a rate that keeps the gradients what they are at first: once they vanish, the processor slows down instead.
+    loss, optimizer = nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, fused=True)
     x, y = torch.randn(batch, width), torch.randn(batch, width)
     derived = TrainStep(model, loss, optimizer) if engine == "derived" else None
     statistics = None if every is None else RunStatistics(model, every)

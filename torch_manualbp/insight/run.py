@@ -17,6 +17,7 @@ from torch_manualbp.insight.local import Watch
 from torch_manualbp.insight.record import Call
 from torch_manualbp.insight.refusals import refuse_compiled
 from torch_manualbp.insight.statistics import Weights, as_numbers, layer_statistics, weight_of
+from torch_manualbp.insight.units import dead_and_saturated
 
 __all__ = ["Measurement", "RunStatistics"]
 
@@ -160,23 +161,21 @@ class Measurement:
             parameters: of the layers to measure (default: all).
         """
         ids = None if parameters is None else set(map(id, parameters))
-        for name, calls in self._calls().items():
-            module = self._modules[name]
-            own = module.parameters(recurse=False)
-            if name in self._numbers or (ids is not None and not any(id(p) in ids for p in own)):
-                continue
-            W = weight_of(module)
-            with torch.no_grad():
-                self._numbers[name] = dict(
-                    layer_statistics(
-                        calls,
-                        None if W is None else W.grad,
-                        has_bias=getattr(module, "bias", None) is not None,
-                        unit_dim=1 if isinstance(module, CHANNELS_SECOND) else -1,
-                        is_linear=isinstance(module, torch.nn.Linear),
-                        scale=scale,
-                    )
-                )
+        layers = {name: calls for name, calls in self._calls().items() if self._is_due(name, ids)}
+        unit_dims = {name: 1 if isinstance(self._modules[name], CHANNELS_SECOND) else -1 for name in layers}
+        with torch.no_grad():
+            for name, calls in layers.items():
+                module = self._modules[name]
+                has_bias, is_linear = getattr(module, "bias", None) is not None, isinstance(module, torch.nn.Linear)
+                W = weight_of(module)
+                gradient = None if W is None else W.grad
+                self._numbers[name] = dict(layer_statistics(calls, gradient, has_bias, is_linear, scale))
+            for name, kind, share in dead_and_saturated(layers, unit_dims):
+                self._numbers[name][kind] = share
+
+    def _is_due(self, name: str, ids: set[int] | None) -> bool:
+        own = self._modules[name].parameters(recurse=False)
+        return name not in self._numbers and (ids is None or any(id(p) in ids for p in own))
 
     def layers(self) -> Statistics:
         """The statistics of the layers that a gradient came back to, once the update is done."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch.nn import Module
 
 from torch_manualbp.insight.noise import noise, product_norm
 from torch_manualbp.insight.record import Call
+from torch_manualbp.insight.units import spread
 
 __all__ = ["STATISTICS", "Summary", "Weights", "as_numbers", "layer_statistics", "summary"]
 
@@ -43,13 +42,8 @@ SAMPLED = 1 << 9
 NOISY_SAMPLES, NOISY_ROWS = 128, 4096
 """Samples that the noise is estimated from, and their rows in all, evenly spread over the batch."""
 
-SLOPES = 1 << 14
-"""Numbers, of at least 16 samples, that the share of saturated units is estimated from."""
-
 COMPARED = 1 << 16
 """Numbers of a weight that are compared with those before the update; of a larger one evenly spread rows."""
-
-SATURATED = 0.05
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,6 @@ def layer_statistics(
     calls: Sequence[Call],
     gradient: Tensor | None,
     has_bias: bool,
-    unit_dim: int,
     is_linear: bool,
     scale: float = 1.0,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -118,7 +111,6 @@ def layer_statistics(
         calls: those of the layer that a gradient came back to.
         gradient: ∂C/∂W; without it that of a linear layer is worked out from δ and x.
         has_bias: whether the layer has one, for the noise.
-        unit_dim: the dimension of z that its units lie along.
         is_linear: whether ∂C/∂W = δᵀ x.
         scale: what the loss was multiplied by.
 
@@ -146,7 +138,6 @@ def layer_statistics(
     elif rows is not None:
         yield "grad_norm", (product_norm(*rows) if square_of_all is None else square_of_all).sqrt()
         yield "grad", _some_of_product(*rows).flatten()
-    yield from _units(calls, unit_dim)
 
 
 def weight_of(module: Module) -> Tensor | None:
@@ -174,59 +165,9 @@ def _rows(calls: Sequence[Call], deltas: Sequence[Tensor]) -> tuple[Tensor, Tens
     return delta, x
 
 
-def _units(calls: Sequence[Call], unit_dim: int) -> Iterator[tuple[str, Tensor]]:
-    """``dead`` and ``saturated``, of the calls that are followed by an activation of entries."""
-    passes, shares = [], []
-    for call in calls:
-        if call.f is None or not isinstance(call.z, Tensor) or call.z.numel() == 0:
-            continue
-        some = call.z if call.z.dim() < 2 else _spread(call.z, max(SLOPES // max(call.z[0].numel(), 1), 16))
-        slope = _slope(call.f, some)
-        shares.append((slope < SATURATED * _greatest_slope(call.f, call.z)).float().mean())
-        learns = _learning_units(slope, unit_dim)
-        if some is not call.z and not learns.all():  # some may learn from a sample that was left out
-            learns = _learning_units(_slope(call.f, call.z), unit_dim)
-        passes.append(learns)
-    if shares:
-        yield "dead", 1 - torch.stack(passes).any(0).float().mean()
-        yield "saturated", torch.stack(shares).mean()
-
-
-def _slope(f: Any, z: Tensor) -> Tensor:
-    """|f'(z)|."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(f(z).sum(), z)
-    return slope.abs()
-
-
-def _learning_units(slope: Tensor, unit_dim: int) -> Tensor:
-    """Which units let anything through, on any sample."""
-    others = [d for d in range(slope.dim()) if d != unit_dim % slope.dim()] if slope.dim() else []
-    return (slope != 0).any(others) if others else slope != 0
-
-
-def _greatest_slope(f: Any, z: Tensor) -> Tensor:
-    """Of the activation between -8 and 8, where all of torch's have theirs."""
-    try:
-        return _greatest_known_slope(f, z.dtype, z.device)
-    except (TypeError, RuntimeError):  # PReLU's slopes, tensors which are those of channels
-        return _slope(f, z).max()
-
-
-@functools.lru_cache(maxsize=256)
-def _greatest_known_slope(f: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _slope(f, torch.linspace(-8, 8, 1601, dtype=dtype, device=device)).max()
-
-
 def _some_samples(t: Tensor) -> Tensor:
     rows = t.shape[1:-1].numel()
-    return _spread(t, min(NOISY_SAMPLES, max(NOISY_ROWS // max(rows, 1), 2)))
-
-
-def _spread(t: Tensor, n: int) -> Tensor:
-    """At most n of its samples, evenly spread."""
-    return t[:: -(-t.shape[0] // n)] if t.shape[0] > n else t
+    return spread(t, min(NOISY_SAMPLES, max(NOISY_ROWS // max(rows, 1), 2)))
 
 
 def _some_of_product(delta: Tensor, x: Tensor) -> Tensor:

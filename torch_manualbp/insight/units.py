@@ -1,0 +1,109 @@
+"""Dead and saturated units, by the slope f'(z) of the activations that act on each entry alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_manualbp.insight.record import Call
+
+__all__ = ["dead_and_saturated", "spread"]
+
+SATURATED = 0.05
+"""Of the activation's greatest slope."""
+
+SLOPES = 1 << 14
+"""Numbers, of at least 16 samples, that the share of saturated units is estimated from."""
+
+Function = Callable[[Tensor], Tensor]
+
+
+def dead_and_saturated(
+    layers: Mapping[str, Sequence[Call]], unit_dims: Mapping[str, int]
+) -> Iterator[tuple[str, str, Tensor]]:
+    """(layer, ``"dead"`` or ``"saturated"``, share) of the layers that such an activation follows.
+
+    ::
+
+        dead        share of units with f'(z) = 0 on every sample
+        saturated   share of z with |f'(z)| < 5 % of the greatest |f'|, of evenly spread samples
+
+    Args:
+        layers: the calls of each.
+        unit_dims: the dimension of z that a layer's units lie along.
+    """
+    calls = [(name, call) for name, of_layer in layers.items() for call in of_layer if _has_slope(call)]
+    few = [spread(call.z, max(SLOPES // max(call.z[:1].numel(), 1), 16)) for _, call in calls]
+    slopes = _slopes([(call.f, z) for (_, call), z in zip(calls, few, strict=True)])
+    learns = [_learning_units(slope, unit_dims[name]) for (name, _), slope in zip(calls, slopes, strict=True)]
+    # Some of the others may learn from a sample that was left out.
+    again = [i for i, (_, call) in enumerate(calls) if few[i] is not call.z and not learns[i].all()]
+    for i, slope in zip(again, _slopes([(calls[i][1].f, calls[i][1].z) for i in again]), strict=True):
+        learns[i] = _learning_units(slope, unit_dims[calls[i][0]])
+    for name in dict.fromkeys(name for name, _ in calls):
+        own = [i for i, (other, _) in enumerate(calls) if other == name]
+        yield name, "dead", 1 - torch.stack([learns[i] for i in own]).any(0).float().mean()
+        limits = [(i, SATURATED * _greatest_slope(calls[i][1].f, few[i], slopes[i])) for i in own]
+        yield name, "saturated", torch.stack([(slopes[i] < limit).float().mean() for i, limit in limits]).mean()
+
+
+def spread(t: Tensor, n: int) -> Tensor:
+    """At most n of its samples, evenly spread."""
+    return t[:: -(-t.shape[0] // n)] if t.dim() > 1 and t.shape[0] > n else t
+
+
+def _has_slope(call: Call) -> bool:
+    return call.f is not None and isinstance(call.z, Tensor) and call.z.numel() > 0
+
+
+def _slopes(items: Sequence[tuple[Any, Tensor]]) -> list[Tensor]:
+    """|f'(z)| of each (f, z); those of one f at once, since a call takes longer than its numbers."""
+    groups: dict[Any, list[int]] = {}
+    for i, (f, z) in enumerate(items):
+        groups.setdefault((f, z.dtype, z.device) if _is_known(f) else i, []).append(i)
+    slopes = [z for _, z in items]
+    for group in groups.values():
+        f, z = items[group[0]]
+        if len(group) == 1:
+            slopes[group[0]] = _slope(f, z)
+            continue
+        flat = _slope(f, torch.cat([items[i][1].flatten() for i in group]))
+        for i, part in zip(group, flat.split([items[i][1].numel() for i in group]), strict=True):
+            slopes[i] = part.view(items[i][1].shape)
+    return slopes
+
+
+def _slope(f: Function, z: Tensor) -> Tensor:
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(f(z).sum(), z)
+    return slope.abs()
+
+
+def _learning_units(slope: Tensor, unit_dim: int) -> Tensor:
+    """Which units let anything through, on any sample."""
+    others = [d for d in range(slope.dim()) if d != unit_dim % slope.dim()] if slope.dim() else []
+    return (slope != 0).any(others) if others else slope != 0
+
+
+def _greatest_slope(f: Any, z: Tensor, slope: Tensor) -> Tensor:
+    """Of the activation between -8 and 8, where all of torch's have theirs."""
+    return _greatest_known_slope(f, z.dtype, z.device) if _is_known(f) else slope.max()
+
+
+def _is_known(f: Any) -> bool:
+    """Whether its options are numbers; PReLU's slopes, and what else somebody's own activation holds, are not."""
+    try:
+        hash(f)
+    except TypeError:
+        return False
+    return not any(isinstance(option, Tensor) for option in getattr(f, "options", (f,)))
+
+
+@functools.lru_cache(maxsize=256)
+def _greatest_known_slope(f: Function, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _slope(f, torch.linspace(-8, 8, 1601, dtype=dtype, device=device)).max()
