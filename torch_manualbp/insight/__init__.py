@@ -1,10 +1,12 @@
 """See the backpropagation.
 
 - :func:`local_gradients`: z, a, δ and ∂C/∂a of every layer, out of ordinary training code
+- :func:`explain`: why the gradient of one weight is what it is, factor by factor
 - :class:`RunStatistics`: what becomes of every layer in a run, measured every so many steps
 - :func:`draw`: its figures
 """
 
+from torch_manualbp.insight.explanation import Explanation, explain
 from torch_manualbp.insight.figures import draw
 from torch_manualbp.insight.local import local_gradients
 from torch_manualbp.insight.record import Call, Layer, LocalGradients, NotReachedError
@@ -14,12 +16,14 @@ from torch_manualbp.insight.statistics import STATISTICS, Summary, summary
 __all__ = [
     "STATISTICS",
     "Call",
+    "Explanation",
     "Layer",
     "LocalGradients",
     "NotReachedError",
     "RunStatistics",
     "Summary",
     "draw",
+    "explain",
     "local_gradients",
     "summary",
 ]

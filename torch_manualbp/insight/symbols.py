@@ -13,28 +13,49 @@ from dataclasses import dataclass
 
 from torch_manualbp.insight.network import Layer
 
-__all__ = ["LayerSymbols", "Notation", "partial", "plain", "slope", "symbol", "words"]
+__all__ = ["LayerSymbols", "Notation", "over", "partial", "plain", "slope", "symbol", "words"]
 
 RAISED = str.maketrans("0123456789()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾")
-LATEX = {"δ": r"\delta", "∂": r"\partial", "_": r"\_", "<": r"\lt ", ">": r"\gt ", "·": r"\cdot ", "Σ": r"\sum "}
+LATEX = {
+    "δ": r"\delta",
+    "∂": r"\partial",
+    "_": r"\_",
+    "<": r"\lt ",
+    ">": r"\gt ",
+    "·": r"\cdot",
+    "→": r"\to",
+    "Σ": r"\sum",
+    "|": r"\vert ",
+}
 UNSAFE = re.compile(r"[\\{}$#%&~^`]")
 """What LaTeX, and the Markdown around it, would take for something else."""
+MARKDOWN = re.compile(r"([\\`*_<>|\[\]$~#])")
 
 
 @dataclass(frozen=True)
 class Notation:
-    """A piece of a formula in its three forms."""
+    """A piece of a formula, or of a text with formulas, in its forms."""
 
     text: str
     latex: str
     html: str
+    markdown: str = ""
+    """Formulas stand between dollars; from the LaTeX if it is not given."""
+
+    def __post_init__(self) -> None:
+        if not self.markdown and self.latex:
+            object.__setattr__(self, "markdown", f"${self.latex}$")
 
     def __str__(self) -> str:
         return self.text
 
     def __add__(self, other: Notation | str) -> Notation:
         other = plain(other) if isinstance(other, str) else other
-        return Notation(self.text + other.text, self.latex + other.latex, self.html + other.html)
+        if self.markdown.endswith("$") and other.markdown.startswith("$"):
+            markdown = self.markdown[:-1] + other.markdown[1:]
+        else:
+            markdown = self.markdown + other.markdown
+        return Notation(self.text + other.text, self.latex + other.latex, self.html + other.html, markdown)
 
     def joined(self, parts: Iterable[Notation]) -> Notation:
         """The parts with this one between them."""
@@ -51,7 +72,8 @@ def plain(text: str) -> Notation:
 
 def words(text: str) -> Notation:
     """Words between formulas."""
-    return Notation(text, rf"\text{{{UNSAFE.sub('·', text)}}}", html.escape(text))
+    latex = rf"\text{{{UNSAFE.sub('·', text)}}}" if text else ""
+    return Notation(text, latex, html.escape(text), MARKDOWN.sub(r"\\\1", text))
 
 
 def symbol(letter: str, indices: Sequence[int] = (), above: str = "") -> Notation:
@@ -82,6 +104,12 @@ def _escaped(name: str) -> str:
 def partial(of: Notation) -> Notation:
     """∂C/∂(it)."""
     return Notation(f"∂C/∂{of.text}", rf"\frac{{\partial C}}{{\partial {of.latex}}}", f"∂<var>C</var>/∂{of.html}")
+
+
+def over(of: Notation, by: Notation) -> Notation:
+    """∂(one)/∂(other)."""
+    latex = rf"\frac{{\partial {of.latex}}}{{\partial {by.latex}}}"
+    return Notation(f"∂{of.text}/∂{by.text}", latex, f"∂{of.html}/∂{by.html}")
 
 
 def slope(of: Notation) -> Notation:

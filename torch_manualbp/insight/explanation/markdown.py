@@ -1,0 +1,44 @@
+"""An explanation as Markdown, with its formulas in LaTeX as GitHub shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from torch_manualbp.insight.explanation.document import Block, Formula, Heading, Paragraph, Table, document
+from torch_manualbp.insight.explanation.result import Explanation
+from torch_manualbp.insight.symbols import Notation
+
+__all__ = ["to_markdown"]
+
+
+def to_markdown(e: Explanation) -> str:
+    """Its blocks, with empty lines between them."""
+    return "\n\n".join("\n".join(_lines(block)) for block in document(e)) + "\n"
+
+
+def _lines(block: Block) -> Iterator[str]:
+    match block:
+        case Heading():
+            yield f"{'#' * (block.level + 1)} {_inline(block.content)}"
+        case Paragraph():
+            yield _inline(block.content)
+        case Formula():
+            yield "$$"
+            yield r"\begin{aligned}"
+            for i, right in enumerate(block.right):
+                left = block.left.latex if i == 0 else ""
+                end = r" \\" if i < len(block.right) - 1 else ""
+                yield f"{left} &= {right.latex}{end}"
+            yield r"\end{aligned}"
+            yield "$$"
+        case Table():
+            yield f"| {' | '.join(block.columns)} |"
+            yield f"| {' | '.join('--:' if i in block.numbers else '---' for i in range(len(block.columns)))} |"
+            for row in block.rows:
+                yield f"| {' | '.join(map(_inline, row))} |"
+
+
+def _inline(notation: Notation) -> str:
+    """GitHub takes a dollar for one only where a formula is next to it, and no space."""
+    return re.sub(r"(?<!\\)\$( *)([^$]*?)( *)(?<!\\)\$", r"\1$\2$\3", notation.markdown).replace("$$", "")

@@ -1,0 +1,156 @@
+"""What the quantities of a pass are called in an explanation, and the legend of what these symbols are."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import torch
+
+from torch_manualbp.derive.tape import identifier
+from torch_manualbp.insight.explanation.local import Edges, is_diagonal
+from torch_manualbp.insight.network import Layer, layers_of
+from torch_manualbp.insight.symbols import LayerSymbols, Notation, over, partial, plain, slope, symbol
+from torch_manualbp.insight.trace import Quantity, Stage, Trace
+from torch_manualbp.rules import Linear
+from torch_manualbp.rules.constant import TimesConstant
+
+__all__ = ["Names", "described"]
+
+DIAGONAL = Notation("diag ", r"\operatorname{diag} ", "diag ")
+
+Place = tuple[int, ...]
+"""The sample, and the position in a sequence, of an entry: all its indices but the last."""
+
+
+class Names:
+    """The symbols of one trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.layers = layers_of(trace)
+        self.legend: dict[str, tuple[Notation, str]] = {}
+        """By its text, each symbol that was used and what it is."""
+
+        self._of: dict[Quantity, tuple[Layer, str]] = {}
+        for layer in self.layers:
+            if layer.number is not None:
+                self._of.setdefault(layer.weight, (layer, "w"))
+                if layer.bias is not None:
+                    self._of.setdefault(layer.bias, (layer, "b"))
+            self._of[layer.z] = layer, "z"
+            if layer.activation is not None:
+                self._of[layer.a] = layer, "a"
+        self._above = _above(trace)
+
+    def whole(self, quantity: Quantity) -> Notation:
+        """The vector or matrix."""
+        notation = self._symbol(quantity, ())
+        what = self._what(quantity)
+        if what and what != notation.text:
+            self.legend.setdefault(notation.text, (notation, what))
+        return notation
+
+    def entry(self, quantity: Quantity, flat: int, place: Place | None = None) -> Notation:
+        """One entry, counted off. Where it is not of the sample ``place``, its sample stands in brackets behind it."""
+        index = _unravelled(flat, quantity)
+        self.whole(quantity)
+        if quantity.kind == "parameter":
+            return self._symbol(quantity, index)
+        own = index[:-1] if len(index) > 1 else ()
+        notation = self._symbol(quantity, index[-1:])
+        if place is not None and own not in ((), place) and quantity.tensor.shape[:-1].numel() > 1:
+            notation += plain(f"[{', '.join(str(i + 1) for i in own)}]")
+        return notation
+
+    def place(self, quantity: Quantity, flat: int) -> Place:
+        """All its indices but the last."""
+        return _unravelled(flat, quantity)[:-1]
+
+    def gradient(self, quantity: Quantity, flat: int, place: Place | None = None) -> Notation:
+        """∂C/∂(entry), δ where it is a weighted input."""
+        layer, letter = self._of.get(quantity, (None, ""))
+        if layer is not None and letter == "z":
+            return LayerSymbols(layer).delta(*_unravelled(flat, quantity)[-1:])
+        return partial(self.entry(quantity, flat, place))
+
+    def step(self, edges: Edges, p: int, q: int, place: Place | None = None) -> Notation:
+        """The derivative of one entry by another: a weight, f'(z), or as it is written in general."""
+        stage, source, target = edges.stage, edges.source, edges.target
+        if stage.rule is Linear and stage.args[0] is source and stage.args[1].tensor.dim() == 2:
+            W = stage.args[1]
+            out, into = W.tensor.shape
+            return self.entry(W, q % out * into + p % into)
+        if is_diagonal(stage) and stage.args[0] is source:
+            return self.factor(stage, p, place)
+        return over(self.entry(target, q, place), self.entry(source, p, place))
+
+    def factor(self, stage: Stage, flat: int, place: Place | None = None) -> Notation:
+        """f'(z_j) of an elementwise rule, r_j of one that multiplies by constants."""
+        z = stage.args[0]
+        if issubclass(stage.rule, TimesConstant):
+            index = _unravelled(flat, z)[-1:]
+            return symbol("r", index, stage.path)
+        return slope(self.entry(z, flat, place))
+
+    def matrix(self, edges: Edges, column: int | None) -> Notation:
+        """The derivatives of a vector by a vector; of a single entry of it where ``column`` is that entry."""
+        stage, source = edges.stage, edges.source
+        if stage.rule is Linear and stage.args[0] is source and stage.args[1].tensor.dim() == 2:
+            W = self.whole(stage.args[1])
+            return W if column is None else W + plain(f"[:, {column % source.tensor.shape[-1] + 1}]")
+        if is_diagonal(stage) and stage.args[0] is source:
+            if column is not None:
+                return self.factor(stage, column)
+            r = symbol("r", (), stage.path)
+            whole = r if issubclass(stage.rule, TimesConstant) else slope(self.whole(source))
+            return DIAGONAL + whole
+        by = self.whole(source) if column is None else self.entry(source, column)
+        return over(self.whole(edges.target), by)
+
+    def _symbol(self, quantity: Quantity, index: Place) -> Notation:
+        layer, letter = self._of.get(quantity, (None, ""))
+        if layer is not None:
+            return getattr(LayerSymbols(layer), letter)(*index)
+        if quantity.kind == "parameter":
+            path, _, name = quantity.name.rpartition(".")
+            letter = {"weight": "w", "bias": "b"}.get(name, name)
+            return symbol(letter if index or letter != "w" else "W", index, path)
+        if quantity.made_by is None:
+            return symbol(quantity.name or "c", index)
+        return symbol(_letter(quantity, quantity.made_by), index, self._above[quantity])
+
+    def _what(self, quantity: Quantity) -> str:
+        if quantity.kind == "parameter":
+            return quantity.name
+        if quantity.kind in ("input", "target"):
+            return f"the {quantity.kind}"
+        return f"the output of {described(quantity.made_by)}" if quantity.made_by is not None else "a constant"
+
+
+def described(stage: Stage) -> str:
+    """Where a rule is, and its options: ``act1: LeakyReLU(0.01)``."""
+    options = [arg for arg in stage.args if isinstance(arg, int | float | str) and not isinstance(arg, bool)]
+    called = stage.rule.__name__ + (f"({', '.join(map(str, options))})" if options else "")
+    return f"{stage.path}: {called}" if stage.path else called
+
+
+def _letter(quantity: Quantity, stage: Stage) -> str:
+    suffix = f"_{identifier(stage.path)}" if stage.path else ""
+    name = quantity.name
+    letter = name[: name.rindex(suffix)] if suffix and suffix in name else name
+    return "d" if letter == "dropout" else letter
+
+
+def _above(trace: Trace) -> dict[Quantity, str]:
+    """The module's path, with a number behind it where it made several quantities of the same letter."""
+    made = [(quantity, stage) for stage in trace.stages for quantity in stage.outputs]
+    keys = [(stage.path, _letter(quantity, stage)) for quantity, stage in made]
+    counts, so_far = Counter(keys), defaultdict[tuple[str, str], int](int)
+    above = {}
+    for (quantity, stage), key in zip(made, keys, strict=True):
+        so_far[key] += 1
+        above[quantity] = f"{stage.path}#{so_far[key]}" if counts[key] > 1 else stage.path
+    return above
+
+
+def _unravelled(flat: int, quantity: Quantity) -> Place:
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), quantity.tensor.shape))

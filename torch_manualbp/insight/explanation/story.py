@@ -1,0 +1,244 @@
+"""Puts an explanation together: the samples, the products of matrices and the paths, with their symbols."""
+
+from __future__ import annotations
+
+import torch
+
+from torch_manualbp.insight.explanation.chain import Use
+from torch_manualbp.insight.explanation.graph import Graph, graph_from
+from torch_manualbp.insight.explanation.local import Edges, is_diagonal
+from torch_manualbp.insight.explanation.names import Names, described
+from torch_manualbp.insight.explanation.origins import Origins
+from torch_manualbp.insight.explanation.paths import Way, count_ways, strongest_ways
+from torch_manualbp.insight.explanation.result import (
+    Explanation,
+    Factor,
+    MatrixChain,
+    MatrixFactor,
+    Path,
+    Sample,
+)
+from torch_manualbp.insight.explanation.routes import MOST_ROUTES, Matrix, Route, count_routes, routes
+from torch_manualbp.insight.explanation.weight import Weight
+from torch_manualbp.insight.network import is_of_loss
+from torch_manualbp.insight.symbols import Notation, over, partial, plain, words
+from torch_manualbp.insight.trace import Quantity, Trace
+from torch_manualbp.rules import Linear
+
+__all__ = ["Story"]
+
+SMALL = 16
+"""Numbers in a matrix up to which they are shown."""
+
+
+class Story:
+    """The parts of an explanation of one weight."""
+
+    def __init__(self, trace: Trace, quantity: Quantity, asked: Weight, uses: list[Use], digits: int) -> None:
+        self.trace = trace
+        self.quantity = quantity
+        self.asked = asked
+        self.digits = digits
+        self.names = Names(trace)
+        self.origins = Origins(trace, self.names, digits)
+        self.uses = uses
+        self.terms = [(use, t) for use in uses for t in range(len(use.position))]
+        self.products = torch.cat([use.products for use in uses])
+
+    def told(self, reference: float, count_paths: int, count_samples: int) -> Explanation:
+        """The whole."""
+        symbol = self.names.entry(self.quantity, self.asked.flat)
+        strength = torch.where(self.products.isnan(), torch.inf, self.products.abs())
+        order = strength.argsort(descending=True, stable=True).tolist()
+        shown = list(range(len(order))) if len(order) <= count_samples else order[:count_samples]
+        samples = tuple(self._sample(i) for i in shown)
+        searched = order[:count_samples]
+        notes: list[str] = []
+        graphs: dict[int, Graph] = {}
+        try:
+            graphs = {i: self._graph(i) for i in searched}
+        except ValueError as error:
+            notes.append(f"Paths were not looked for: {error}.")
+            searched = []
+        chains, count_chains = self._chains(graphs)
+        paths = self._paths(graphs, count_paths)
+        if len(order) > count_samples and searched:
+            those = "the strongest term" if len(searched) == 1 else f"the {len(searched)} strongest terms"
+            notes.append(f"Paths are those of {those}.")
+        value = float(self.products.sum())
+        return Explanation(
+            name=self.asked.name,
+            index=self.asked.index,
+            symbol=symbol,
+            weight=float(self.asked.parameter.detach().reshape(-1)[self.asked.flat]),
+            cost=float(self.trace.C.tensor),
+            significant=self.digits,
+            value=value,
+            autograd=reference,
+            count=len(order),
+            products=self.products,
+            samples=samples,
+            chains=chains,
+            count_chains=count_chains,
+            paths=paths,
+            count_paths=sum(count_ways(graph) for graph in graphs.values()),
+            count_nonzero_paths=sum(count_ways(graph, only_nonzero=True) for graph in graphs.values()),
+            searched=tuple(self._place(i) for i in searched),
+            searched_value=float(self.products[searched].sum()) if searched else 0.0,
+            notes=tuple(notes),
+            legend=self._legend(symbol),
+        )
+
+    def _legend(self, symbol: Notation) -> tuple[tuple[Notation, str], ...]:
+        index = ", ".join(map(str, self.asked.index))
+        first = symbol, f"{self.asked.name}[{index}]" if self.asked.index else self.asked.name
+        return (first, *self.names.legend.values())
+
+    # Samples
+
+    def _sample(self, i: int) -> Sample:
+        use, t = self.terms[i]
+        flat = int(use.position[t])
+        place = self.names.place(use.output, flat)
+        factors = [
+            Factor(
+                self.names.gradient(use.head, flat, place),
+                float(use.upstream[t]),
+                self.origins.upstream(use, flat, place),
+            )
+        ]
+        for stage, slopes in reversed(use.elementwise):
+            origin = self.origins.elementwise(stage, flat, place)
+            factors.append(Factor(self.names.factor(stage, flat, place), float(slopes[t]), origin))
+        factors.append(self._local(use, t))
+        return Sample(self._place(i), tuple(factors), float(self.products[i]))
+
+    def _local(self, use: Use, t: int) -> Factor:
+        """∂z/∂w: of a linear layer what comes in through the weight, or 1 for its bias."""
+        value, flat = float(use.local[t]), int(use.position[t])
+        place = self.names.place(use.output, flat)
+        if use.stage.rule is Linear and use.stage.args[1].tensor.dim() == 2:
+            source = use.stage.args[0]
+            if use.stage.args[1] is self.quantity and source is not self.quantity:
+                into = source.tensor.shape[-1]
+                entry = flat // use.output.tensor.shape[-1] * into + self.asked.flat % into
+                return Factor(self.names.entry(source, entry, place), value, self.origins.made(source, entry, place))
+            if use.stage.args[2] is self.quantity:
+                return Factor(plain("1"), value, self.origins.local(use, self.quantity))
+        z = self.names.entry(use.output, flat, place)
+        symbol = over(z, self.names.entry(self.quantity, self.asked.flat))
+        return Factor(symbol, value, self.origins.local(use, self.quantity))
+
+    def _place(self, i: int) -> str:
+        """Which sample it is, and which use."""
+        use, t = self.terms[i]
+        if len(self.terms) == 1:
+            return ""
+        index = [n + 1 for n in torch.unravel_index(use.position[t], use.output.tensor.shape)]
+        words = []
+        if len(self.uses) > 1:
+            words.append(f"use {self.uses.index(use) + 1} of {len(self.uses)}")
+        is_neuron = use.stage.rule is Linear
+        lead, last = (index[:-1], index[-1:]) if index else ([], [])
+        words += [f"sample {int(n)}" for n in lead[:1]]
+        words += [f"position {', '.join(str(int(n)) for n in lead[1:])}"] if lead[1:] else []
+        words += [] if is_neuron else [f"entry {int(n)}" for n in last]
+        return ", ".join(words)
+
+    # Between the weight and C
+
+    def _graph(self, i: int) -> Graph:
+        use, t = self.terms[i]
+        return graph_from(self.trace, use.output, int(use.position[t]), is_of_loss(self.trace, use.stage))
+
+    def _chains(self, graphs: dict[int, Graph]) -> tuple[tuple[MatrixChain, ...], int]:
+        """Of the strongest sample."""
+        if not graphs:
+            return (), 0
+        i, graph = next(iter(graphs.items()))
+        count = count_routes(graph)
+        if count > MOST_ROUTES:
+            return (), count
+        use, t = self.terms[i]
+        local = self._local(use, t)
+        last = MatrixFactor(local.symbol, (), torch.tensor(local.value, dtype=torch.float64), local.origin, None)
+        chains = []
+        for route in routes(graph):
+            factors = [self._end(route), *(self._matrix(m) for m in route.matrices if not _passes_on(m)), last]
+            chains.append(MatrixChain(tuple(factors), route.value * local.value))
+        return tuple(chains), count
+
+    def _end(self, route: Route) -> MatrixFactor:
+        only = int(route.end_entries[0]) if route.end.tensor.numel() == 1 else None
+        symbol = self.names.whole(route.end) if only is None else self.names.entry(route.end, only)
+        values = route.end_values
+        origin = self.origins.of_loss(route.end, only)
+        numbers = values if values.numel() <= SMALL else None
+        return MatrixFactor(partial(symbol), tuple(values.shape), numbers, origin, None)
+
+    def _matrix(self, matrix: Matrix) -> MatrixFactor:
+        only = int(matrix.columns[0]) if len(matrix.columns) == 1 else None
+        symbol = self.names.matrix(matrix.edges, only)
+        so_far = matrix.up_to_here if matrix.up_to_here.numel() <= SMALL else None
+        stage = matrix.edges.stage
+        numbers = None
+        if is_diagonal(stage) and matrix.edges.source is stage.args[0]:
+            numbers = matrix.edges.value if matrix.edges.value.numel() <= SMALL else None
+        elif matrix.shape[0] * matrix.shape[1] <= SMALL:
+            numbers = matrix.dense()
+        if numbers is not None and only is not None:
+            numbers = numbers.reshape(-1)
+        return MatrixFactor(symbol, matrix.shape, numbers, self._named(matrix.edges), so_far)
+
+    def _named(self, edges: Edges) -> Notation:
+        """The parameter whose numbers they are, or the rule."""
+        stage = edges.stage
+        if stage.rule is Linear and stage.args[0] is edges.source:
+            return words(stage.args[1].name or described(stage))
+        return words(described(stage))
+
+    def _paths(self, graphs: dict[int, Graph], count: int) -> tuple[Path, ...]:
+        if not count:
+            return ()
+        found: list[tuple[int, Way]] = []
+        for i, graph in graphs.items():
+            found += [(i, way) for way in strongest_ways(graph, count)]
+        paths = [self._path(i, way) for i, way in found]
+        some = [path for path in paths if path.value != 0]
+        return tuple(sorted(some or paths[:1], key=_strength, reverse=True)[:count])
+
+    def _path(self, i: int, way: Way) -> Path:
+        use, t = self.terms[i]
+        flat = int(use.position[t])
+        place = self.names.place(use.output, flat)
+        local = self._local(use, t)
+        neurons = [self.names.entry(use.output, flat, place)]
+        factors = [local]
+        for step in way.steps:
+            neurons.append(self.names.entry(step.edges.target, step.q, place))
+            if not _is_passed_on(step.edges, step.value):
+                symbol = self.names.step(step.edges, step.p, step.q, place)
+                factors.append(Factor(symbol, step.value, self._named(step.edges)))
+        if way.end is not self.trace.C:
+            end = partial(self.names.entry(way.end, way.end_entry, place))
+            factors.append(Factor(end, way.end_value, self.origins.of_loss(way.end, way.end_entry)))
+            neurons.append(plain("C"))
+        is_input = use.stage.rule is Linear and use.stage.args[1] is self.quantity
+        start = local.symbol if is_input else self.names.entry(self.quantity, self.asked.flat)
+        return Path(self._place(i), (start, *neurons), tuple(reversed(factors)), way.product * local.value)
+
+
+def _strength(path: Path) -> float:
+    return torch.inf if path.value != path.value else abs(path.value)
+
+
+def _is_passed_on(edges: Edges, value: float) -> bool:
+    """Whether a rule passes an entry on as it is: a sum, another shape, and the like."""
+    return value == 1 and edges.stage.rule is not Linear and not is_diagonal(edges.stage)
+
+
+def _passes_on(matrix: Matrix) -> bool:
+    e = matrix.edges
+    if e.stage.rule is Linear or is_diagonal(e.stage):
+        return False
+    return bool((e.value == 1).all()) and len(e.p) == len(matrix.rows) == len(matrix.columns)
