@@ -1,16 +1,32 @@
-"""Objects that a command line names: ``package.module:expression``."""
+"""Objects that a command line names, ``package.module:expression``, and what commands print."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["RefusedError", "evaluated", "evaluated_in", "one_line", "where_python_looks"]
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from torch_manualbp import nn
+
+__all__ = [
+    "RefusedError",
+    "evaluated",
+    "evaluated_in",
+    "loss_named",
+    "made",
+    "model_named",
+    "one_line",
+    "print_to_the_end",
+    "where_python_looks",
+]
 
 
 class RefusedError(Exception):
@@ -59,3 +75,57 @@ def evaluated_in(argument: str, expression: str, names: Mapping[str, Any]) -> An
 def one_line(error: BaseException) -> str:
     """The kind of the error and its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def made(argument: str, given: Any, text: str) -> Any:
+    """An object, given as such, as its class, or as a function that returns it.
+
+    Raises:
+        RefusedError: the class or function raises.
+    """
+    if isinstance(given, Module | Optimizer) or not callable(given):
+        return given
+    try:
+        return given()
+    except Exception as error:  # whatever a constructor raises
+        raise RefusedError(f"argument {argument}: {text}() raises {one_line(error)}") from error
+
+
+def model_named(text: str) -> Module:
+    """A model, given as ``package.module:model``.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    model = made("model", evaluated("model", text), text)
+    if not isinstance(model, Module):
+        raise RefusedError(f"argument model: {text} is of class {type(model).__name__}, and not a torch.nn.Module")
+    return model
+
+
+def loss_named(text: str) -> Any:
+    """A loss, given in the names of ``torch_manualbp.nn``, or as ``package.module:loss``.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    loss = evaluated("--loss", text) if ":" in text else evaluated_in("--loss", text, vars(nn))
+    loss = made("--loss", loss, text) if isinstance(loss, type) else loss
+    if not callable(loss):
+        raise RefusedError(
+            f"argument --loss: {text} is of class {type(loss).__name__}, and not a function of (output, target)"
+        )
+    return loss
+
+
+def print_to_the_end(text: str, in_colours: Callable[[str], None] | None = None) -> None:
+    """Print a text of any letters and length, to a terminal by ``in_colours`` if that is given."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # a console of another encoding could not print δ
+    try:
+        if in_colours is not None and sys.stdout.isatty():
+            in_colours(text)
+        else:
+            print(text, end="", flush=True)
+    except BrokenPipeError:  # `| head` has seen enough, and the interpreter would complain when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
-import os
 import re
 import sys
 from pathlib import Path
@@ -22,8 +20,16 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from torch_manualbp import nn
-from torch_manualbp._objects import RefusedError, evaluated, evaluated_in, one_line, where_python_looks
+from torch_manualbp._objects import (
+    RefusedError,
+    evaluated_in,
+    loss_named,
+    made,
+    model_named,
+    one_line,
+    print_to_the_end,
+    where_python_looks,
+)
 from torch_manualbp.derive.step import TrainStep
 from torch_manualbp.derive.tape import NotDerivableError
 
@@ -56,8 +62,8 @@ def main(options: argparse.Namespace) -> int:
     """Print or write the program; 1 if there is none, 2 if the arguments name what is not there."""
     try:
         with where_python_looks():
-            model = _model(options.model)
-            loss = _loss(options.loss)
+            model = model_named(options.model)
+            loss = loss_named(options.loss)
             step = _step(model, loss, _optimizer(options.optimizer, model), options.compile)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         inputs = tuple(_zeros("--input", text, dtype) for text in options.input)
@@ -79,7 +85,7 @@ def main(options: argparse.Namespace) -> int:
     except Exception as error:
         return _say(f"{options.model} and {options.loss} do not take {given}: {one_line(error)}", 1)
     if options.output is None:
-        _print(program)
+        print_to_the_end(program, _print_in_colours)
     else:
         options.output.write_text(program, encoding="utf-8")
         print(f"{options.output}: {len(program.splitlines())} lines")
@@ -91,38 +97,11 @@ def _say(message: str, status: int) -> int:
     return status
 
 
-def _made(argument: str, given: Any, text: str) -> Any:
-    """An object, given as such, as its class, or as a function that returns it."""
-    if isinstance(given, Module | Optimizer) or not callable(given):
-        return given
-    try:
-        return given()
-    except Exception as error:  # whatever a constructor raises
-        raise RefusedError(f"argument {argument}: {text}() raises {one_line(error)}") from error
-
-
-def _model(text: str) -> Module:
-    model = _made("model", evaluated("model", text), text)
-    if not isinstance(model, Module):
-        raise RefusedError(f"argument model: {text} is of class {type(model).__name__}, and not a torch.nn.Module")
-    return model
-
-
-def _loss(text: str) -> Any:
-    loss = evaluated("--loss", text) if ":" in text else evaluated_in("--loss", text, vars(nn))
-    loss = _made("--loss", loss, text) if isinstance(loss, type) else loss
-    if not callable(loss):
-        raise RefusedError(
-            f"argument --loss: {text} is of class {type(loss).__name__}, and not a function of (output, target)"
-        )
-    return loss
-
-
 def _optimizer(text: str, model: Module) -> Optimizer:
     classes = {name: cls for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name != "Optimizer"}
     parameters = [p for p in model.parameters() if p.requires_grad]
     of_model = {name: functools.partial(cls, parameters) for name, cls in classes.items()}
-    optimizer = _made("--optimizer", evaluated_in("--optimizer", text, of_model), text)
+    optimizer = made("--optimizer", evaluated_in("--optimizer", text, of_model), text)
     if not isinstance(optimizer, Optimizer):
         raise RefusedError(
             f"argument --optimizer: {text} is of class {type(optimizer).__name__}, and not a torch.optim.Optimizer"
@@ -160,19 +139,6 @@ def _target(loss: Any, output: Any) -> Tensor:
 
 def _form(t: Tensor) -> str:
     return f"{','.join(map(str, t.shape))}:{str(t.dtype).removeprefix('torch.')}"
-
-
-def _print(program: str) -> None:
-    """Print it, in colours if that is seen."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # a console of another encoding could not print δ
-    try:
-        if sys.stdout.isatty():
-            _print_in_colours(program)
-        else:
-            print(program, end="", flush=True)
-    except BrokenPipeError:  # `| head` has seen enough, and the interpreter would complain when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_in_colours(program: str) -> None:

@@ -15,7 +15,7 @@ __all__ = ["digits_of", "many", "number", "vector"]
 
 def digits_of(dtype: torch.dtype) -> int:
     """Significant digits that are worth reading."""
-    return {torch.float64: 12, torch.float32: 8}.get(dtype, 4)
+    return {torch.float64: 12, torch.float32: 7}.get(dtype, 4)
 
 
 def number(value: float, digits: int) -> Notation:
