@@ -126,6 +126,8 @@ class _Recorder(Tape):
         result = super().apply(rule, args)
         if len(self.nodes) > count:
             outputs = (result,) if isinstance(result, Tensor) else tuple(result)
+            ctx = self.nodes[-1].ctx
+            ctx.saved_tensors = tuple(None if t is None else _view(t) for t in ctx.saved_tensors)
             self.recorded.append((self.nodes[-1], tuple(values), tuple(map(_view, outputs))))
         return result
 
