@@ -17,6 +17,7 @@ from torch_manualbp.insight.explanation.reference import autograd_value
 from torch_manualbp.insight.explanation.result import Explanation
 from torch_manualbp.insight.explanation.story import Story
 from torch_manualbp.insight.explanation.weight import Weight, find_weight
+from torch_manualbp.insight.refusals import refuse_compiled
 from torch_manualbp.insight.trace import Quantity, Trace, trace
 
 __all__ = ["explain"]
@@ -61,6 +62,7 @@ def explain(
     """
     if paths < 0 or samples < 1:
         raise ValueError(f"paths={paths} and samples={samples}: the first is at least 0, the second at least 1")
+    refuse_compiled(model)
     asked = find_weight(model, loss, weight, index)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.inference_mode(False), torch.random.fork_rng(devices=list(devices)):
@@ -90,12 +92,15 @@ def _quantity(passed: Trace, asked: Weight) -> Quantity | None:
 @contextlib.contextmanager
 def _buffers_kept(*roots: Any) -> Iterator[None]:
     """A layer whose buffers a forward changes has no rule; but it is refused only when it has run."""
-    buffers = [buffer for root in roots if isinstance(root, Module) for buffer in root.buffers() if not is_lazy(buffer)]
-    before = [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
+    modules = [module for root in roots if isinstance(root, Module) for module in root.modules()]
+    before = [(module, dict(module._buffers)) for module in modules]
+    numbers = {b: b.detach().clone() for _, own in before for b in own.values() if b is not None and not is_lazy(b)}
     try:
         yield
     finally:
+        for module, own in before:
+            module._buffers.update(own)
         with torch.no_grad():
-            for buffer, version, numbers in before:
-                if buffer._version != version:
-                    buffer.copy_(numbers)
+            for buffer, number in numbers.items():
+                if not torch.equal(buffer, number):  # by the version it would not show: batch_norm leaves that alone
+                    buffer.copy_(number)
