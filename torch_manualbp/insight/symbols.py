@@ -114,7 +114,7 @@ def over(of: Notation, by: Notation) -> Notation:
 
 def slope(of: Notation) -> Notation:
     """f'(it)."""
-    return Notation(f"f'({of.text})", f"f'({of.latex})", f"<var>f</var>′({of.html})")
+    return Notation(f"f'({of.text})", f"f'({of.latex})", f"<var>f</var>&thinsp;′({of.html})")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Notation, ...], ...]
     numbers: frozenset[int]
+    continued: frozenset[int] = frozenset()
+    """Rows that go on with the one before them."""
 
 
 Block = Heading | Paragraph | Formula | Table
@@ -187,7 +189,8 @@ def _paths(e: Explanation) -> Iterator[Block]:
         sentence += words(f" The product of {many(zero)} paths is 0.")
     yield Paragraph(sentence)
     rows = tuple(row for i, path in enumerate(e.paths, 1) for row in _path_rows(e, i, path))
-    yield Table(("", "product", "share", "path and factors"), rows, frozenset({1, 2}))
+    continued = frozenset(i for i in range(len(rows)) if i % 3)
+    yield Table(("", "product", "share", "path and factors"), rows, frozenset({1, 2}), continued)
 
 
 def _path_rows(e: Explanation, i: int, path: Path) -> Iterator[tuple[Notation, ...]]:

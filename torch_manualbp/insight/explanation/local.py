@@ -1,6 +1,6 @@
 """Local derivatives: how an entry of a rule's output answers to an entry of one of its arguments.
 
-Of a linear layer they are its weights, of an elementwise activation f'(z). Of any other rule they are found by the
+Of a linear layer they are its weights, of an elementwise activation f'(z). Of other rules they are found by the
 rule's own formulas: rows of the Jacobian by ``backward`` with an upstream of 1 in one place, columns by its ``jvp``
 with such a tangent, whichever are fewer.
 """
@@ -16,7 +16,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torch_manualbp.insight.trace import Quantity, Stage
-from torch_manualbp.rules import Activation, Linear, PReLU
+from torch_manualbp.rules import (
+    Activation,
+    Add,
+    Cast,
+    Difference,
+    Divide,
+    Identity,
+    Linear,
+    Multiply,
+    Negate,
+    PReLU,
+    Reshape,
+)
 from torch_manualbp.rules.constant import TimesConstant
 
 __all__ = ["Edges", "column", "diagonal", "edges", "is_diagonal", "wide"]
@@ -26,6 +38,9 @@ MOST_PRODUCTS = 1 << 13
 
 FEW = 64
 """Entries of an output up to which rows are taken: ``backward`` is what the gradients come from."""
+
+ENTRY_BY_ENTRY = (Add, Cast, Difference, Divide, Identity, Multiply, Negate, Reshape)
+"""Rules of which an entry depends on one entry of an argument of as many, that in the same place."""
 
 
 @dataclass(eq=False)
@@ -40,7 +55,7 @@ class Edges:
 
     q: Tensor
     value: Tensor
-    """In float64. Of a linear layer, and of an elementwise rule, zeros are among them; of other rules they are not."""
+    """In float64. Zeros are among them of a linear layer and of what acts entry by entry, and not of other rules."""
 
 
 def wide(t: Tensor) -> Tensor:
@@ -71,6 +86,9 @@ def edges(stage: Stage, source: Quantity, reached: Tensor) -> list[Edges]:
         return [_through_weights(stage, source, reached)]
     if is_diagonal(stage) and source is stage.args[0]:
         value = wide(diagonal(stage))[reached]
+        return [Edges(stage, source, stage.output, reached, reached, value)]
+    if stage.rule in ENTRY_BY_ENTRY and source.tensor.numel() == stage.output.tensor.numel():
+        value = wide(stage.backward(torch.ones_like(stage.output.tensor))[source])[reached]
         return [Edges(stage, source, stage.output, reached, reached, value)]
     entries = sum(output.tensor.numel() for output in stage.outputs)
     if entries <= max(FEW, len(reached)):

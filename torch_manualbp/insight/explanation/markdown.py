@@ -35,8 +35,19 @@ def _lines(block: Block) -> Iterator[str]:
         case Table():
             yield f"| {' | '.join(block.columns)} |"
             yield f"| {' | '.join('--:' if i in block.numbers else '---' for i in range(len(block.columns)))} |"
-            for row in block.rows:
-                yield f"| {' | '.join(map(_inline, row))} |"
+            for cells in _rows(block):
+                yield f"| {' | '.join(cells)} |"
+
+
+def _rows(table: Table) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for i, row in enumerate(table.rows):
+        cells = [_inline(cell) for cell in row]
+        if i in table.continued:
+            rows[-1] = ["<br>".join(filter(None, both)) for both in zip(rows[-1], cells, strict=True)]
+        else:
+            rows.append(cells)
+    return rows
 
 
 def _inline(notation: Notation) -> str:

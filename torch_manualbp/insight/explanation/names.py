@@ -69,6 +69,8 @@ class Names:
         """∂C/∂(entry), δ where it is a weighted input."""
         layer, letter = self._of.get(quantity, (None, ""))
         if layer is not None and letter == "z":
+            delta = LayerSymbols(layer).delta()
+            self.legend.setdefault(delta.text, (delta, f"∂C/∂{self.whole(quantity)}"))
             return LayerSymbols(layer).delta(*_unravelled(flat, quantity)[-1:])
         return partial(self.entry(quantity, flat, place))
 

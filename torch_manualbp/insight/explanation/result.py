@@ -74,7 +74,7 @@ class Path:
     """The product of the factors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """Why ∂C/∂w is what it is. Made by :func:`torch_manualbp.explain`; ``print`` it to read it."""
 
@@ -146,6 +146,9 @@ class Explanation:
     def share(self, value: float) -> float:
         """Of the whole; NaN where that is 0."""
         return value / self.value if self.value else math.nan
+
+    def __repr__(self) -> str:
+        return f"<Explanation: ∂C/∂{self.symbol} = {self.value:.{self.significant}g}>"
 
     def __str__(self) -> str:
         from torch_manualbp.insight.explanation.text import to_text

@@ -65,6 +65,8 @@ class Story:
         if len(order) > count_samples and searched:
             those = "the strongest term" if len(searched) == 1 else f"the {len(searched)} strongest terms"
             notes.append(f"Paths are those of {those}.")
+        if len(order) > 1:
+            notes.append("Samples count from 1, as the indices of the symbols do.")
         value = float(self.products.sum())
         return Explanation(
             name=self.asked.name,

@@ -21,6 +21,8 @@ STYLE = """
 .manualbp th, .manualbp td { text-align: left; padding: .2em .75em .2em 0; vertical-align: top; }
 .manualbp th { font-weight: 600; border-bottom: 1px solid #8888; }
 .manualbp tbody tr + tr td { border-top: 1px solid #8883; }
+.manualbp tbody tr.more td { border-top: 0; padding-top: 0; }
+.manualbp td:first-child { white-space: nowrap; }
 .manualbp .n { text-align: right; white-space: nowrap; }
 .manualbp .formula td { border: 0; padding: .1em .3em .1em 0; }
 """
@@ -59,9 +61,10 @@ def _lines(block: Block) -> Iterator[str]:
             heads = (_cell("th", column, i in block.numbers) for i, column in enumerate(block.columns))
             yield f"<thead><tr>{''.join(heads)}</tr></thead>"
             yield "<tbody>"
-            for row in block.rows:
+            for n, row in enumerate(block.rows):
                 cells = (_cell("td", cell.html, i in block.numbers) for i, cell in enumerate(row))
-                yield f"<tr>{''.join(cells)}</tr>"
+                more = ' class="more"' if n in block.continued else ""
+                yield f"<tr{more}>{''.join(cells)}</tr>"
             yield "</tbody></table></div>"
 
 
