@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_manualbp
-from torch_manualbp import explain, rules
+from torch_manualbp import Rule, explain, rules
 from torch_manualbp.insight.explanation import Explanation
 from torch_manualbp.rules.catalogue.activation import ACTIVATIONS as LISTED
 
@@ -252,6 +253,22 @@ class Several(nn.Module):
         return self.end(torch.cat([a * b, a - b, b], -1))
 
 
+class Odd(nn.Module):
+    """A weight that is a vector, a bias that all share, and much that is neither layer nor activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W, self.b = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(1))
+        self.w = nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Any:
+        h = F.linear(x, self.W, self.b)
+        s = torch.stack([h, 2 * h], 1).mean(1)
+        u, v, _ = s[:, [0, 2, 0]].unbind(-1)
+        share = F.linear(x, self.w).sigmoid() * u / (1 + v.square())
+        return share.unsqueeze(-1).expand(-1, 2) - s.sum(-1, keepdim=True)
+
+
 def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
@@ -259,6 +276,7 @@ def randn(*shape: int) -> Tensor:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], tuple[int, ...]]] = {
     "tied and reused": (Tied, lambda: randn(4, 3), (4, 2)),
     "attention": (Attention, lambda: randn(2, 4, 3), (2, 4, 3)),
+    "of odd operations": (Odd, lambda: randn(4, 2), (4, 2)),
     "bilinear": (Pair, lambda: (randn(3, 2), randn(3, 2)), (3, 2)),
     "cut and joined": (Several, lambda: randn(3, 3), (3, 2)),
     "residual and shared": (lambda: Residual(3, nn.SiLU(), times=3, dropout=0.4), lambda: randn(3, 3), (3, 3)),
@@ -331,6 +349,27 @@ def test_a_parameter_of_the_loss_itself() -> None:
     check(e)
 
 
+def test_a_rule_of_the_users_own_without_a_jvp() -> None:
+    class Cube(Rule):
+        @staticmethod
+        def forward(z: Tensor) -> Tensor:
+            return z * z * z
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, da: Tensor) -> Tensor:
+            (z,) = ctx.saved_tensors
+            return 3 * z * z * da
+
+    torch.manual_seed(0)
+    for width in (3, 90):  # few entries, and more than rows are taken for
+        model = nn.Sequential(nn.Linear(2, width), Functional(Cube.apply), nn.Linear(width, 2)).double()
+        check(explain(model, nn.MSELoss(), randn(2, 2), randn(2, 2), "0.weight", (1, 1)))
+
+
 def test_a_loss_that_holds_the_weight_as_well() -> None:
     model = nn.Sequential(nn.Linear(3, 2)).double()
     weight = model.get_parameter("0.weight")
@@ -395,6 +434,14 @@ def test_nothing_remains_changed() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_model_that_cannot_be_copied_is_run_itself() -> None:
+    model, x, y = article(torch_manualbp.nn)
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    before = [type(module) for module in model.modules()]
+    assert abs(explain(model, nn.MSELoss(), x, y, "fc2.weight", (1, 1)).difference) < 1e-15
+    assert [type(module) for module in model.modules()] == before
+
+
 def test_under_no_grad_and_inference_mode() -> None:
     model, x, y = article()
     with torch.no_grad():
@@ -436,6 +483,18 @@ def test_markdown_is_well_formed() -> None:
     assert len(tables) >= 4
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+def test_the_formulas_are_latex() -> None:
+    """As far as matplotlib, which reads much of it, can tell."""
+    mathtext = pytest.importorskip("matplotlib.mathtext").MathTextParser("path")
+    written = explained().to_markdown().replace("$$", "")
+    formulas = set(re.findall(r"\$([^$]+)\$", written))
+    for line in re.findall(r"^(.*) &= (.*?)(?: \\\\)?$", written, flags=re.MULTILINE):
+        formulas |= set(filter(None, line))
+    assert len(formulas) > 50
+    for formula in formulas:
+        mathtext.parse(f"${formula}$")
 
 
 def test_html_needs_nothing_from_outside_and_escapes_names() -> None:

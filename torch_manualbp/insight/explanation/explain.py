@@ -65,10 +65,10 @@ def explain(
     refuse_compiled(model)
     asked = find_weight(model, loss, weight, index)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.inference_mode(False), torch.random.fork_rng(devices=list(devices)):
+    forked = torch.random.fork_rng(devices=list(devices))
+    with torch.inference_mode(False), forked, _buffers_kept(model, loss):
         random = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
-        with _buffers_kept(model, loss):
-            passed = trace(model, loss, x, y)
+        passed = trace(model, loss, x, y)
         torch.set_rng_state(random[0])
         for device, state in zip(devices, random[1], strict=True):
             torch.cuda.set_rng_state(state, device)

@@ -13,7 +13,7 @@ from torch_manualbp.insight.trace import Quantity, Trace
 
 __all__ = ["Graph", "graph_from", "through_the_loss"]
 
-MOST_EDGES = 1 << 22
+MOST_EDGES = 1 << 23
 """Derivatives between entries that are kept, of 24 bytes each."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 
 from torch_manualbp.insight.explanation.chain import Use
@@ -31,6 +33,22 @@ SMALL = 16
 """Numbers in a matrix up to which they are shown."""
 
 
+@dataclass
+class _Found:
+    """What was found between the weight and C."""
+
+    chains: list[MatrixChain] = field(default_factory=list)
+    count_chains: int = 0
+    paths: list[Path] = field(default_factory=list)
+    count_paths: float = 0
+    count_nonzero_paths: float = 0
+
+    def strongest(self, count: int) -> tuple[Path, ...]:
+        """Those whose product is not 0; if there are none, one of the others."""
+        some = [path for path in self.paths if path.value != 0]
+        return tuple(sorted(some or self.paths[:1], key=_strength, reverse=True)[:count])
+
+
 class Story:
     """The parts of an explanation of one weight."""
 
@@ -53,15 +71,14 @@ class Story:
         shown = list(range(len(order))) if len(order) <= count_samples else order[:count_samples]
         samples = tuple(self._sample(i) for i in shown)
         searched = order[:count_samples]
+        found = _Found()
         notes: list[str] = []
-        graphs: dict[int, Graph] = {}
         try:
-            graphs = {i: self._graph(i) for i in searched}
+            for i in searched:  # one at a time, since of a large network a graph takes 100 MB
+                self._search(i, self._graph(i), count_paths, found)
         except ValueError as error:
             notes.append(f"Paths were not looked for: {error}.")
-            searched = []
-        chains, count_chains = self._chains(graphs)
-        paths = self._paths(graphs, count_paths)
+            searched, found = [], _Found()
         if len(order) > count_samples and searched:
             those = "the strongest term" if len(searched) == 1 else f"the {len(searched)} strongest terms"
             notes.append(f"Paths are those of {those}.")
@@ -80,11 +97,11 @@ class Story:
             count=len(order),
             products=self.products,
             samples=samples,
-            chains=chains,
-            count_chains=count_chains,
-            paths=paths,
-            count_paths=sum(count_ways(graph) for graph in graphs.values()),
-            count_nonzero_paths=sum(count_ways(graph, only_nonzero=True) for graph in graphs.values()),
+            chains=tuple(found.chains),
+            count_chains=found.count_chains,
+            paths=found.strongest(count_paths),
+            count_paths=found.count_paths,
+            count_nonzero_paths=found.count_nonzero_paths,
             searched=tuple(self._place(i) for i in searched),
             searched_value=float(self.products[searched].sum()) if searched else 0.0,
             notes=tuple(notes),
@@ -153,22 +170,23 @@ class Story:
         use, t = self.terms[i]
         return graph_from(self.trace, use.output, int(use.position[t]), is_of_loss(self.trace, use.stage))
 
-    def _chains(self, graphs: dict[int, Graph]) -> tuple[tuple[MatrixChain, ...], int]:
-        """Of the strongest sample."""
-        if not graphs:
-            return (), 0
-        i, graph = next(iter(graphs.items()))
-        count = count_routes(graph)
-        if count > MOST_ROUTES:
-            return (), count
+    def _search(self, i: int, graph: Graph, count: int, found: _Found) -> None:
+        """Add what there is of one sample; products of matrices are those of the first."""
+        found.count_paths += count_ways(graph)
+        found.count_nonzero_paths += count_ways(graph, only_nonzero=True)
+        if count:
+            found.paths += [self._path(i, way) for way in strongest_ways(graph, count)]
+        if not found.count_chains:
+            found.count_chains = count_routes(graph)
+            if found.count_chains <= MOST_ROUTES:
+                found.chains = [self._chain(i, route) for route in routes(graph)]
+
+    def _chain(self, i: int, route: Route) -> MatrixChain:
         use, t = self.terms[i]
         local = self._local(use, t)
         last = MatrixFactor(local.symbol, (), torch.tensor(local.value, dtype=torch.float64), local.origin, None)
-        chains = []
-        for route in routes(graph):
-            factors = [self._end(route), *(self._matrix(m) for m in route.matrices if not _passes_on(m)), last]
-            chains.append(MatrixChain(tuple(factors), route.value * local.value))
-        return tuple(chains), count
+        factors = [self._end(route), *(self._matrix(m) for m in route.matrices if not _passes_on(m)), last]
+        return MatrixChain(tuple(factors), route.value * local.value)
 
     def _end(self, route: Route) -> MatrixFactor:
         only = int(route.end_entries[0]) if route.end.tensor.numel() == 1 else None
@@ -190,7 +208,7 @@ class Story:
             numbers = matrix.dense()
         if numbers is not None and only is not None:
             numbers = numbers.reshape(-1)
-        return MatrixFactor(symbol, matrix.shape, numbers, self._named(matrix.edges), so_far)
+        return MatrixFactor(symbol, matrix.shape, numbers, self._named(matrix.edges) + _repeated(matrix), so_far)
 
     def _named(self, edges: Edges) -> Notation:
         """The parameter whose numbers they are, or the rule."""
@@ -198,16 +216,6 @@ class Story:
         if stage.rule is Linear and stage.args[0] is edges.source:
             return words(stage.args[1].name or described(stage))
         return words(described(stage))
-
-    def _paths(self, graphs: dict[int, Graph], count: int) -> tuple[Path, ...]:
-        if not count:
-            return ()
-        found: list[tuple[int, Way]] = []
-        for i, graph in graphs.items():
-            found += [(i, way) for way in strongest_ways(graph, count)]
-        paths = [self._path(i, way) for i, way in found]
-        some = [path for path in paths if path.value != 0]
-        return tuple(sorted(some or paths[:1], key=_strength, reverse=True)[:count])
 
     def _path(self, i: int, way: Way) -> Path:
         use, t = self.terms[i]
@@ -228,6 +236,13 @@ class Story:
         is_input = use.stage.rule is Linear and use.stage.args[1] is self.quantity
         start = local.symbol if is_input else self.names.entry(self.quantity, self.asked.flat)
         return Path(self._place(i), (start, *neurons), tuple(reversed(factors)), way.product * local.value)
+
+
+def _repeated(matrix: Matrix) -> Notation:
+    """A layer's weights stand in the matrix once for each position that is reached."""
+    stage, rows = matrix.edges.stage, matrix.shape[0]
+    out = stage.output.tensor.shape[-1] if stage.rule is Linear else rows
+    return words(f", for each of {rows // out} positions" if rows > out else "")
 
 
 def _strength(path: Path) -> float:
