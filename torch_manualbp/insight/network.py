@@ -20,7 +20,7 @@ class Layer:
 
     ::
 
-        z = a W ᵀ + b
+        z = a Wᵀ + b
         a = f(z)
     """
 

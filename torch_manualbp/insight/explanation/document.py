@@ -186,7 +186,7 @@ def _paths(e: Explanation) -> Iterator[Block]:
         sentence += words(f", which is {_percent(e.share(shown))} of ") + partial(e.symbol)
     sentence += words(".")
     if zero:
-        sentence += words(f" The product of {many(zero)} paths is 0.")
+        sentence += words(f" In {many(zero)} of all the product is 0.")
     yield Paragraph(sentence)
     rows = tuple(row for i, path in enumerate(e.paths, 1) for row in _path_rows(e, i, path))
     continued = frozenset(i for i in range(len(rows)) if i % 3)

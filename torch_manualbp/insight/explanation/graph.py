@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_manualbp.insight.explanation.local import Edges, edges, wide
+from torch_manualbp.insight.explanation.local import Edges, TooMuchError, edges, wide
 from torch_manualbp.insight.network import is_of_loss
 from torch_manualbp.insight.trace import Quantity, Trace
 
@@ -40,7 +40,7 @@ def graph_from(trace: Trace, source: Quantity, start: int, through_loss: bool) -
         through_loss: go through the single operations of the loss, too, up to C.
 
     Raises:
-        ValueError: that is too much to be looked at entry by entry.
+        TooMuchError: that is too much to be looked at entry by entry.
     """
     reached: dict[Quantity, Tensor] = {source: torch.tensor([start])}
     found: list[Edges] = []
@@ -56,7 +56,7 @@ def graph_from(trace: Trace, source: Quantity, start: int, through_loss: bool) -
             for part in edges(stage, argument, reached[argument]):
                 count += len(part.value)
                 if count > MOST_EDGES:
-                    raise ValueError(f"more than {MOST_EDGES} derivatives lie between {source.name} and C")
+                    raise TooMuchError(f"more than {MOST_EDGES} derivatives lie between {source.name} and C")
                 if len(part.value) and part.target.gradient is not None:
                     found.append(part)
                     reached[part.target] = _entries(part.target, reached.get(part.target), part.q)

@@ -31,7 +31,7 @@ from torch_manualbp.rules import (
 )
 from torch_manualbp.rules.constant import TimesConstant
 
-__all__ = ["Edges", "column", "diagonal", "edges", "is_diagonal", "wide"]
+__all__ = ["Edges", "TooMuchError", "column", "diagonal", "edges", "is_diagonal", "wide"]
 
 MOST_PRODUCTS = 1 << 13
 """Rows or columns of one rule that are computed one by one."""
@@ -41,6 +41,10 @@ FEW = 64
 
 ENTRY_BY_ENTRY = (Add, Cast, Difference, Divide, Identity, Multiply, Negate, Reshape)
 """Rules of which an entry depends on one entry of an argument of as many, that in the same place."""
+
+
+class TooMuchError(ValueError):
+    """There is more between a weight and C than can be looked at entry by entry."""
 
 
 @dataclass(eq=False)
@@ -80,7 +84,7 @@ def edges(stage: Stage, source: Quantity, reached: Tensor) -> list[Edges]:
     """The derivatives of the stage's outputs by these entries of ``source``.
 
     Raises:
-        ValueError: they would take too many products, or the rule has no jvp where one is needed.
+        TooMuchError: they would take too many products.
     """
     if stage.rule is Linear and stage.args[1].tensor.dim() == 2 and _is_argument_alone(stage, source, 0):
         return [_through_weights(stage, source, reached)]
@@ -142,7 +146,7 @@ def column(stage: Stage, quantity: Quantity, p: int) -> list[Tensor]:
     """How each output answers to entry p of an argument: one column of the Jacobian, by the rule's ``jvp``.
 
     Raises:
-        ValueError: the rule has no jvp, and so many outputs that rows would take too long.
+        TooMuchError: the rule has no jvp, and so many outputs that rows would take too long.
     """
     one = torch.zeros_like(quantity.tensor, memory_format=torch.contiguous_format)
     one.view(-1)[p] = 1
@@ -180,4 +184,4 @@ def _joined(stage: Stage, source: Quantity, target: Quantity, parts: list[Edges]
 def _refuse_many(stage: Stage, products: int, error: Exception | None = None) -> None:
     if products > MOST_PRODUCTS:
         name = f"{stage.path}: {stage.rule.__name__}" if stage.path else stage.rule.__name__
-        raise ValueError(f"the Jacobian of {name} would take {products} products") from error
+        raise TooMuchError(f"the Jacobian of {name} would take {products} products") from error

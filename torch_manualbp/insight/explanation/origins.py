@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_manualbp.derive.tape import formulas
 from torch_manualbp.insight.explanation.chain import Use
 from torch_manualbp.insight.explanation.graph import through_the_loss
-from torch_manualbp.insight.explanation.local import edges, is_diagonal
+from torch_manualbp.insight.explanation.local import TooMuchError, edges, is_diagonal
 from torch_manualbp.insight.explanation.names import Names, Place, described
 from torch_manualbp.insight.explanation.numbers import number
 from torch_manualbp.insight.network import is_of_loss
@@ -102,7 +102,7 @@ class Origins:
         terms = []
         try:
             found = edges(stage, source, torch.tensor([flat]))
-        except ValueError:
+        except TooMuchError:
             gradient = stage.backward(*[output.gradient for output in stage.outputs])[source]
             value = float(gradient.reshape(-1)[flat])
             return [(words(f"through {described(stage)}"), self._number(value), value)]

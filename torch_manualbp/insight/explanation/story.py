@@ -8,7 +8,7 @@ import torch
 
 from torch_manualbp.insight.explanation.chain import Use
 from torch_manualbp.insight.explanation.graph import Graph, graph_from
-from torch_manualbp.insight.explanation.local import Edges, is_diagonal
+from torch_manualbp.insight.explanation.local import Edges, TooMuchError, is_diagonal
 from torch_manualbp.insight.explanation.names import Names, described
 from torch_manualbp.insight.explanation.origins import Origins
 from torch_manualbp.insight.explanation.paths import Way, count_ways, strongest_ways
@@ -76,7 +76,7 @@ class Story:
         try:
             for i in searched:  # one at a time, since of a large network a graph takes 100 MB
                 self._search(i, self._graph(i), count_paths, found)
-        except ValueError as error:
+        except TooMuchError as error:
             notes.append(f"Paths were not looked for: {error}.")
             searched, found = [], _Found()
         if len(order) > count_samples and searched:
@@ -153,16 +153,14 @@ class Story:
         use, t = self.terms[i]
         if len(self.terms) == 1:
             return ""
-        index = [n + 1 for n in torch.unravel_index(use.position[t], use.output.tensor.shape)]
-        words = []
-        if len(self.uses) > 1:
-            words.append(f"use {self.uses.index(use) + 1} of {len(self.uses)}")
-        is_neuron = use.stage.rule is Linear
-        lead, last = (index[:-1], index[-1:]) if index else ([], [])
-        words += [f"sample {int(n)}" for n in lead[:1]]
-        words += [f"position {', '.join(str(int(n)) for n in lead[1:])}"] if lead[1:] else []
-        words += [] if is_neuron else [f"entry {int(n)}" for n in last]
-        return ", ".join(words)
+        index = [int(n) + 1 for n in torch.unravel_index(use.position[t], use.output.tensor.shape)]
+        sample, positions, entry = index[:-1][:1], index[:-1][1:], index[-1:]
+        parts = [f"use {self.uses.index(use) + 1} of {len(self.uses)}"] if len(self.uses) > 1 else []
+        parts += [f"sample {n}" for n in sample]
+        parts += [f"position {', '.join(map(str, positions))}"] if positions else []
+        if use.stage.rule is not Linear:  # of which each sample has one term
+            parts += [f"entry {n}" for n in entry]
+        return ", ".join(parts)
 
     # Between the weight and C
 
