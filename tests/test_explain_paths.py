@@ -121,3 +121,15 @@ def test_more_than_is_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     assert e.notes == ("Paths were not looked for: more than 3 derivatives lie between z_fc1 and C.",)
     assert e.notes[0] in str(e)
     assert abs(e.difference) < 1e-15
+
+
+def test_a_jacobian_that_is_too_large_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_manualbp.insight.explanation import local
+
+    monkeypatch.setattr(local, "MOST_NUMBERS", 10)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Softmax(-1), nn.Linear(3, 1)).double()
+    e = explain(model, nn.MSELoss(), torch.randn(2, 2).double(), torch.randn(2, 1).double(), "0.weight", (0, 0))
+    assert e.notes[0] == "Paths were not looked for: the Jacobian of 1: Softmax would take 6 products of 6 numbers."
+    assert e.factors[0].origin.text.startswith("through 1: Softmax(-1) = ")
+    assert abs(e.difference) < 1e-15

@@ -36,6 +36,9 @@ __all__ = ["Edges", "TooMuchError", "column", "diagonal", "edges", "is_diagonal"
 MOST_PRODUCTS = 1 << 13
 """Rows or columns of one rule that are computed one by one."""
 
+MOST_NUMBERS = 1 << 28
+"""How many numbers these may have together: about a second."""
+
 FEW = 64
 """Entries of an output up to which rows are taken: ``backward`` is what the gradients come from."""
 
@@ -182,6 +185,7 @@ def _joined(stage: Stage, source: Quantity, target: Quantity, parts: list[Edges]
 
 
 def _refuse_many(stage: Stage, products: int, error: Exception | None = None) -> None:
-    if products > MOST_PRODUCTS:
+    size = sum(output.tensor.numel() for output in stage.outputs)
+    if products > MOST_PRODUCTS or products * size > MOST_NUMBERS:
         name = f"{stage.path}: {stage.rule.__name__}" if stage.path else stage.rule.__name__
-        raise TooMuchError(f"the Jacobian of {name} would take {products} products") from error
+        raise TooMuchError(f"the Jacobian of {name} would take {products} products of {size} numbers") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch_manualbp.derive.tape import formulas
 from torch_manualbp.insight.explanation.chain import Use
 from torch_manualbp.insight.explanation.graph import through_the_loss
-from torch_manualbp.insight.explanation.local import TooMuchError, edges, is_diagonal
+from torch_manualbp.insight.explanation.local import Edges, TooMuchError, edges, is_diagonal
 from torch_manualbp.insight.explanation.names import Names, Place, described
 from torch_manualbp.insight.explanation.numbers import number
 from torch_manualbp.insight.network import is_of_loss
@@ -25,6 +26,21 @@ MOST_TERMS = 4
 """Of a sum that is written out."""
 
 
+class _Term(NamedTuple):
+    """What comes back along one edge; without ``edges`` all that comes back through a stage."""
+
+    edges: Edges | None
+    p: int
+    q: int
+    upstream: float
+    value: float
+    stage: Stage
+
+    @property
+    def product(self) -> float:
+        return self.upstream * self.value
+
+
 class Origins:
     """The origins of the factors of one trace."""
 
@@ -35,20 +51,20 @@ class Origins:
 
     def upstream(self, use: Use, flat: int, place: Place) -> Notation:
         """∂C/∂(head) = Σ δ w of the neurons that it feeds, and what the loss itself has of it."""
-        terms: list[tuple[Notation, Notation, float]] = []
+        terms: list[_Term] = []
         in_loss = is_of_loss(self.trace, use.stage)
         for stage in use.head.used_by:
             if not any(output.gradient is not None for output in stage.outputs):
                 continue
             if in_loss or not is_of_loss(self.trace, stage):
-                terms += self._terms(stage, use.head, flat, place)
+                terms += self._terms(stage, use.head, flat)
         through = None if in_loss else through_the_loss(self.trace, use.head)
         if through is None:
-            return self._sum(terms)
+            return self._sum(terms, place)
         by_loss = self.of_loss(use.head, flat)
         if not terms:
             return by_loss
-        return self._sum(terms) + words(", and by the loss ") + self._number(float(through[flat]))
+        return self._sum(terms, place) + words(", and by the loss ") + self._number(float(through[flat]))
 
     def of_loss(self, quantity: Quantity, flat: int | None) -> Notation:
         """The formula of the loss; with the numbers of an entry."""
@@ -97,39 +113,43 @@ class Origins:
         formula = "; ".join(map(_tidy, lines))
         return words(f"{described(use.stage)}, {formula}" if formula else described(use.stage))
 
-    def _terms(self, stage: Stage, source: Quantity, flat: int, place: Place) -> list[tuple[Notation, Notation, float]]:
+    def _terms(self, stage: Stage, source: Quantity, flat: int) -> list[_Term]:
         """What comes back to one entry from each entry that a rule made of it."""
-        terms = []
         try:
             found = edges(stage, source, torch.tensor([flat]))
         except TooMuchError:
             gradient = stage.backward(*[output.gradient for output in stage.outputs])[source]
-            value = float(gradient.reshape(-1)[flat])
-            return [(words(f"through {described(stage)}"), self._number(value), value)]
+            return [_Term(None, 0, 0, float(gradient.reshape(-1)[flat]), 1.0, stage)]
+        terms = []
         for part in found:
-            if part.target.gradient is None:
-                continue
-            upstream = part.target.gradient.detach().reshape(-1)
-            for p, q, v in zip(part.p.tolist(), part.q.tolist(), part.value.tolist(), strict=True):
-                g = float(upstream[q])
-                symbols = self.names.gradient(part.target, q, place) + " " + self.names.step(part, p, q, place)
-                if not (stage.rule is Linear or is_diagonal(stage)):
-                    symbols = self.names.gradient(part.target, q, place) + plain(" · ")
-                    symbols += self.names.step(part, p, q, place)
-                numbers = self._number(g) + " · " + self._factor(v)
-                terms.append((symbols, numbers, g * v))
+            if part.target.gradient is not None:
+                upstream = part.target.gradient.detach().reshape(-1).double().cpu()[part.q].tolist()
+                columns = zip(part.p.tolist(), part.q.tolist(), upstream, part.value.tolist(), strict=True)
+                terms += [_Term(part, p, q, g, v, stage) for p, q, g, v in columns]
         return terms
 
-    def _sum(self, terms: list[tuple[Notation, Notation, float]]) -> Notation:
+    def _sum(self, terms: list[_Term], place: Place) -> Notation:
         plus = plain(" + ")
+        if not terms:
+            return words("nothing: no neuron takes it")
         if len(terms) <= MOST_TERMS:
-            symbols = plus.joined(term[0] for term in terms)
-            numbers = plus.joined(_after_plus(term[1], i) for i, term in enumerate(terms))
-            return symbols + " = " + numbers if terms else words("nothing: no neuron takes it")
-        strongest = sorted(terms, key=lambda term: -abs(term[2]))[: MOST_TERMS - 1]
-        rest = sum(term[2] for term in terms) - sum(term[2] for term in strongest)
-        shown = plus.joined(symbols + " (" + self._number(value) + ")" for symbols, _, value in strongest)
+            numbers = (_after_plus(self._numbers(term), i) for i, term in enumerate(terms))
+            return plus.joined(self._symbols(term, place) for term in terms) + " = " + plus.joined(numbers)
+        strongest = sorted(terms, key=lambda term: -abs(term.product))[: MOST_TERMS - 1]
+        rest = sum(term.product for term in terms) - sum(term.product for term in strongest)
+        shown = plus.joined(self._symbols(term, place) + " (" + self._number(term.product) + ")" for term in strongest)
         return shown + words(f" + {len(terms) - len(strongest)} weaker terms (") + self._number(rest) + ")"
+
+    def _symbols(self, term: _Term, place: Place) -> Notation:
+        if term.edges is None:
+            return words(f"through {described(term.stage)}")
+        upstream = self.names.gradient(term.edges.target, term.q, place)
+        between = " " if term.stage.rule is Linear or is_diagonal(term.stage) else " · "
+        return upstream + between + self.names.step(term.edges, term.p, term.q, place)
+
+    def _numbers(self, term: _Term) -> Notation:
+        upstream = self._number(term.upstream)
+        return upstream if term.edges is None else upstream + " · " + self._factor(term.value)
 
     def _entry(self, quantity: Quantity, flat: int, place: Place) -> Notation:
         return self.names.entry(quantity, flat, place) + " = " + self._value(quantity, flat)
