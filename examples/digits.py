@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
         max_epochs=options.epochs,
         logger=logger,
         log_every_n_steps=1,
-        callbacks=[*checkpoints, GradientFlow(figure)],
+        callbacks=[*checkpoints, GradientFlow(figure, every_n_steps=10)],
         enable_model_summary=False,
     )
     try:
@@ -139,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
         ("last checkpoint", last),
         ("best in validation", best),
         ("metrics", Path(logger.log_dir, "metrics.csv")),
-        ("gradient norms", figure),
+        ("gradient flow", figure),
     ):
         print(f"{name:18}  {path}")
     return 0

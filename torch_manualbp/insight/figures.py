@@ -67,14 +67,22 @@ def _over_steps(axes: Any, history: Any, colors: Mapping[str, Any], name: str, l
 
 def _over_layers(axes: Any, history: Any, layers: Sequence[str]) -> None:
     """The quantiles of |δ| of the first and the last measurement, in the order of the forward."""
-    first_and_last = [history[0], history[-1]] if len(history) > 1 else history
-    for entry, color in zip(first_and_last, ("tab:gray", "tab:red"), strict=False):
-        places = [i for i, layer in enumerate(layers) if "delta_q50" in entry["layers"].get(layer, {})]
-        low, middle, high = (
-            [entry["layers"][layers[i]][f"delta_{q}"] or math.nan for i in places] for q in ("q05", "q50", "q95")
-        )
+    entries = [history[0], history[-1]] if len(history) > 1 else history
+    shown = [layer for layer in layers if any("delta_q95" in entry["layers"].get(layer, {}) for entry in entries)]
+    quantiles = [
+        [[entry["layers"].get(layer, {}).get(f"delta_{q}", math.nan) for layer in shown] for q in ("q05", "q50", "q95")]
+        for entry in entries
+    ]
+    # Zeros, which ReLU lets come, have no logarithm: they lie on the lower edge.
+    positive = [value for of_entry in quantiles for line in of_entry for value in line if value > 0]
+    floor = min(positive, default=1.0) / 2
+    for entry, of_entry, color in zip(entries, quantiles, ("tab:gray", "tab:red"), strict=False):
+        low, middle, high = ([floor if value == 0 else value for value in line] for line in of_entry)
+        places = range(len(shown))
         axes.plot(places, middle, color=color, marker="o", markersize=3, linewidth=1, label=f"step {entry['step']}")
         axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.set_ylim(bottom=floor)
+    layers = shown
     step = -(-len(layers) // MOST_IN_LEGEND) if layers else 1
     axes.set_xticks(range(0, len(layers), step), layers[::step], rotation=30, ha="right")
     if history:
