@@ -22,7 +22,7 @@ PROGRAMS = re.findall(rf"^```python\n{BLOCK}\n\n```text\n{BLOCK}", README, re.DO
 @pytest.mark.parametrize(
     ("program", "printed"),
     PROGRAMS,
-    ids=["quick start", "your own rule", "your own gradients", "a step without autograd"],
+    ids=["quick start", "your own rule", "your own gradients", "a step without autograd", "see the backpropagation"],
 )
 def test_a_program_prints_what_it_says(program: str, printed: str) -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
