@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from torch_manualbp._tables import as_markdown, print_table, write
 from torch_manualbp.rules.products import uses_onednn
 
-__all__ = ["count", "microseconds", "surroundings"]
+__all__ = ["add_files", "add_rounds", "count", "microseconds", "publish", "surroundings"]
+
+
+def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
+    """The option of a command that reports medians."""
+    said = f"of which the median is taken (default: {default})"
+    parser.add_argument("--rounds", type=count, default=default, metavar="N", help=said)
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that writes its figures to files."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+
+
+def publish(
+    options: argparse.Namespace, title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[Any]
+) -> None:
+    """Print the table, and write it and the rows, which are dataclasses, to the files that are asked for."""
+    about = surroundings()
+    print_table(f"{title}, torch {about['torch']}, {about['threads']} threads", columns, cells)
+    if options.json is not None:
+        write(options.json, {**about, "rounds": options.rounds, "rows": [asdict(row) for row in rows]})
+    if options.markdown is not None:
+        write(options.markdown, as_markdown(columns, cells))
 
 
 def count(text: str) -> int:

@@ -6,15 +6,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 
 from torch_manualbp import TrainStep, nn
-from torch_manualbp._tables import as_markdown, print_table, require_tables, write
-from torch_manualbp.bench.command import count, surroundings
+from torch_manualbp._tables import require_tables
+from torch_manualbp.bench.command import add_files, add_rounds, publish
 from torch_manualbp.bench.timing import Question, Stopwatch, compare
 from torch_manualbp.insight import RunStatistics
 
@@ -50,10 +49,8 @@ class Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    add = parser.add_argument
-    add("--rounds", type=count, default=15, metavar="N", help="of which the median is taken (default: 15)")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    add("--markdown", type=Path, metavar="FILE", help="write the table there")
+    add_rounds(parser, 15)
+    add_files(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -65,13 +62,7 @@ def main(options: argparse.Namespace) -> int:
             for row in _rows(width, batch, activation, options.rounds):
                 rows.append(row)
                 print(*_cells(row), sep="  ", file=sys.stderr, flush=True)
-    about = surroundings()
-    cells = list(map(_cells, rows))
-    print_table(f"Statistics of a run, torch {about['torch']}, {about['threads']} threads", COLUMNS, cells)
-    if options.json is not None:
-        write(options.json, {**about, "rounds": options.rounds, "rows": [asdict(row) for row in rows]})
-    if options.markdown is not None:
-        write(options.markdown, as_markdown(COLUMNS, cells))
+    publish(options, "Statistics of a run", COLUMNS, list(map(_cells, rows)), rows)
     return 0
 
 

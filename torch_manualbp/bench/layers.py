@@ -8,7 +8,6 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.nn.modules import loss as torch_losses
 
 from torch_manualbp import nn, rules
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
-from torch_manualbp.bench.command import count, microseconds, surroundings
+from torch_manualbp.bench.command import add_files, count, microseconds, surroundings
 from torch_manualbp.bench.timing import Question, Stopwatch, compare
 
 __all__ = ["Case", "Row", "add_arguments", "main", "measure", "ours_of", "panel"]
@@ -246,8 +245,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=count, default=15, metavar="N", help="rounds, up to 4 N where they disagree (default: 15)")
     add("--threads", type=count, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--dtype", choices=DTYPES, default="float32", help="of all floating-point numbers (default: float32)")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    add("--markdown", type=Path, metavar="FILE", help="write the table there")
+    add_files(parser)
 
 
 def main(options: argparse.Namespace) -> int:

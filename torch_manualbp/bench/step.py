@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp.bench import rows as of_rows
-from torch_manualbp.bench.command import count, surroundings
+from torch_manualbp.bench.command import add_files, count, surroundings
 from torch_manualbp.bench.memory import peak_memory
 from torch_manualbp.bench.networks import ACTIVATIONS, BATCHES, NETWORKS, OPTIMIZERS, PRECISIONS, Case, Network, panel
 from torch_manualbp.bench.rows import LEAST, OURS, STOCK, Finding, Row, product_bound
@@ -163,8 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=count, default=15, metavar="N", help="up to 2 N where they disagree (default: 15)")
     add("--threads", type=count, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--no-onednn", action="store_true", help="large products of ours by BLAS, as on a processor of Intel's")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    add("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    add_files(parser)
 
 
 def main(options: argparse.Namespace) -> int:

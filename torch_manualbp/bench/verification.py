@@ -8,8 +8,7 @@ import itertools
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp import nn
-from torch_manualbp._tables import as_markdown, print_table, require_tables, write
-from torch_manualbp.bench.command import count, surroundings
+from torch_manualbp._tables import require_tables
+from torch_manualbp.bench.command import add_files, add_rounds, publish
 from torch_manualbp.verify.models import verify_model
 from torch_manualbp.verify.report import Report
 from torch_manualbp.verify.verifier import verify
@@ -65,10 +64,8 @@ class Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    add = parser.add_argument
-    add("--rounds", type=count, default=5, metavar="N", help="of which the median is taken (default: 5)")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    add("--markdown", type=Path, metavar="FILE", help="write the table there")
+    add_rounds(parser, 5)
+    add_files(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -79,12 +76,7 @@ def main(options: argparse.Namespace) -> int:
         print(f"{row.target}: {row.seconds:.2f} s, {row.verdict}", file=sys.stderr, flush=True)
         rows.append(row)
     columns, cells = _table(rows)
-    about = surroundings()
-    print_table(f"Verification, torch {about['torch']}, {about['threads']} threads", columns, cells)
-    if options.json is not None:
-        write(options.json, {**about, "rounds": options.rounds, "rows": [asdict(row) for row in rows]})
-    if options.markdown is not None:
-        write(options.markdown, as_markdown(columns, cells))
+    publish(options, "Verification", columns, cells, rows)
     return int(any(row.verdict != "correct" for row in rows))
 
 
