@@ -18,6 +18,7 @@ import torch_manualbp.insight.units
 from torch_manualbp import TrainStep, nn
 from torch_manualbp.insight import STATISTICS, RunStatistics, summary
 from torch_manualbp.insight.noise import noise, per_sample_norms, product_norm
+from torch_manualbp.rules import use_onednn
 
 ENGINES = ("autograd", "derived")
 
@@ -139,6 +140,19 @@ def test_per_sample_norms(shape: tuple[int, ...], has_bias: bool) -> None:
     torch.testing.assert_close(of_weight, weights.square().sum())
     torch.testing.assert_close(trace, g.var(0).sum())
     torch.testing.assert_close(square, g.mean(0).square().sum() - g.var(0).sum() / n)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("shape", [(600, 700), (200, 700)], ids=["by the product", "by rows"])
+def test_products_of_either_kernel(shape: tuple[int, int], onednn: bool) -> None:
+    rows, width = shape
+    delta, x = torch.randn(rows, width), torch.randn(rows, width)
+    expected = (delta.double().T @ x.double()).square().sum()
+    use_onednn(onednn and torch.backends.mkldnn.is_available())
+    try:
+        torch.testing.assert_close(product_norm(delta, x).double(), expected, rtol=1e-5, atol=0)
+    finally:
+        use_onednn(None)
 
 
 def test_the_noise_scale_is_without_bias() -> None:
