@@ -1,0 +1,106 @@
+"""The same pass by PyTorch alone, and the optimizer's step, on copies: nothing that the user holds is changed."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import SGD, Optimizer
+
+from torch_manualbp.convert import restore
+from torch_manualbp.derive.derived import called, path_of_loss
+
+__all__ = ["MakesOptimizer", "Step", "step_of"]
+
+MakesOptimizer = Optimizer | Callable[[Iterable[Tensor]], Optimizer]
+"""An optimizer of the model's parameters, or what makes one of them, such as ``partial(SGD, lr=0.1)``."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step."""
+
+    gradients: Mapping[str, Tensor]
+    """∂C/∂(each parameter) as ``C.backward()`` has it through the layers of torch.nn."""
+
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    """The parameters after the optimizer's step."""
+
+    cost_after: float
+    optimizer: str
+    """Such as ``SGD(lr=0.1)``."""
+
+    kind: str
+    is_plain: bool
+    """Whether it is w := w − ε ∂C/∂w and nothing more."""
+
+
+def step_of(
+    model: Module, loss: Callable[..., Tensor], inputs: Any, target: Any, optimizer: MakesOptimizer | None, lr: float
+) -> Step:
+    """Backpropagate by autograd and let the optimizer make its step, all on copies.
+
+    Raises:
+        ValueError: the optimizer holds none of the model's parameters.
+    """
+    if isinstance(optimizer, Optimizer):
+        ids = {id(p) for root in (model, loss) if isinstance(root, Module) for p in root.parameters()}
+        if not any(id(p) in ids for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("optimizer: it holds none of the parameters of the model")
+        model, loss, optimizer = copy.deepcopy((model, loss, optimizer))
+    else:
+        model, loss = copy.deepcopy((model, loss))
+    prefix = path_of_loss(model)
+    named = dict(model.named_parameters())
+    if isinstance(loss, Module):
+        named |= dict(loss.named_parameters(prefix=prefix))
+    for root in (model, loss):
+        if isinstance(root, Module):
+            restore(root)
+    learning = [p for p in named.values() if p.requires_grad]
+    if not isinstance(optimizer, Optimizer):
+        optimizer = SGD(learning, lr=lr) if optimizer is None else optimizer(learning)
+
+    def closure() -> float:
+        with torch.enable_grad(), torch.random.fork_rng():
+            for p in learning:
+                p.grad = None
+            C = loss(called(model, inputs), target)
+            C.backward()
+        return C.item()
+
+    closure()
+    before = {name: p.detach().clone() for name, p in named.items()}
+    gradients = {name: p.grad.detach().clone() for name, p in named.items() if p.grad is not None}
+    optimizer.step(closure)  # LBFGS and the like ask for the cost again
+    with torch.no_grad(), torch.random.fork_rng():
+        cost = float(loss(called(model, inputs), target))
+    after = {name: p.detach().clone() for name, p in named.items()}
+    return Step(gradients, before, after, cost, _described(optimizer), type(optimizer).__name__, _is_plain(optimizer))
+
+
+def _described(optimizer: Optimizer) -> str:
+    """The class with what is not its default: ``SGD(lr=0.1, momentum=0.9)``."""
+    group = optimizer.param_groups[0]
+    usual = inspect.signature(type(optimizer)).parameters
+    named = itertools.chain(["lr"], (name for name in usual if name not in ("params", "lr")))
+    settings = [
+        f"{name}={group[name]:g}" if isinstance(group[name], float) else f"{name}={group[name]}"
+        for name in named
+        if name in group and (name == "lr" or group[name] != usual[name].default)
+    ]
+    return f"{type(optimizer).__name__}({', '.join(settings)})"
+
+
+def _is_plain(optimizer: Optimizer) -> bool:
+    group = optimizer.param_groups[0]
+    is_sgd = type(optimizer) is SGD and len(optimizer.param_groups) == 1
+    return is_sgd and not (group["momentum"] or group["weight_decay"] or group["maximize"])

@@ -1,0 +1,101 @@
+"""The page: plain data into templates, everything that it needs in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from torch_manualbp import __version__
+from torch_manualbp.insight.page import charts
+from torch_manualbp.insight.page.history import STATISTICS, Moment, Statistic, layers_in, statistics_in
+from torch_manualbp.insight.page.numbers import RAISED, shown
+from torch_manualbp.verify.report import Report
+
+__all__ = ["render"]
+
+PACKAGE = "torch_manualbp.insight.page"
+OF_NETWORK = ("model.js", "drawing.js", "panel.js", "controls.js")
+NUMERIC = ("error in ulp", "torch's", "relative")
+"""Columns of the verification report whose cells sort as numbers."""
+
+
+def render(
+    *,
+    title: str,
+    about: Sequence[str],
+    notes: Sequence[str],
+    network: Mapping[str, Any] | None,
+    moments: Sequence[Moment],
+    verification: Report | None,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        about: what is said below the title, such as the optimizer.
+        notes: why something is not shown.
+        network: what :func:`~torch_manualbp.insight.page.data.network_data` gives, for a network that can be drawn.
+    """
+    environment = Environment(
+        loader=PackageLoader(PACKAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"shown": shown, "raised": lambda number: str(number).translate(RAISED)}
+    scripts = ("numbers.js", *(OF_NETWORK if network else ()), "tables.js")
+    page: str = environment.get_template("page.html").render(
+        title=title,
+        about=about,
+        notes=notes,
+        network=network,
+        layers=_table_of_layers(moments) if moments else None,
+        charts=charts.by_layer(moments) if moments else [],
+        lines=charts.by_step(moments),
+        verification=None if verification is None else _table_of_report(verification),
+        style=Markup("\n".join(_own(name) for name in ("style.css", *(("network.css",) if network else ())))),
+        script=Markup("\n".join(_own(name) for name in scripts)),
+        data=_json({"network": network}),
+        version=__version__,
+    )
+    return page
+
+
+def _own(name: str) -> str:
+    return files(PACKAGE).joinpath("templates").joinpath(name).read_text(encoding="utf-8")
+
+
+def _json(data: Any) -> Markup:
+    """JSON that may stand within a script: nothing in it ends the script or begins a comment."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _table_of_layers(moments: Sequence[Moment]) -> dict[str, Any]:
+    """A row for each layer with what the last step says of it, and small lines of the way there."""
+    found = statistics_in(moments)
+    columns = [(what, STATISTICS.get(what, Statistic(what, ""))) for what in found]
+    rows = []
+    for i, name in enumerate(layers_in(moments)):
+        values = {what: [m.layers.get(name, {}).get(what) for m in moments] for what in found}
+        cells = [(values[what][-1], charts.sparkline(values[what])) for what in found]
+        rows.append({"number": i + 1, "name": name, "cells": cells})
+    last = moments[-1]
+    return {"columns": columns, "rows": rows, "step": last.step, "steps": len(moments), "loss": last.loss,
+            "noise_scale": last.noise_scale}  # fmt: skip
+
+
+def _table_of_report(report: Report) -> dict[str, Any]:
+    columns, cells = report.table()
+    kinds = [
+        "number" if c in NUMERIC else "hint" if c == "hint" else "verdict" if c == "verdict" else "words"
+        for c in columns
+    ]
+    return {
+        "columns": list(zip(columns, kinds, strict=True)),
+        "rows": [list(zip(line, kinds, strict=True)) for line in cells],
+        "ok": report.ok,
+        "summary": report.summary(),
+        "notes": report.notes,
+    }

@@ -1,0 +1,102 @@
+"""``report``: write the page of a backpropagation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from torch_manualbp.derive.tape import NotDerivableError
+from torch_manualbp.insight.page.autograd import MakesOptimizer, step_of
+from torch_manualbp.insight.page.data import NotDrawableError, network_data, shapes
+from torch_manualbp.insight.page.history import checked
+from torch_manualbp.insight.page.measured import history_of_one_step
+from torch_manualbp.insight.page.render import render
+from torch_manualbp.insight.refusals import refuse_compiled
+from torch_manualbp.insight.trace import trace
+from torch_manualbp.verify import verify_model
+from torch_manualbp.verify.report import Report
+
+__all__ = ["report"]
+
+
+def report(
+    model: Module,
+    loss: Callable[..., Tensor],
+    x: Any,
+    y: Any,
+    path: str | Path = "report.html",
+    *,
+    optimizer: MakesOptimizer | None = None,
+    lr: float = 0.1,
+    verification: Report | bool | None = None,
+    history: Any = None,
+    title: str | None = None,
+    samples: int = 8,
+) -> Path:
+    """Write a page that shows the backpropagation of ``loss(model(x), y)``: one HTML file without outside resources.
+
+    A chain of layers of up to 200 neurons is drawn neuron by neuron, with the chain of factors of every weight and a
+    slider through forward, cost, backward and update. Of a larger one, or where there is a history of a run, the page
+    shows the statistics of the layers. Nothing is changed: the optimizer makes its step on copies.
+
+    Args:
+        x: a tensor, or a tuple of the model's arguments, or a mapping of them by name.
+        y: what the loss takes besides the output.
+        path: where the page is written; missing folders are made.
+        optimizer: one of the model's parameters, or what makes one of them, such as ``partial(Adam, lr=0.01)``
+            (default: SGD).
+        lr: ε of the default optimizer.
+        verification: what :func:`~torch_manualbp.verify_model` found, or True to run it now.
+        history: the statistics of a run, a list of ``{"step": int, "layers": {name: {statistic: number or None}},
+            "loss": number or None, "noise_scale": number or None}`` (default: where the neurons are not drawn, those
+            of this pass).
+        title: of the page.
+        samples: so many rows of x are shown one by one; the gradients are those of all of them.
+
+    Raises:
+        NotDerivableError: the model does what has no rule, and there is neither a history nor a verification to show.
+        ValueError: the model is compiled, the loss is not one number, or the history is of another form.
+        OSError: the file cannot be written.
+    """
+    refuse_compiled(model)
+    moments = [] if history is None else checked(history)
+    if samples < 1:
+        raise ValueError(f"samples: {samples} is not a number of rows from 1 on")
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if verification is True:
+        verification = verify_model(model, x, y, loss)
+    notes: list[str] = []
+    about = [f"{type(model).__name__}, cost {name}"]
+    network = None
+    try:
+        passed = trace(model, loss, x, y)
+    except NotDerivableError as error:
+        if not moments and not verification:
+            raise
+        notes.append("The pass itself is not shown: " + " ".join(str(error).split()))
+    else:
+        step = step_of(model, loss, x, y, optimizer, lr)
+        try:
+            network = network_data(passed, step, cost=name, samples=samples)
+            about.insert(0, shapes(network))
+            about.append(f"{network['dtype']}, {network['batch']} sample{'' if network['batch'] == 1 else 's'}")
+        except NotDrawableError as error:
+            notes.append(str(error))
+            moments = moments or checked(history_of_one_step(passed, step))
+        about.append(step.optimizer)
+    html = render(
+        title=title or f"Backpropagation of {type(model).__name__}",
+        about=about,
+        notes=notes,
+        network=network,
+        moments=moments,
+        verification=verification or None,
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return path

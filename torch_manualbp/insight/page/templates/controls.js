@@ -1,0 +1,233 @@
+// ---- What the reader does ----------------------------------------------------------------------------------------------
+
+const state = { step: 0, sample: 0, chosen: "", focus: "", shows: "weight" };
+const MOST_LISTED = 60;
+const PHASES = ["network", "forward", "cost", "backward", "update"];
+
+// The numbers that a step brings, each beside its symbol.
+function vectors({ table: t }) {
+  const i = state.sample;
+  const entry = (what, s, ...values) => `<div data-of="${what}"><dt>${inline(s)}</dt>${values.map((v) => `<dd data-value="${real(v)}">${shown(v)}</dd>`).join("")}</div>`;
+  const list = (entries, kind = "") => `<div class="vectors" tabindex="0" role="region" aria-label="The numbers of this step"><dl class="${kind}">${entries.join("")}</dl></div>`;
+  if (t.of === "units") {
+    const letter = { z: symbols.z, a: symbols.a, da: (c, j) => partial(symbols.a(c, j)), delta: symbols.delta };
+    const values = (what) => (what === "a" ? given(t.c) : col(t.c)[what])[i];
+    return list(t.what.flatMap((what) => values(what).map((v, j) => entry(what, letter[what](t.c, j), v))));
+  }
+  if (t.of === "weights") {
+    const { dW, db } = col(t.c);
+    if (!dW) return "<p>This layer is frozen: nothing is to be learnt here.</p>";
+    const weights = dW.flatMap((row, j) => row.map((v, k) => [j, k, v]));
+    const few = weights.length > MOST_LISTED ? [...weights].sort((p, q) => Math.abs(q[2]) - Math.abs(p[2])).slice(0, MOST_LISTED) : weights;
+    const entries = few.map(([j, k, v]) => entry("dW", partial(symbols.w(t.c, j, k)), v));
+    if (few.length === weights.length && db) entries.push(...db.map((v, j) => entry("db", partial(symbols.b(t.c, j)), v)));
+    return (few.length < weights.length ? `<p class="small">The largest ${MOST_LISTED} of ${weights.length}; all are in the tables below.</p>` : "") + list(entries);
+  }
+  if (t.of === "update") return updates(entry, list);
+  const before = entry("C", { math: "<mi>C</mi>" }, net.cost.value);
+  if (t.of === "cost") return list([before]);
+  const change = real(net.cost.after) - real(net.cost.value);
+  const outcome = change < 0 ? "It went down." : change > 0 ? "It went up: the step was too long." : Number.isNaN(change) ? "" : "It did not change.";
+  return `${list([entry("C", { math: "<mrow><mi>C</mi><mtext> before</mtext></mrow>" }, net.cost.value), entry("after", { math: "<mrow><mi>C</mi><mtext> after</mtext></mrow>" }, net.cost.after)])}<p class="small">${outcome}</p>`;
+}
+
+function updates(entry, list) {
+  const all = [];
+  for (let c = 1; c <= last; c++) {
+    const { W, Wnext, b, bnext } = col(c);
+    if (Wnext) W.forEach((row, j) => row.forEach((v, k) => all.push([() => symbols.w(c, j, k), v, Wnext[j][k]])));
+    if (bnext) b.forEach((v, j) => all.push([() => symbols.b(c, j), v, bnext[j]]));
+  }
+  const change = ([, before, after]) => Math.abs(real(after) - real(before));
+  const few = all.length > MOST_LISTED ? [...all].sort((p, q) => change(q) - change(p)).slice(0, MOST_LISTED) : all;
+  const words = few.length < all.length ? `<p class="small">The ${MOST_LISTED} that move furthest, of ${all.length}; all are in the tables below.</p>` : "";
+  return words + list(few.map(([s, before, after]) => entry("update", s(), before, after)), "pairs");
+}
+
+function refresh(announces = false) {
+  const s = steps[state.step];
+  const slider = $("slider");
+  slider.value = state.step;
+  slider.setAttribute("aria-valuetext", `${state.step + 1} of ${steps.length}, ${s.phase}: ${s.title}`);
+  $("previous").disabled = state.step === 0;
+  $("next").disabled = state.step === steps.length - 1;
+  for (const button of $("phases").children) button.toggleAttribute("aria-current", false);
+  $("phases").querySelector(`[data-phase="${s.phase}"]`).setAttribute("aria-current", "step");
+  $("count").textContent = `Step ${state.step + 1} of ${steps.length} · ${s.phase}`;
+  $("step-title").textContent = s.title;
+  $("step-words").innerHTML = s.words;
+  $("step-formulas").innerHTML = s.formulas.map((f) => display(...f)).join("");
+  $("step-numbers").innerHTML = vectors(s);
+  refreshDrawing();
+  refreshPanel();
+  if (announces) {
+    const values = [...$("step-numbers").querySelectorAll("dd")].slice(0, 4).map((number) => number.textContent);
+    $("live").textContent = `Step ${state.step + 1} of ${steps.length}, ${s.phase}. ${s.title}. ${values.join(", ")}`;
+  }
+}
+
+function refreshPanel() {
+  $("panel").innerHTML = panelOf(state.chosen);
+  $("readout").textContent = described(state.chosen);
+  const [kind, c, j, k] = split(state.chosen);
+  if (kind === "e") fillChoice(c, j, k);
+}
+
+function goTo(step) {
+  const before = steps[state.step].phase;
+  state.step = Math.max(0, Math.min(steps.length - 1, Number(step)));
+  const now = steps[state.step].phase;
+  // Going forward the weights matter, going back their gradients; a choice by hand holds until the phase changes.
+  if (now !== before) show(now === "backward" || now === "update" ? "gradient" : "weight");
+  refresh(true);
+}
+
+function show(what) {
+  state.shows = what;
+  $(`shows-${what}`).checked = true;
+}
+
+function choose(id, announces = true) {
+  state.chosen = id;
+  markChosen();
+  refreshPanel();
+  if (announces) $("live").textContent = `Opened below: ${described(id)}`;
+}
+
+// One element of the drawing is in the order of Tab; the arrow keys move it.
+function focusOn(id, moves = true) {
+  parts.get(state.focus)?.group.setAttribute("tabindex", "-1");
+  state.focus = id;
+  const { group } = parts.get(id);
+  label(id);
+  group.setAttribute("tabindex", "0");
+  if (moves) group.focus();
+}
+
+function neighbour(id, key) {
+  const [kind, c, j, k] = split(id);
+  const ends = { Home: "n-0-0", End: "cost" };
+  if (key in ends) return ends[key];
+  if (kind === "cost") return key === "ArrowLeft" ? `n-${last}-0` : id;
+  const within = (n, count) => Math.max(0, Math.min(count - 1, n));
+  if (kind === "n") {
+    if (key === "ArrowRight") return c === last ? "cost" : `e-${c + 1}-${within(j, col(c + 1).n)}-${j}`;
+    if (key === "ArrowLeft") return c === 0 ? id : `e-${c}-${j}-${within(j, col(c - 1).n)}`;
+    return `n-${c}-${within(j + (key === "ArrowDown" ? 1 : -1), col(c).n)}`;
+  }
+  if (key === "ArrowRight") return `n-${c}-${j}`;
+  if (key === "ArrowLeft") return `n-${c - 1}-${k}`;
+  const wide = col(c - 1).n;
+  const at = within(j * wide + k + (key === "ArrowDown" ? 1 : -1), wide * col(c).n);
+  return `e-${c}-${Math.floor(at / wide)}-${at % wide}`;
+}
+
+// In a dense drawing the nearest weight is meant, not only the line exactly below the pointer.
+function nearest(root, event) {
+  const direct = event.target.closest("[data-id]");
+  if (direct) return direct.dataset.id;
+  const box = root.getBoundingClientRect();
+  const [x, y] = [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
+  let best = { far: 8, id: null };
+  for (const [id, { ends }] of parts) {
+    if (!ends) continue;
+    const [dx, dy] = [ends.x2 - ends.x1, ends.y2 - ends.y1];
+    const t = Math.max(0, Math.min(1, ((x - ends.x1) * dx + (y - ends.y1) * dy) / (dx * dx + dy * dy)));
+    const far = Math.hypot(x - ends.x1 - t * dx, y - ends.y1 - t * dy);
+    if (far < best.far) best = { far, id };
+  }
+  return best.id;
+}
+
+function options(select, count, name, chosen) {
+  if (select.options.length !== count) select.replaceChildren(...Array.from({ length: count }, (_, i) => new Option(name(i), i)));
+  else [...select.options].forEach((o, i) => (o.text = name(i)));
+  select.value = chosen;
+}
+
+function fillChoice(c, j, k) {
+  options($("choose-layer"), last, (i) => symbols.W(i + 1).text, c - 1);
+  options($("choose-from"), col(c - 1).n, (i) => symbols.a(c - 1, i).text, k);
+  options($("choose-to"), col(c).n, (i) => symbols.z(c, i).text, j);
+}
+
+function startNetwork() {
+  planSteps();
+  const root = draw();
+  $("drawing").append(root);
+  for (const words of document.querySelectorAll(".of-roomy")) words.hidden = !labelled;
+  $("slider").max = steps.length - 1;
+  $("phases").replaceChildren(
+    ...PHASES.filter((p) => steps.some((s) => s.phase === p)).map((phase) => {
+      const at = steps.findIndex((s) => s.phase === phase);
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: phase });
+      button.dataset.phase = phase;
+      button.style.left = `${(100 * at) / (steps.length - 1)}%`;
+      button.addEventListener("click", () => goTo(at));
+      return button;
+    }),
+  );
+  options($("sample"), net.samples, (i) => `${i + 1} of ${net.batch}`, 0);
+  $("samples").hidden = net.batch === 1;
+  // The article's own example where there is one; and all that a pass knows, so that the drawing is complete at once.
+  state.chosen = parts.has("e-2-1-1") ? "e-2-1-1" : "e-1-0-0";
+  state.step = known["dW1"];
+  fillChoice(...split(state.chosen).slice(1));
+  show("gradient");
+  refresh();
+  focusOn(state.chosen, false);
+
+  $("slider").addEventListener("input", (e) => goTo(e.target.value));
+  $("previous").addEventListener("click", () => goTo(state.step - 1));
+  $("next").addEventListener("click", () => goTo(state.step + 1));
+  $("sample").addEventListener("change", (e) => {
+    state.sample = Number(e.target.value);
+    refresh(true);
+  });
+  for (const what of ["weight", "gradient"]) {
+    $(`shows-${what}`).addEventListener("change", () => {
+      show(what);
+      refreshDrawing();
+    });
+  }
+  for (const name of ["layer", "from", "to"]) {
+    $(`choose-${name}`).addEventListener("change", () => {
+      const c = Number($("choose-layer").value) + 1;
+      const at = (id, count) => Math.min(Number($(id).value), count - 1);
+      choose(`e-${c}-${at("choose-to", col(c).n)}-${at("choose-from", col(c - 1).n)}`);
+    });
+  }
+  root.addEventListener("click", (e) => {
+    const id = nearest(root, e);
+    if (id === null) return;
+    focusOn(id, false);
+    choose(id);
+  });
+  root.addEventListener("pointermove", (e) => {
+    const id = nearest(root, e);
+    $("readout").textContent = described(id ?? state.chosen);
+  });
+  root.addEventListener("pointerleave", () => ($("readout").textContent = described(state.chosen)));
+  root.addEventListener("focusin", (e) => {
+    const id = e.target.closest("[data-id]")?.dataset.id;
+    if (id) $("readout").textContent = described(id);
+  });
+  root.addEventListener("keydown", (e) => {
+    if (["ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "Home", "End"].includes(e.key)) {
+      e.preventDefault();
+      focusOn(neighbour(state.focus, e.key));
+    } else if (e.key === "Enter" || e.key === " ") {
+      e.preventDefault();
+      choose(state.focus);
+    }
+  });
+  document.querySelector(".desk").addEventListener("click", (e) => {
+    const to = e.target.closest(".goto");
+    if (!to) return;
+    if (to.dataset.id) {
+      focusOn(to.dataset.id, false);
+      choose(to.dataset.id);
+    } else goTo(to.dataset.step);
+    $("panel").focus();
+  });
+}
