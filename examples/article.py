@@ -1,6 +1,7 @@
 """The article's backpropagation, row by row, with numbers: ``python examples/article.py``
 
-"Understanding Backpropagation Algorithm" (S. Kostadinov), to read and to run. First comes the algorithm, all of it in
+"Understanding Backpropagation Algorithm" (S. Kostadinov), to read and to run; with ``--page article.html`` also to look
+at. First comes the algorithm, all of it in
 ``forward_and_back``; then one function for each row A1 … A11, whose docstring is printed above its numbers. In the code
 ``z2`` is z⁽²⁾, ``delta3`` is δ⁽³⁾ and ``dW2`` is ∂C/∂W⁽²⁾.
 """
@@ -17,6 +18,7 @@ import sys
 import textwrap
 from collections import namedtuple
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp import nn
+from torch_manualbp.insight import report
 from torch_manualbp.rules.activation import ReLU, Sigmoid, Tanh
 from torch_manualbp.rules.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
 from torch_manualbp.rules.loss import squared_error_gradient
@@ -81,9 +84,7 @@ def by_backward(
     layers: Any, cost: Callable[..., Any], x: Tensor, y: Tensor, network: Network, activation: str = "sigmoid"
 ) -> Numbers:
     """The same numbers from PyTorch's ``C.backward()``; ``layers`` is ``torch.nn`` or ``torch_manualbp.nn``."""
-    f = getattr(layers, ACTIVATIONS[activation][2])
-    model = layers.Sequential(layers.Linear(4, 2), f(), layers.Linear(2, 2), f(), layers.Linear(2, 1, bias=False))
-    model.double().load_state_dict(dict(zip(model.state_dict(), network, strict=True)))
+    model = as_model(layers, network, activation)
     outputs = []
     for layer in model:
         x = layer(x)
@@ -93,6 +94,14 @@ def by_backward(
     C.backward()
     gradients = [t.grad for t in (*reversed(outputs), *model.parameters())]
     return Numbers._make([*outputs, C, *gradients])
+
+
+def as_model(layers: Any, network: Network, activation: str = "sigmoid") -> Any:
+    """The network as a model of these layers."""
+    f = getattr(layers, ACTIVATIONS[activation][2])
+    model = layers.Sequential(layers.Linear(4, 2), f(), layers.Linear(2, 2), f(), layers.Linear(2, 1, bias=False))
+    model.double().load_state_dict(dict(zip(model.state_dict(), network, strict=True)))
+    return model
 
 
 # ---- The known case: computed outside PyTorch with 40 digits, the gradients by central differences -------------------
@@ -389,6 +398,14 @@ def require(holds: bool, otherwise: str) -> None:
         sys.exit(f"article.py: FAILED: {otherwise}")
 
 
+def write_page(path: Path) -> Path:
+    """The known case drawn, with the chain of every weight: the rows A1 to A11 in the browser."""
+    try:
+        return report(as_model(nn, NETWORK), nn.MSELoss(), X, Y, path, title="The article’s network")
+    except OSError as error:
+        sys.exit(f"article.py: {error}")
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"article.py: {message}\n")
@@ -398,6 +415,7 @@ def main() -> None:
     parser = Parser(description="The article's backpropagation, rows A1 to A11, worked through with numbers.")
     parser.add_argument("--seed", type=int, default=0, help="of A10's random start (default: 0)")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="A10 ends where ‖∇C‖ is less (default: 0.001)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the known case as a page for the browser, too")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # a console of another encoding could not print δ
     options = parser.parse_args()
@@ -419,6 +437,8 @@ def main() -> None:
     heading(a11_chain_of_one_weight)
     a11_chain_of_one_weight(n)
     print("\nEvery number agrees with the known case, where it lists one, and with autograd.")
+    if options.page is not None:
+        print(f"The page: {write_page(options.page)}")
 
 
 if __name__ == "__main__":

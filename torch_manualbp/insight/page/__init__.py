@@ -1,5 +1,5 @@
 """The report page: one HTML file that shows a backpropagation."""
 
-from torch_manualbp.insight.page.report import report
+from torch_manualbp.insight.page.make import report
 
 __all__ = ["report"]

@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from torch_manualbp.convert import restore
 from torch_manualbp.derive.derived import called, path_of_loss
+from torch_manualbp.insight.run import RunStatistics
 
 __all__ = ["MakesOptimizer", "Step", "step_of"]
 
@@ -30,9 +31,11 @@ class Step:
     gradients: Mapping[str, Tensor]
     """∂C/∂(each parameter) as ``C.backward()`` has it through the layers of torch.nn."""
 
-    before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     """The parameters after the optimizer's step."""
+
+    history: list[dict[str, Any]]
+    """The statistics of the layers: that of :class:`~torch_manualbp.insight.RunStatistics`, with the cost."""
 
     cost_after: float
     optimizer: str
@@ -77,14 +80,18 @@ def step_of(
             C.backward()
         return C.item()
 
-    closure()
-    before = {name: p.detach().clone() for name, p in named.items()}
-    gradients = {name: p.grad.detach().clone() for name, p in named.items() if p.grad is not None}
-    optimizer.step(closure)  # LBFGS and the like ask for the cost again
+    statistics = RunStatistics(model, every=1)
+    with statistics.step():
+        cost = closure()
+        gradients = {name: p.grad.detach().clone() for name, p in named.items() if p.grad is not None}
+        asks_again = inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty
+        optimizer.step(closure if asks_again else None)  # LBFGS asks for the cost again
+    history = [{**entry, "loss": cost} for entry in statistics.history]
     with torch.no_grad(), torch.random.fork_rng():
-        cost = float(loss(called(model, inputs), target))
+        cost_after = float(loss(called(model, inputs), target))
     after = {name: p.detach().clone() for name, p in named.items()}
-    return Step(gradients, before, after, cost, _described(optimizer), type(optimizer).__name__, _is_plain(optimizer))
+    kind = type(optimizer).__name__
+    return Step(gradients, after, history, cost_after, _described(optimizer), kind, _is_plain(optimizer))
 
 
 def _described(optimizer: Optimizer) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch_manualbp.insight.page.history import CHARTS, STATISTICS, Chart, Moment, layers_in
+from torch_manualbp.insight.page.history import CHARTS, SHARES, TITLES, Chart, Moment, layers_in
 from torch_manualbp.insight.page.numbers import shown
 
 __all__ = ["Scale", "by_layer", "by_step", "sparkline"]
@@ -67,10 +67,8 @@ def by_layer(moments: Sequence[Moment]) -> list[dict[str, Any]]:
 
 
 def _dots(chart: Chart, now: Moment) -> dict[str, Any] | None:
-    wanted = [chart.dot, *(chart.band or ()), *([chart.second] if chart.second else [])]
-    scale = scale_of(
-        (layer.get(what) for layer in now.layers.values() for what in wanted), STATISTICS[chart.dot].is_share
-    )
+    values = (layer.get(what) for layer in now.layers.values() for what in chart.names)
+    scale = scale_of(values, chart.dot in SHARES)
     if scale is None:
         return None
 
@@ -83,15 +81,11 @@ def _dots(chart: Chart, now: Moment) -> dict[str, Any] | None:
             "dot": place(name, chart.dot),
             "band": [place(name, what) for what in chart.band] if chart.band else [None] * 3,
             "second": place(name, chart.second),
-            "told": ", ".join(
-                f"{STATISTICS[what].title} {shown(now.layers[name].get(what), 4)}"
-                for what in wanted
-                if what in now.layers[name]
-            ),
+            "told": ", ".join(f"{TITLES[what]} {shown(layer[what], 4)}" for what in chart.names if what in layer),
         }
-        for name in now.layers
+        for name, layer in now.layers.items()
     ]
-    return {"chart": chart, "rows": rows, "ticks": scale.ticks(), "height": 20 * len(rows)}
+    return {"chart": chart, "titles": TITLES, "rows": rows, "ticks": scale.ticks(), "height": 20 * len(rows)}
 
 
 def by_step(moments: Sequence[Moment]) -> list[dict[str, Any]]:
@@ -101,7 +95,7 @@ def by_step(moments: Sequence[Moment]) -> list[dict[str, Any]]:
     drawn = [_lines("The cost", "C", moments, [("C", lambda m: m.loss)])]
     drawn.append(_lines("Noise scale of the run", "tr Σ / |G|²", moments, [("noise scale", lambda m: m.noise_scale)]))
     names = layers_in(moments)
-    drawn += [_lines(c.title, c.dot_title, moments, [(name, _of(name, c.dot)) for name in names]) for c in CHARTS]
+    drawn += [_lines(c.title, TITLES[c.dot], moments, [(name, _of(name, c.dot)) for name in names]) for c in CHARTS]
     return [lines for lines in drawn if lines is not None]
 
 

@@ -7,41 +7,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CHARTS", "STATISTICS", "Chart", "Moment", "Statistic", "checked", "layers_in", "statistics_in"]
+__all__ = ["CHARTS", "SHARES", "TITLES", "Chart", "Moment", "checked", "layers_in", "statistics_in"]
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """How a statistic of a layer is headed and explained."""
-
-    title: str
-    meaning: str
-    is_share: bool = False
-
-
-def _quantiles(of: str, meaning: str) -> list[Statistic]:
-    return [Statistic(f"{of} {p} %", f"{p} % of the entries of {meaning} are smaller") for p in (5, 50, 95)]
-
-
-def _family(name: str, norm: str, norm_title: str, norm_meaning: str, of: str, meaning: str) -> dict[str, Statistic]:
-    q05, q50, q95 = _quantiles(of, meaning)
-    return {
-        f"{name}_{norm}": Statistic(norm_title, norm_meaning),
-        f"{name}_q05": q05,
-        f"{name}_q50": q50,
-        f"{name}_q95": q95,
-    }
-
-
-STATISTICS: dict[str, Statistic] = {
-    **_family("delta", "norm", "‖δ‖", "the length of δ = ∂C/∂z, all samples", "|δ|", "|δ|"),
-    **_family("grad", "norm", "‖∂C/∂W‖", "the length of the weights' gradient", "|∂C/∂W|", "|∂C/∂W|"),
-    **_family("update", "ratio", "‖ΔW‖ / ‖W‖", "how far a step moves the weights", "|ΔW|/|W|", "|ΔW| / |W|"),
-    "dead": Statistic("dead", "the share of units that let no gradient through for any sample", is_share=True),
-    "saturated": Statistic("saturated", "the share of entries whose f'(z) is next to nothing", is_share=True),
-    "noise_scale": Statistic("noise scale", "tr Σ / |G|²: the batch size at which gradient and noise are alike"),
+TITLES: dict[str, str] = {
+    "delta_norm": "‖δ‖",
+    "delta_q05": "|δ| 5 %",
+    "delta_q50": "|δ| 50 %",
+    "delta_q95": "|δ| 95 %",
+    "grad_norm": "‖∂C/∂W‖",
+    "grad_q05": "|∂C/∂w| 5 %",
+    "grad_q50": "|∂C/∂w| 50 %",
+    "grad_q95": "|∂C/∂w| 95 %",
+    "update_ratio": "‖ΔW‖ / ‖W‖",
+    "update_q05": "|Δw|/|w| 5 %",
+    "update_q50": "|Δw|/|w| 50 %",
+    "update_q95": "|Δw|/|w| 95 %",
+    "dead": "dead",
+    "saturated": "saturated",
+    "noise_scale": "noise scale",
 }
 """By name, in the order of the columns; others come after them under their own names."""
+
+SHARES = ("dead", "saturated")
 
 
 @dataclass(frozen=True)
@@ -51,22 +39,22 @@ class Chart:
     title: str
     meaning: str
     dot: str
-    dot_title: str
     band: tuple[str, str, str] | None = None
     second: str | None = None
-    second_title: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The statistics in it."""
+        return [self.dot, *(self.band or ()), *([self.second] if self.second else [])]
 
 
 CHARTS = (
-    Chart("Local gradients δ", "δ = ∂C/∂z", "delta_norm", "‖δ‖", ("delta_q05", "delta_q50", "delta_q95")),
-    Chart("Gradients of the weights", "∂C/∂W = δᵀ a", "grad_norm", "‖∂C/∂W‖", ("grad_q05", "grad_q50", "grad_q95")),
-    Chart(
-        "Updates next to the weights", "|ΔW| / |W|", "update_ratio", "‖ΔW‖ / ‖W‖",
-        ("update_q05", "update_q50", "update_q95"),
-    ),
-    Chart("Dead and saturated units", "shares of all", "dead", "dead", second="saturated", second_title="saturated"),
-    Chart("Noise scale", "tr Σ / |G|²", "noise_scale", "noise scale"),
-)  # fmt: skip
+    Chart("Local gradients δ", "δ = ∂C/∂z", "delta_norm", ("delta_q05", "delta_q50", "delta_q95")),
+    Chart("Gradients of the weights", "∂C/∂W = δᵀ a", "grad_norm", ("grad_q05", "grad_q50", "grad_q95")),
+    Chart("Updates next to the weights", "|Δw| / |w|", "update_ratio", ("update_q05", "update_q50", "update_q95")),
+    Chart("Dead and saturated units", "shares of all", "dead", second="saturated"),
+    Chart("Noise scale", "tr Σ / |G|²", "noise_scale"),
+)
 
 
 @dataclass(frozen=True)
@@ -129,4 +117,4 @@ def layers_in(moments: Sequence[Moment]) -> list[str]:
 def statistics_in(moments: Sequence[Moment]) -> list[str]:
     """The statistics that there are: those that have a title in its order, then the others."""
     found = {what for moment in moments for layer in moment.layers.values() for what in layer}
-    return [what for what in STATISTICS if what in found] + sorted(found - STATISTICS.keys())
+    return [what for what in TITLES if what in found] + sorted(found - TITLES.keys())

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from torch_manualbp import __version__
 from torch_manualbp.insight.page import charts
-from torch_manualbp.insight.page.history import STATISTICS, Moment, Statistic, layers_in, statistics_in
+from torch_manualbp.insight.page.history import TITLES, Moment, layers_in, statistics_in
 from torch_manualbp.insight.page.numbers import RAISED, shown
-from torch_manualbp.verify.report import Report
+from torch_manualbp.insight.statistics import STATISTICS
+
+if TYPE_CHECKING:
+    from torch_manualbp.verify.report import Report
 
 __all__ = ["render"]
 
@@ -75,7 +78,7 @@ def _json(data: Any) -> Markup:
 def _table_of_layers(moments: Sequence[Moment]) -> dict[str, Any]:
     """A row for each layer with what the last step says of it, and small lines of the way there."""
     found = statistics_in(moments)
-    columns = [(what, STATISTICS.get(what, Statistic(what, ""))) for what in found]
+    columns = [(TITLES.get(what, what), STATISTICS.get(what, "")) for what in found]
     rows = []
     for i, name in enumerate(layers_in(moments)):
         values = {what: [m.layers.get(name, {}).get(what) for m in moments] for what in found}

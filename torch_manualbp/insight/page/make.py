@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp.derive.tape import NotDerivableError
-from torch_manualbp.insight.page.autograd import MakesOptimizer, step_of
+from torch_manualbp.insight.page.autograd import MakesOptimizer, Step, step_of
 from torch_manualbp.insight.page.data import NotDrawableError, network_data, shapes
 from torch_manualbp.insight.page.history import checked
-from torch_manualbp.insight.page.measured import history_of_one_step
-from torch_manualbp.insight.page.render import render
 from torch_manualbp.insight.refusals import refuse_compiled
 from torch_manualbp.insight.trace import trace
-from torch_manualbp.verify import verify_model
-from torch_manualbp.verify.report import Report
+
+if TYPE_CHECKING:
+    from torch_manualbp.verify import Report
 
 __all__ = ["report"]
 
@@ -58,40 +57,32 @@ def report(
         samples: so many rows of x are shown one by one; the gradients are those of all of them.
 
     Raises:
-        NotDerivableError: the model does what has no rule, and there is neither a history nor a verification to show.
         ValueError: the model is compiled, the loss is not one number, or the history is of another form.
         OSError: the file cannot be written.
     """
+    from torch_manualbp.insight.page.render import render  # it loads jinja2
+
     refuse_compiled(model)
     moments = [] if history is None else checked(history)
     if samples < 1:
         raise ValueError(f"samples: {samples} is not a number of rows from 1 on")
     name = getattr(loss, "__name__", type(loss).__name__)
     if verification is True:
+        from torch_manualbp.verify import verify_model  # it takes as long as all the rest
+
         verification = verify_model(model, x, y, loss)
-    notes: list[str] = []
-    about = [f"{type(model).__name__}, cost {name}"]
-    network = None
-    try:
-        passed = trace(model, loss, x, y)
-    except NotDerivableError as error:
-        if not moments and not verification:
-            raise
-        notes.append("The pass itself is not shown: " + " ".join(str(error).split()))
-    else:
-        step = step_of(model, loss, x, y, optimizer, lr)
-        try:
-            network = network_data(passed, step, cost=name, samples=samples)
-            about.insert(0, shapes(network))
-            about.append(f"{network['dtype']}, {network['batch']} sample{'' if network['batch'] == 1 else 's'}")
-        except NotDrawableError as error:
-            notes.append(str(error))
-            moments = moments or checked(history_of_one_step(passed, step))
-        about.append(step.optimizer)
+    step = step_of(model, loss, x, y, optimizer, lr)
+    network, note = _network(model, loss, x, y, step, name, samples)
+    about = [f"{type(model).__name__}, cost {name}", step.optimizer]
+    if network is not None:
+        count, dtype = network["batch"], network["dtype"]
+        about = [shapes(network), *about, f"{count} sample{'' if count == 1 else 's'}, {dtype}"]
+    elif not moments:
+        moments = checked(step.history)
     html = render(
         title=title or f"Backpropagation of {type(model).__name__}",
         about=about,
-        notes=notes,
+        notes=[note] if note else [],
         network=network,
         moments=moments,
         verification=verification or None,
@@ -100,3 +91,15 @@ def report(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def _network(
+    model: Module, loss: Callable[..., Tensor], x: Any, y: Any, step: Step, cost: str, samples: int
+) -> tuple[dict[str, Any] | None, str]:
+    """What is drawn, or None and why."""
+    try:
+        return network_data(trace(model, loss, x, y), step, cost=cost, samples=samples), ""
+    except NotDrawableError as error:
+        return None, str(error)
+    except NotDerivableError as error:
+        return None, f"It is not drawn neuron by neuron: {' '.join(str(error).split())}"
