@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -18,12 +20,14 @@ from torch_manualbp import nn
 
 __all__ = [
     "RefusedError",
+    "dtype_of",
     "evaluated",
     "evaluated_in",
     "loss_named",
     "made",
     "model_named",
     "one_line",
+    "optimizer_named",
     "print_to_the_end",
     "where_python_looks",
 ]
@@ -116,6 +120,34 @@ def loss_named(text: str) -> Any:
             f"argument --loss: {text} is of class {type(loss).__name__}, and not a function of (output, target)"
         )
     return loss
+
+
+def optimizer_named(text: str, model: Module) -> Optimizer:
+    """An optimizer of the model's parameters, given in the names of ``torch.optim``.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    classes = {name: cls for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name != "Optimizer"}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    of_model = {name: functools.partial(cls, parameters) for name, cls in classes.items()}
+    optimizer = made("--optimizer", evaluated_in("--optimizer", text, of_model), text)
+    if not isinstance(optimizer, Optimizer):
+        raise RefusedError(
+            f"argument --optimizer: {text} is of class {type(optimizer).__name__}, and not a torch.optim.Optimizer"
+        )
+    return optimizer
+
+
+@contextmanager
+def dtype_of(model: Module) -> Iterator[None]:
+    """Numbers are of the model's dtype, where nothing else is said."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(next((p.dtype for p in model.parameters() if p.is_floating_point()), before))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def print_to_the_end(text: str, in_colours: Callable[[str], None] | None = None) -> None:

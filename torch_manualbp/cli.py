@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "derive": ("torch_manualbp.derive.command", "print a model's training step as a program without autograd"),
     "verify": ("torch_manualbp.verify.command", "verify the gradients of a module, a Function or a callable"),
     "explain": ("torch_manualbp.insight.explanation.command", "say why the gradient of one weight is what it is"),
+    "report": ("torch_manualbp.insight.page.command", "write a page that shows the backpropagation of a model"),
     "bench insight": ("torch_manualbp.bench.insight", "time what the statistics of a run cost"),
     "bench layers": ("torch_manualbp.bench.layers", "time the layers against stock torch.nn"),
     "bench step": ("torch_manualbp.bench.step", "time a training step against stock PyTorch"),

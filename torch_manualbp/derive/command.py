@@ -9,7 +9,6 @@ it. The numbers do not matter: data are zeros, and learning rates and the like a
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 import sys
 from pathlib import Path
@@ -22,11 +21,10 @@ from torch.optim import Optimizer
 
 from torch_manualbp._objects import (
     RefusedError,
-    evaluated_in,
     loss_named,
-    made,
     model_named,
     one_line,
+    optimizer_named,
     print_to_the_end,
     where_python_looks,
 )
@@ -64,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
         with where_python_looks():
             model = model_named(options.model)
             loss = loss_named(options.loss)
-            step = _step(model, loss, _optimizer(options.optimizer, model), options.compile)
+            step = _step(model, loss, optimizer_named(options.optimizer, model), options.compile)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         inputs = tuple(_zeros("--input", text, dtype) for text in options.input)
         target = None if options.target is None else _zeros("--target", options.target, dtype)
@@ -95,18 +93,6 @@ def main(options: argparse.Namespace) -> int:
 def _say(message: str, status: int) -> int:
     print(f"torch-manualbp derive: {message}", file=sys.stderr)
     return status
-
-
-def _optimizer(text: str, model: Module) -> Optimizer:
-    classes = {name: cls for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name != "Optimizer"}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    of_model = {name: functools.partial(cls, parameters) for name, cls in classes.items()}
-    optimizer = made("--optimizer", evaluated_in("--optimizer", text, of_model), text)
-    if not isinstance(optimizer, Optimizer):
-        raise RefusedError(
-            f"argument --optimizer: {text} is of class {type(optimizer).__name__}, and not a torch.optim.Optimizer"
-        )
-    return optimizer
 
 
 def _step(model: Module, loss: Any, optimizer: Optimizer, compile: bool) -> TrainStep:

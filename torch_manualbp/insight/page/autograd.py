@@ -58,7 +58,7 @@ def step_of(
         ids = {id(p) for root in (model, loss) if isinstance(root, Module) for p in root.parameters()}
         if not any(id(p) in ids for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("optimizer: it holds none of the parameters of the model")
-        model, loss, optimizer = copy.deepcopy((model, loss, optimizer))
+        model, loss, optimizer = _copied(model, loss, optimizer)
     else:
         model, loss = copy.deepcopy((model, loss))
     prefix = path_of_loss(model)
@@ -77,6 +77,11 @@ def step_of(
             for p in learning:
                 p.grad = None
             C = loss(called(model, inputs), target)
+            if C.numel() != 1:
+                shape = tuple(C.shape)
+                raise ValueError(
+                    f"the loss returns a tensor of shape {shape}: it is to be one number, such as the mean"
+                )
             C.backward()
         return C.item()
 
@@ -92,6 +97,19 @@ def step_of(
     after = {name: p.detach().clone() for name, p in named.items()}
     kind = type(optimizer).__name__
     return Step(gradients, after, history, cost_after, _described(optimizer), kind, _is_plain(optimizer))
+
+
+def _copied(
+    model: Module, loss: Callable[..., Tensor], optimizer: Optimizer
+) -> tuple[Module, Callable[..., Tensor], Optimizer]:
+    """Copies that belong together. An optimizer says to copy no more of it than its groups and state; LBFGS has more. A
+    step that a scheduler has put over its own stays away: it is that of the original."""
+    memo: dict[int, Any] = {}
+    new_model, new_loss, new_optimizer = copy.deepcopy((model, loss, optimizer), memo)
+    for name, value in vars(optimizer).items():
+        if name not in vars(new_optimizer) and not callable(value):
+            setattr(new_optimizer, name, copy.deepcopy(value, memo))
+    return new_model, new_loss, new_optimizer
 
 
 def _described(optimizer: Optimizer) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,10 +96,10 @@ def _moment(entry: Any, where: str) -> Moment:
 
 
 def _number(value: Any, where: str) -> float | None:
-    if value is None:
-        return None
     try:
-        return math.nan if isinstance(value, str | bool) else float(value)
+        if isinstance(value, bool):
+            raise TypeError
+        return None if value is None else float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{where}: it is a number or None, and not {value!r:.60}") from None
 
