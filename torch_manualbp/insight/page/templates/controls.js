@@ -208,7 +208,8 @@ function startNetwork() {
     $("readout").textContent = described(id ?? state.chosen);
   });
   root.addEventListener("pointerleave", () => ($("readout").textContent = described(state.chosen)));
-  root.addEventListener("focusin", (e) => {
+  // On the box around it: an SVG that listens to the focus takes it, too.
+  $("drawing").addEventListener("focusin", (e) => {
     const id = e.target.closest("[data-id]")?.dataset.id;
     if (id) $("readout").textContent = described(id);
   });

@@ -21,7 +21,7 @@ function verdict(ours, theirs, size) {
   if (theirs === null || theirs === undefined) return "";
   const [a, b] = [real(ours), real(theirs)];
   const apart = a === b || (Number.isNaN(a) && Number.isNaN(b)) ? 0 : Math.abs(a - b);
-  const same = apart <= 1000 * net.eps * Math.max(size, Math.abs(b));
+  const same = apart === 0 || apart <= 1000 * net.eps * Math.max(size, Math.abs(b));
   const how = apart === 0 ? "the same, digit by digit" : `${same ? "the same up to rounding" : "another number"}: they differ by ${shown(apart, 2)}`;
   return `<span class="${same ? "agrees" : "differs"}" data-agrees="${same}">${same ? "✓ " : "✗ "}${how}</span>`;
 }
