@@ -6,6 +6,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch_manualbp.convert import restore
 from torch_manualbp.derive.derived import called, path_of_loss
 from torch_manualbp.insight.run import RunStatistics
 
-__all__ = ["MakesOptimizer", "Step", "step_of"]
+__all__ = ["MakesOptimizer", "Step", "drawing_again", "step_of"]
 
 MakesOptimizer = Optimizer | Callable[[Iterable[Tensor]], Optimizer]
 """An optimizer of the model's parameters, or what makes one of them, such as ``partial(SGD, lr=0.1)``."""
@@ -73,7 +74,7 @@ def step_of(
         optimizer = SGD(learning, lr=lr) if optimizer is None else optimizer(learning)
 
     def closure() -> float:
-        with torch.enable_grad(), torch.random.fork_rng():
+        with torch.enable_grad(), drawing_again(model):
             for p in learning:
                 p.grad = None
             C = loss(called(model, inputs), target)
@@ -92,11 +93,17 @@ def step_of(
         asks_again = inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty
         optimizer.step(closure if asks_again else None)  # LBFGS asks for the cost again
     history = [{**entry, "loss": cost} for entry in statistics.history]
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), drawing_again(model):
         cost_after = float(loss(called(model, inputs), target))
     after = {name: p.detach().clone() for name, p in named.items()}
     kind = type(optimizer).__name__
     return Step(gradients, after, history, cost_after, _described(optimizer), kind, _is_plain(optimizer))
+
+
+def drawing_again(model: Module) -> AbstractContextManager[None]:
+    """Every pass within draws the random numbers of the first, and none of the user's own."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    return torch.random.fork_rng(devices=sorted(i for i in devices if i is not None))
 
 
 def _copied(

@@ -145,7 +145,7 @@ def _runs(across: Sequence[float], places: Sequence[float | None]) -> list[str]:
 
 def sparkline(values: Sequence[float | None]) -> str:
     """The points of a small line, 64 wide and 16 high; empty where there are fewer than two numbers."""
-    every = math.ceil(len(values) / 64)
+    every = max(1, math.ceil(len(values) / 64))
     thinned = values if every == 1 else [*values[:-1:every], values[-1]]
     finite = [v for v in thinned if v is not None and math.isfinite(v)]
     if len(finite) < 2:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp.derive.tape import NotDerivableError
-from torch_manualbp.insight.page.autograd import MakesOptimizer, Step, step_of
+from torch_manualbp.insight.page.autograd import MakesOptimizer, Step, drawing_again, step_of
 from torch_manualbp.insight.page.data import NotDrawableError, network_data, shapes
 from torch_manualbp.insight.page.history import checked
 from torch_manualbp.insight.refusals import refuse_compiled
@@ -98,7 +98,9 @@ def _network(
 ) -> tuple[dict[str, Any] | None, str]:
     """What is drawn, or None and why."""
     try:
-        return network_data(trace(model, loss, x, y), step, cost=cost, samples=samples), ""
+        with drawing_again(model):
+            passed = trace(model, loss, x, y)
+        return network_data(passed, step, cost=cost, samples=samples), ""
     except NotDrawableError as error:
         return None, str(error)
     except NotDerivableError as error:
