@@ -1,9 +1,8 @@
 """The article's backpropagation, row by row, with numbers: ``python examples/article.py``
 
-"Understanding Backpropagation Algorithm" (S. Kostadinov), to read and to run; with ``--page article.html`` also to look
-at. First comes the algorithm, all of it in
+"Understanding Backpropagation Algorithm" (S. Kostadinov), to read and to run. First comes the algorithm, all of it in
 ``forward_and_back``; then one function for each row A1 … A11, whose docstring is printed above its numbers. In the code
-``z2`` is z⁽²⁾, ``delta3`` is δ⁽³⁾ and ``dW2`` is ∂C/∂W⁽²⁾.
+``z2`` is z⁽²⁾, ``delta3`` is δ⁽³⁾ and ``dW2`` is ∂C/∂W⁽²⁾. With ``--page article.html`` the network is also drawn.
 """
 
 from __future__ import annotations

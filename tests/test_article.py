@@ -231,3 +231,22 @@ def test_help(article: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         article.main()
     assert end.value.code == 0
     assert "--tolerance" in capsys.readouterr().out
+
+
+def test_the_page_is_written_where_it_is_asked_for(
+    article: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    printed: str,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "article.html"
+    monkeypatch.setattr(sys, "argv", ["article.py", "--page", str(path)])
+    article.main()
+    assert capsys.readouterr().out == f"{printed}The page: {path}\n"
+    html = path.read_text("utf-8")
+    for numbers in article.KNOWN.values():
+        for number in numbers:
+            assert f">{number:.10g}<".replace("-", "−") in html
+    with pytest.raises(SystemExit, match=r"^article.py: \[Errno 21\] Is a directory"):
+        article.write_page(tmp_path)
