@@ -1,7 +1,7 @@
 // ---- What the reader does ----------------------------------------------------------------------------------------------
 
 const state = { step: 0, sample: 0, chosen: "", focus: "", shows: "weight" };
-const MOST_LISTED = 60;
+const MOST_LISTED = 100;
 const PHASES = ["network", "forward", "cost", "backward", "update"];
 
 // The numbers that a step brings, each beside its symbol.
@@ -78,7 +78,7 @@ function goTo(step) {
   state.step = Math.max(0, Math.min(steps.length - 1, Number(step)));
   const now = steps[state.step].phase;
   // Going forward the weights matter, going back their gradients; a choice by hand holds until the phase changes.
-  if (now !== before) show(now === "backward" || now === "update" ? "gradient" : "weight");
+  if (now !== before) show(now === "backward" ? "gradient" : "weight");
   refresh(true);
 }
 
@@ -139,6 +139,25 @@ function nearest(root, event) {
   return best.id;
 }
 
+// The names of the phases below the slider, each at its first step if there is room, in any case side by side.
+function placePhases() {
+  const room = $("phases").clientWidth;
+  const buttons = [...$("phases").children];
+  const gap = 6;
+  let left = -8;
+  for (const b of buttons) {
+    left = Math.max(left, b.dataset.at * room - b.offsetWidth / 2);
+    b.style.left = `${left}px`;
+    left += b.offsetWidth + gap;
+  }
+  let right = room + 8;
+  for (const b of buttons.reverse()) {
+    right = Math.min(right, b.offsetLeft + b.offsetWidth);
+    b.style.left = `${right - b.offsetWidth}px`;
+    right -= b.offsetWidth + gap;
+  }
+}
+
 function options(select, count, name, chosen) {
   if (select.options.length !== count) select.replaceChildren(...Array.from({ length: count }, (_, i) => new Option(name(i), i)));
   else [...select.options].forEach((o, i) => (o.text = name(i)));
@@ -162,11 +181,13 @@ function startNetwork() {
       const at = steps.findIndex((s) => s.phase === phase);
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: phase });
       button.dataset.phase = phase;
-      button.style.left = `${(100 * at) / (steps.length - 1)}%`;
+      button.dataset.at = at / (steps.length - 1);
       button.addEventListener("click", () => goTo(at));
       return button;
     }),
   );
+  new ResizeObserver(placePhases).observe($("phases"));
+  $("thicker").textContent = roomy ? "thicker: larger" : "stronger: larger within its layer";
   options($("sample"), net.samples, (i) => `${i + 1} of ${net.batch}`, 0);
   $("samples").hidden = net.batch === 1;
   // The article's own example where there is one; and all that a pass knows, so that the drawing is complete at once.

@@ -10,9 +10,9 @@ function svg(tag, attributes = {}, ...children) {
 const most = Math.max(...net.columns.map((q) => q.n));
 const widest = Math.max(...net.columns.map((q, c) => (c ? q.n * col(c - 1).n : 0))); // weights between two columns
 const roomy = most <= 6; // neurons with their numbers
-const labelled = roomy && widest <= 10; // and weights with theirs
+const labelled = roomy && widest <= 8; // and weights with theirs
 const sizes = roomy
-  ? { radius: 23, down: 106, across: 190, top: 34, side: 48 }
+  ? { radius: 23, down: 106, across: labelled ? 184 : Math.max(130, Math.min(184, 552 / last)), top: 34, side: 48 }
   : { radius: Math.max(2.6, Math.min(13, 190 / most)), down: Math.max(6.5, Math.min(44, 500 / most)), across: Math.max(90, Math.min(190, 740 / (last + 1))), top: 52, side: 40 };
 const height = sizes.top + most * sizes.down + (roomy ? 14 : 12);
 const width = 2 * sizes.side + sizes.across * last + (roomy ? 150 : 110);
@@ -140,22 +140,23 @@ function scaleOf(values) {
 function refreshDrawing() {
   const byGradient = state.shows === "gradient";
   const of = byGradient ? gradientOf : weightNow;
-  const all = [];
-  for (let c = 1; c <= last; c++) for (let j = 0; j < col(c).n; j++) for (let k = 0; k < col(c - 1).n; k++) all.push(of(c, j, k));
-  const size = scaleOf(all);
-  const thickest = roomy ? 5.5 : all.length > 600 ? 2.2 : 3.2;
-  const faintest = all.length > 600 ? 0.02 : 0.12; // thousands of lines: only the strong ones are to be seen
+  const values = (c) => Array.from({ length: col(c).n * col(c - 1).n }, (_, i) => of(c, Math.floor(i / col(c - 1).n), i % col(c - 1).n));
+  const ofAll = scaleOf(net.columns.flatMap((_, c) => (c ? values(c) : [])));
+  const thickest = roomy ? 5.5 : widest > 600 ? 2.2 : 3.2;
+  const faintest = widest > 600 ? 0.02 : 0.12; // thousands of lines: only the strong ones are to be seen
   for (let c = 1; c <= last; c++) {
     const seen = byGradient ? knows(`dW${c}`) && col(c).dW : true;
+    const size = roomy ? ofAll : scaleOf(values(c)); // in a large network by layer, or a small gradient is not to be seen
     for (let j = 0; j < col(c).n; j++) {
       for (let k = 0; k < col(c - 1).n; k++) {
         const { group, line, values, plate } = parts.get(`e-${c}-${j}-${k}`);
         const v = of(c, j, k);
         group.setAttribute("class", `edge ${seen ? sign(v) : "unknown"}`);
         line.setAttribute("stroke-width", seen ? (0.6 + thickest * size(v)).toFixed(2) : 1);
-        line.setAttribute("stroke-opacity", roomy ? 1 : !seen ? 2 * faintest + 0.06 : (faintest + (1 - faintest) * size(v) ** 2).toFixed(2));
+        line.setAttribute("stroke-opacity", roomy ? 1 : !seen ? 2 * faintest + 0.06 : (faintest + (1 - faintest) * size(v) ** (widest > 600 ? 3 : 2)).toFixed(2));
         if (values.w) {
           values.w.textContent = shown(weightNow(c, j, k), 4);
+          values.w.setAttribute("class", known.next === state.step ? "label fresh" : "label");
           values.dw.textContent = knows(`dW${c}`) ? shown(gradientOf(c, j, k), 4) : "";
           values.dw.setAttribute("class", known[`dW${c}`] === state.step ? "label fresh" : "label");
           const letters = Math.max(values.w.textContent.length, values.dw.textContent.length);
@@ -175,6 +176,7 @@ function refreshDrawing() {
       const { group, circle, values } = parts.get(`n-${c}-${j}`);
       for (const [name, element] of Object.entries(values)) {
         const now = c === 0 || knows(name + c);
+        element.parentNode.style.visibility = now ? "visible" : "hidden";
         element.textContent = now ? shown((name === "a" ? given(c) : col(c)[name])[state.sample][j], 4) : "";
         element.setAttribute("class", known[name + c] === state.step ? "fresh" : "");
       }

@@ -3,6 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const RAISED = { 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹", "-": "⁻" };
 const raised = (n) => [...String(n)].map((c) => RAISED[c]).join("");
+const lowered = (n) => [...String(n)].map((c) => (c >= "0" && c <= "9" ? "₀₁₂₃₄₅₆₇₈₉"[c] : c)).join("");
 const escaped = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
 // JSON has neither NaN nor infinities, so they come as words.
@@ -29,7 +30,7 @@ function shown(value, digits = 10) {
 const cell = (value, digits = 10) => `<td data-value="${escaped(real(value) ?? "")}">${shown(value, digits)}</td>`;
 const sum = (list) => list.reduce((total, v) => total + v, 0);
 
-// A symbol as text, w_22⁽²⁾, and as MathML.
+// A symbol as text, w₂₂⁽²⁾, and as MathML.
 function symbol(letter, layer = null, index = null) {
   const up = layer === null ? "" : `<mrow><mo>(</mo><mn>${layer}</mn><mo>)</mo></mrow>`;
   const parts = index === null ? [] : [].concat(index);
@@ -37,7 +38,7 @@ function symbol(letter, layer = null, index = null) {
   const down = parts.length ? `<mrow>${parts.map((p) => (typeof p === "number" ? `<mn>${p}</mn>` : `<mi>${p}</mi>`)).join(comma ? '<mo lspace="0" rspace="0">,</mo>' : "")}</mrow>` : "";
   const base = `<mi>${letter}</mi>`;
   const math = up && down ? `<msubsup>${base}${down}${up}</msubsup>` : up ? `<msup>${base}${up}</msup>` : down ? `<msub>${base}${down}</msub>` : base;
-  const text = letter + (parts.length ? `_${parts.join(comma ? "," : "")}` : "") + (layer === null ? "" : `⁽${raised(layer)}⁾`);
+  const text = letter + (parts.length ? lowered(parts.join(comma ? "," : "")) : "") + (layer === null ? "" : `⁽${raised(layer)}⁾`);
   return { math, text };
 }
 const partial = (s) => ({

@@ -63,7 +63,7 @@ function edgePanel(c, j, k) {
   const arrives = straight && q.f ? `δ of this neuron, through ${escaped(q.f)}, whose Jacobian is not diagonal.` : upstream(c, j);
   const rows = [
     row(arriving, here.list[0], straight ? `delta${c}` : `da${c}`, arrives, "factor"),
-    straight ? "" : row(slopeOf, here.list[1], `delta${c}`, `${escaped(q.f)} at ${inline(symbols.z(c, j))} = ${shown(q.z[i][j])}; ${escaped(q.formula)}`, "factor"),
+    straight ? "" : row(slopeOf, here.list[1], `delta${c}`, `${escaped(q.f)}${knows(`z${c}`) ? ` at ${inline(symbols.z(c, j))} = ${shown(q.z[i][j])}` : ""}; ${escaped(q.formula)}`, "factor"),
     row(symbols.a(c - 1, k), here.list.at(-1), c === 1 ? "x" : `${col(c - 1).f ? "a" : "z"}${c - 1}`, c === 1 ? "The input itself." : "What came through this weight going forward.", "factor"),
     q.dW ? row(several ? { math: "<mtext>product</mtext>" } : partial(w), here.product, name, several ? "" : "The product.", "total product") : "",
   ].join("");
