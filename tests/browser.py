@@ -35,7 +35,8 @@ const background = (element) => {
 const found = [];
 for (const element of document.querySelectorAll("body *")) {
   const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join("").trim();
-  if (!text || element.closest("script, style, noscript, option, :disabled") || !element.checkVisibility()) continue;
+  if (!text || !element.checkVisibility()) continue;
+  if (element.closest("script, style, noscript, option, :disabled, details tr:nth-child(n + 4)")) continue;
   const style = getComputedStyle(element);
   const front = rgba(element instanceof SVGElement ? style.fill : style.color);
   const [a, b] = [luminance(front), luminance(background(element))].sort((p, q) => q - p);

@@ -135,13 +135,13 @@ def test_the_step_of_a_scheduled_optimizer_is_not_the_originals(tmp_path: Path) 
 
 
 def test_nothing_is_changed(tmp_path: Path) -> None:
-    model = model_of(torch.nn.Linear(2, 3), torch.nn.Dropout(0.5), torch.nn.Linear(3, 1))
+    model = model_of(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5), torch.nn.Linear(3, 1))
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
     report(model, torch.nn.MSELoss(), X, Y, tmp_path / "page.html")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
-    assert [type(layer) for layer in model] == [torch.nn.Linear, torch.nn.Dropout, torch.nn.Linear]
+    assert all(type(layer).__module__.startswith("torch.nn.") for layer in model)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -197,8 +197,10 @@ NOT_DRAWN: dict[str, tuple[Any, Tensor, str]] = {
     "residual": (Residual(), X, "Its layers do not form a chain, each used once, so it is not drawn neuron by neuron."),
     "dropout": (
         model_of(nn.Linear(2, 3), torch.nn.Dropout(0.5), nn.Linear(3, 1)), X,
-        "Dropout is at work, so it is not drawn neuron by neuron: model.eval() switches it off.",
+        "Dropout draws random numbers, so it is not drawn neuron by neuron: model.eval() switches that off.",
     ),
+    "random slopes": (model_of(nn.Linear(2, 3), nn.RReLU(), nn.Linear(3, 1)), X, "RReLU draws random numbers"),
+    "gate": (model_of(nn.Linear(2, 6), nn.GLU(), nn.Linear(3, 1)), X, "GLU has fewer outputs than inputs"),
     "convolution": (
         model_of(torch.nn.Conv1d(1, 3, 2), nn.ReLU(), torch.nn.Flatten(), nn.Linear(3, 1)), X.unsqueeze(1),
         "It is not drawn neuron by neuron: ",
@@ -221,9 +223,21 @@ def test_what_is_not_drawn_has_its_layers_and_says_why(case: str, tmp_path: Path
     assert html.count('<figure class="by-layer">') >= 3
 
 
-def test_dropout_out_of_use_is_drawn(tmp_path: Path) -> None:
-    model = model_of(nn.Linear(2, 3), torch.nn.Dropout(0.5), nn.Linear(3, 1)).eval()
+@pytest.mark.parametrize("layer", [torch.nn.Dropout(0.5), nn.RReLU()])
+def test_what_draws_no_more_is_drawn(layer: Any, tmp_path: Path) -> None:
+    model = model_of(nn.Linear(2, 3), layer, nn.Linear(3, 1)).eval()
     assert network_in(report(model, nn.MSELoss(), X, Y, tmp_path / "page.html")) is not None
+
+
+@pytest.mark.parametrize("name", ["PReLU", "ELU", "Hardtanh", "Softmax"])
+def test_the_product_through_an_elementwise_activation_is_delta(name: str, tmp_path: Path) -> None:
+    f = torch.nn.Softmax(-1) if name == "Softmax" else getattr(nn, name)()
+    model = model_of(nn.Linear(2, 3), f, nn.Linear(3, 1)).double()
+    column = network_in(report(model, nn.MSELoss(), X.double(), Y.double(), tmp_path / "page.html"))["columns"][1]
+    assert column["elementwise"] == (name != "Softmax")
+    if column["elementwise"]:
+        torch.testing.assert_close(real(column["da"]) * real(column["slope"]), real(column["delta"]))
+    assert column["formula"] is None or column["formula"].startswith(("f'(z) = ", "δ = "))
 
 
 # The statistics
@@ -386,6 +400,17 @@ def test_the_page_is_well_formed(make: Any, tmp_path: Path) -> None:
     assert len(outline.ids) == len(set(outline.ids))
     assert set(outline.named) <= set(outline.ids)
     assert html.startswith('<!doctype html>\n<html lang="en">')
+
+
+def test_a_wheel_has_the_templates() -> None:
+    """The pattern of the package's data finds each of them."""
+    root = Path(__file__).parent.parent
+    pattern = re.search(r'torch_manualbp = \["py.typed", "(.*?)"\]', (root / "pyproject.toml").read_text())
+    assert pattern is not None
+    found = {path.name for path in (root / "torch_manualbp").glob(pattern[1])}
+    assert {"page.html", "style.css", "drawing.js"} <= found
+    sources = (root / "torch_manualbp" / "insight" / "page").rglob("*")
+    assert {path.name for path in sources if path.suffix in (".html", ".css", ".js")} == found
 
 
 def test_missing_folders_are_made_and_the_page_is_always_the_same(tmp_path: Path) -> None:

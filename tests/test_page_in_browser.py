@@ -450,6 +450,8 @@ def test_the_layers_sort_by_any_column(browser: Browser, large_page: Path) -> No
     assert column(browser, 2) == ["0", "0.25", "0.5", "–"]
     browser.find("#layers th:nth-child(4) button").click()
     assert column(browser, 3) == ["−1", "3", "10", "∞"]
+    browser.find("#layers th:nth-child(4) button").click()
+    assert column(browser, 3) == ["∞", "10", "3", "−1"]
     browser.find("#layers th:nth-child(1) button").click()
     assert column(browser, 0) == ["first", "second", "third", "fourth"]
     browser.find("#verification th:nth-child(1) button").click()

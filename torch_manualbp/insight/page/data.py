@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from torch_manualbp.insight.network import Layer, layers_of
 from torch_manualbp.insight.page.autograd import Step
+from torch_manualbp.insight.page.numbers import for_script
 from torch_manualbp.insight.trace import Quantity, Trace
-from torch_manualbp.rules import Dropout
+from torch_manualbp.rules import Dropout, PReLU, RReLU
 from torch_manualbp.rules.activation.elementwise import Activation
 
 __all__ = ["MOST_UNITS", "NotDrawableError", "network_data"]
@@ -21,6 +21,11 @@ __all__ = ["MOST_UNITS", "NotDrawableError", "network_data"]
 MOST_UNITS = 200
 """Neurons, inputs included, above which a drawing shows nothing any more."""
 
+
+ELEMENTWISE = (Activation, PReLU)
+"""Rules whose Jacobian is diagonal: δ = ∂C/∂a ⊙ f'(z)."""
+
+RANDOM = {Dropout: "Dropout", RReLU: "RReLU"}
 
 OF_WEIGHT = ("W", "dW", "autoW", "Wnext")
 OF_BIAS = ("b", "db", "autob", "bnext")
@@ -68,8 +73,15 @@ def network_data(trace: Trace, step: Step, *, cost: str, samples: int) -> dict[s
 def _check(trace: Trace, layers: tuple[Layer, ...]) -> None:
     if not layers or layers[0].number is None:
         raise NotDrawableError("Its layers do not form a chain, each used once, so it is not drawn neuron by neuron.")
-    if any(stage.rule is Dropout for stage in trace.stages):
-        raise NotDrawableError("Dropout is at work, so it is not drawn neuron by neuron: model.eval() switches it off.")
+    drawing = next((RANDOM[stage.rule] for stage in trace.stages if stage.rule in RANDOM), None)
+    if drawing is not None:
+        raise NotDrawableError(
+            f"{drawing} draws random numbers, so it is not drawn neuron by neuron: model.eval() switches that off."
+        )
+    halving = next((layer for layer in layers if layer.a.tensor.shape != layer.z.tensor.shape), None)
+    if halving is not None and halving.activation is not None:
+        name = halving.activation.rule.__name__
+        raise NotDrawableError(f"{name} has fewer outputs than inputs, so it is not drawn neuron by neuron.")
     if any(layer.z.tensor.dim() > 2 or layer.z.tensor.is_complex() for layer in layers):
         raise NotDrawableError("Its data are not rows of real numbers, so it is not drawn neuron by neuron.")
     if any(_rows(layer.z.tensor).shape[0] == 0 for layer in layers):
@@ -95,7 +107,7 @@ def _column(layer: Layer, step: Step, samples: int) -> dict[str, Any]:
         column |= _parameter(layer.bias, step, OF_BIAS)
     if layer.activation is not None:
         column |= {"f": layer.activation.rule.__name__, "a": _of_rows(layer.a.tensor, samples)}
-        column["elementwise"] = issubclass(layer.activation.rule, Activation)
+        column["elementwise"] = issubclass(layer.activation.rule, ELEMENTWISE)
         if column["elementwise"]:
             column["formula"] = _formula(layer.activation.rule.__doc__ or "")
             slope = layer.activation.backward(torch.ones_like(layer.a.tensor))
@@ -151,9 +163,7 @@ def plain(t: Tensor) -> Any:
 def _written(values: Any, digits: int) -> Any:
     if isinstance(values, list):
         return [_written(value, digits) for value in values]
-    if math.isfinite(values):
-        return float(f"{values:.{digits}g}")
-    return "NaN" if math.isnan(values) else "Infinity" if values > 0 else "-Infinity"
+    return for_script(float(f"{values:.{digits}g}"))
 
 
 def shapes(data: Mapping[str, Any]) -> str:

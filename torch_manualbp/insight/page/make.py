@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def _network(
     """What is drawn, or None and why."""
     try:
         with drawing_again(model):
-            passed = trace(model, loss, x, y)
+            passed = trace(*copy.deepcopy((model, loss)), x, y)  # batch norm would count the pass
         return network_data(passed, step, cost=cost, samples=samples), ""
     except NotDrawableError as error:
         return None, str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["RAISED", "shown"]
+__all__ = ["RAISED", "for_script", "shown"]
 
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -20,3 +20,12 @@ def shown(value: Any, digits: int = 10) -> str:
     body, _, exponent = f"{abs(number):.{digits}g}".partition("e")
     power = f"·10{str(int(exponent)).translate(RAISED)}" if exponent else ""
     return f"{'−' if number < 0 else ''}{body}{power}"
+
+
+def for_script(value: float | None) -> float | str:
+    """As JavaScript's ``Number`` and JSON take it: infinities and NaN are words, and None is empty."""
+    if value is None:
+        return ""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from torch_manualbp import __version__
 from torch_manualbp.insight.page import charts
 from torch_manualbp.insight.page.history import TITLES, Moment, layers_in, statistics_in
-from torch_manualbp.insight.page.numbers import RAISED, shown
+from torch_manualbp.insight.page.numbers import RAISED, for_script, shown
 from torch_manualbp.insight.statistics import STATISTICS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def render(
     environment = Environment(
         loader=PackageLoader(PACKAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"shown": shown, "raised": lambda number: str(number).translate(RAISED)}
+    environment.filters |= {"shown": shown, "for_script": for_script, "raised": lambda n: str(n).translate(RAISED)}
     scripts = ("numbers.js", *(OF_NETWORK if network else ()), "tables.js")
     page: str = environment.get_template("page.html").render(
         title=title,

@@ -51,7 +51,7 @@ function refresh(announces = false) {
   slider.setAttribute("aria-valuetext", `${state.step + 1} of ${steps.length}, ${s.phase}: ${s.title}`);
   $("previous").disabled = state.step === 0;
   $("next").disabled = state.step === steps.length - 1;
-  for (const button of $("phases").children) button.toggleAttribute("aria-current", false);
+  for (const button of $("phases").children) button.removeAttribute("aria-current");
   $("phases").querySelector(`[data-phase="${s.phase}"]`).setAttribute("aria-current", "step");
   $("count").textContent = `Step ${state.step + 1} of ${steps.length} · ${s.phase}`;
   $("step-title").textContent = s.title;

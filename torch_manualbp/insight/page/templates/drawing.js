@@ -12,7 +12,7 @@ const widest = Math.max(...net.columns.map((q, c) => (c ? q.n * col(c - 1).n : 0
 const roomy = most <= 6; // neurons with their numbers
 const labelled = roomy && widest <= 8; // and weights with theirs
 const sizes = roomy
-  ? { radius: 23, down: 106, across: labelled ? 184 : Math.max(130, Math.min(184, 552 / last)), top: 34, side: 48 }
+  ? { radius: 23, down: 106, across: labelled ? 184 : Math.max(108, Math.min(184, 552 / last)), top: 34, side: 48 }
   : { radius: Math.max(2.6, Math.min(13, 190 / most)), down: Math.max(6.5, Math.min(44, 500 / most)), across: Math.max(90, Math.min(190, 740 / (last + 1))), top: 52, side: 40 };
 const height = sizes.top + most * sizes.down + (roomy ? 14 : 12);
 const width = 2 * sizes.side + sizes.across * last + (roomy ? 150 : 110);
@@ -197,8 +197,10 @@ function refreshDrawing() {
 // The chain of the chosen weight: its own edge, and those that its neuron acts through.
 function markChosen() {
   for (const { group } of parts.values()) group.classList.remove("chosen", "onpath");
+  document.querySelector(".drawing [aria-current]")?.removeAttribute("aria-current");
   const chosen = parts.get(state.chosen);
   chosen.group.classList.add("chosen");
+  chosen.group.setAttribute("aria-current", "true");
   const [kind, c, j, k] = split(state.chosen);
   if (kind === "cost") return;
   if (kind === "e") for (const id of [`n-${c}-${j}`, `n-${c - 1}-${k}`]) parts.get(id).group.classList.add("onpath");
