@@ -11,17 +11,15 @@ with a negative number it needs brackets, as in "(-1, 0)"."""
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch.nn import Module
 
 from torch_manualbp._objects import (
     RefusedError,
+    dtype_of,
     evaluated_in,
     loss_named,
     model_named,
@@ -71,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
         with where_python_looks():
             model = model_named(options.model)
             loss = loss_named(options.loss)
-        with _dtype_of(model):
+        with dtype_of(model):
             inputs = tuple(evaluated_in("--input", text, vars(torch)) for text in options.input)
             target = evaluated_in("--target", options.target, vars(torch))
         explanation = explain(
@@ -104,17 +102,6 @@ def main(options: argparse.Namespace) -> int:
 def _say(message: str, status: int) -> int:
     print(f"torch-manualbp explain: {message}", file=sys.stderr)
     return status
-
-
-@contextlib.contextmanager
-def _dtype_of(model: Module) -> Iterator[None]:
-    """Numbers are of the model's dtype, where nothing else is said."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(next((p.dtype for p in model.parameters() if p.is_floating_point()), before))
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _index(text: str) -> tuple[int, ...]:
