@@ -67,7 +67,7 @@ def by_layer(moments: Sequence[Moment]) -> list[dict[str, Any]]:
 
 
 def _dots(chart: Chart, now: Moment) -> dict[str, Any] | None:
-    values = (layer.get(what) for layer in now.layers.values() for what in chart.names)
+    values = [layer.get(what) for layer in now.layers.values() for what in chart.names]
     scale = scale_of(values, chart.dot in SHARES)
     if scale is None:
         return None
@@ -85,7 +85,14 @@ def _dots(chart: Chart, now: Moment) -> dict[str, Any] | None:
         }
         for name, layer in now.layers.items()
     ]
-    return {"chart": chart, "titles": TITLES, "rows": rows, "ticks": scale.ticks(), "height": 20 * len(rows)}
+    return {
+        "chart": chart,
+        "titles": TITLES,
+        "rows": rows,
+        "ticks": scale.ticks(),
+        "height": 20 * len(rows),
+        "beyond": math.inf in values,
+    }
 
 
 def by_step(moments: Sequence[Moment]) -> list[dict[str, Any]]:
