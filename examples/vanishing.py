@@ -216,7 +216,7 @@ def draw(runs: list[Run], folder: Path) -> list[Path]:
     for run in runs:
         axes.semilogy(numbers, [row.ratio for row in run.start], "o-", color=colours[run.name], label=run.name)
         bounds = [row.steepest * row.weight for row in run.start]
-        axes.semilogy(numbers, bounds, ":", color=colours[run.name], label="max f' · ‖W‖, the most that it can")
+        axes.semilogy(numbers, bounds, ":", color=colours[run.name], label="max f' · ‖W‖, an upper bound")
     axes.axhline(1, color="grey", linewidth=1)
     axes.set_xticks(numbers)
     axes.legend(fontsize="small")
