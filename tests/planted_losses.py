@@ -35,9 +35,9 @@ class MeanOfRows(KullbackLeiblerDivergence):
     """ "mean" that divides by the rows, as "batchmean" does."""
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, *upstreams: Tensor) -> Any:
         ctx.reduction = "batchmean"
-        return KullbackLeiblerDivergence.backward(ctx, g)
+        return KullbackLeiblerDivergence.backward(ctx, *upstreams)
 
 
 class TargetWithTheSignOfTheOutput(Difference):

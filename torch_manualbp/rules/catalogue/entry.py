@@ -11,13 +11,7 @@ from torch import Tensor
 
 from torch_manualbp.rules.rule import Rule
 
-__all__ = ["KEEPS_ITS_ARGUMENT", "Entry", "Make", "Sample"]
-
-KEEPS_ITS_ARGUMENT = (
-    "torch keeps an exponential (or s + ε, y − s) that it computes on the way, rounded to the argument's dtype; ours "
-    "keeps the argument and computes it again, with all digits in float16 too: to change it before backward is an error"
-)
-"""Why changes in place are an error where torch allows them."""
+__all__ = ["Entry", "Make", "Sample"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.catalogue.entry import KEEPS_ITS_ARGUMENT, Entry, Make, Sample
+from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
 from torch_manualbp.rules.loss import (
     AbsoluteError,
     BinaryCrossEntropy,
@@ -270,16 +270,12 @@ LOSSES: tuple[Entry, ...] = (
         _poisson_nll_loss,
         _poisson_samples,
         cancels=True,
-        exempt={
-            "changes in place, argument 0": KEEPS_ITS_ARGUMENT,
-        },
     ),
     Entry(
         KullbackLeiblerDivergence,
         _kl_div,
         _divergence_samples,
         cancels=True,
-        exempt={f"changes in place, argument {i}": KEEPS_ITS_ARGUMENT for i in (0, 1)},
     ),
     Entry(
         BinaryCrossEntropy,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.catalogue.entry import KEEPS_ITS_ARGUMENT, Entry, Make, Sample
+from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
 from torch_manualbp.rules.structure import (
     Add,
     Cast,
@@ -156,6 +156,11 @@ def _over_samples(make: Make) -> Iterator[Sample]:
 def _dropout_samples(make: Make) -> Iterator[Sample]:
     yield Sample("matrix", (make(5, 4), (2 * make.indices(2, 5, 4)).to(make.dtype)))
 
+
+KEEPS_ITS_ARGUMENT = (
+    "torch keeps a copy of an argument that it expands to the other's batch; ours keeps the argument: to change it "
+    "before backward is an error"
+)
 
 STRUCTURE: tuple[Entry, ...] = (
     Entry(Add, _add, _add_samples, complex=True),

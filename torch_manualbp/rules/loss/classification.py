@@ -11,7 +11,7 @@ from torch.nn import _reduction
 from torch.nn import functional as F
 
 from torch_manualbp.rules.evaluate import is_written_down, keeps_arguments, records_nothing
-from torch_manualbp.rules.loss.reduction import PointwiseLoss, reduced, reduced_in_blocks
+from torch_manualbp.rules.loss.reduction import PointwiseLoss, reduced, reduced_in_blocks, with_copies
 from torch_manualbp.rules.rule import Rule, RuleWithByproducts, widened
 
 __all__ = [
@@ -276,7 +276,7 @@ def negative_log_likelihood_gradient(
     return scatter(k, y.unsqueeze(k), -g_y.unsqueeze(k))
 
 
-class KullbackLeiblerDivergence(PointwiseLoss):
+class KullbackLeiblerDivergence(PointwiseLoss, RuleWithByproducts):
     """The Kullback-Leibler divergence of a distribution with log-probabilities s from one with probabilities y, or,
     with ``log_target``, log-probabilities y.
 
@@ -290,15 +290,17 @@ class KullbackLeiblerDivergence(PointwiseLoss):
 
     0 log 0 is 0 in C; in ∂C/∂y, which has log y alone, log 0 is −∞, where torch gives NaN.
     Shapes: s and y broadcast against each other. ``"sum"`` and ``"none"`` have n = 1.
-    Kept: y, and s where ∂C/∂y is needed.
+    Kept: y, and s where ∂C/∂y is needed; with ``log_target`` copies of them, where torch has exp(y) and y − s.
     """
 
     @staticmethod
-    def forward(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
-        if reduction == "batchmean":
-            C = reduced_in_blocks(functools.partial(_divergence, log_target=log_target), s, y, reduction="sum")
-            return C / s.shape[0] if s.dim() else C
-        return reduced_in_blocks(functools.partial(_divergence, log_target=log_target), s, y, reduction=reduction)
+    def forward(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Any:
+        divergence = functools.partial(_divergence, log_target=log_target)
+        C = reduced_in_blocks(divergence, s, y, reduction="sum" if reduction == "batchmean" else reduction)
+        if reduction == "batchmean" and s.dim():
+            C = C / s.shape[0]
+        rule = KullbackLeiblerDivergence
+        return with_copies(C, (s, y), rule.reads(log_target), rule.copied(log_target))
 
     partials = (
         lambda s, y, log_target: divergence_derivative(y, log_target),
@@ -308,6 +310,10 @@ class KullbackLeiblerDivergence(PointwiseLoss):
     @staticmethod
     def reads(log_target: bool) -> tuple[tuple[int, ...], ...]:
         return ((1,), (0, 1))
+
+    @staticmethod
+    def copied(log_target: bool) -> tuple[int, ...]:
+        return (0, 1) if log_target else ()
 
 
 def _divergence(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:

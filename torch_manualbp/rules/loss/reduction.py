@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.evaluate import BLOCK, is_free, is_written_down, records_nothing
+from torch_manualbp.rules.evaluate import BLOCK, is_free, is_written_down, keeps_arguments, records_nothing
 from torch_manualbp.rules.rule import Rule, in_dtype, widened
 
 __all__ = [
@@ -21,10 +21,12 @@ __all__ = [
     "reduced",
     "reduced_in_blocks",
     "share_of_each",
+    "with_copies",
 ]
 
 Partial = Callable[..., Tensor]
 Reads = Callable[..., tuple[tuple[int, ...], ...]]
+Positions = Callable[..., tuple[int, ...]]
 
 
 class PointwiseLoss(Rule):
@@ -43,7 +45,9 @@ class PointwiseLoss(Rule):
     - ``partials``: for each tensor x the function ``partial(*tensors, *options)`` that is ∂C_i/∂x_i, or None for a
       tensor that takes no gradient;
     - ``reads(*options)``, if some partial does with fewer tensors: the positions of those that each partial uses;
-    - ``factor``, if it is not 1: what all partials have in common.
+    - ``factor``, if it is not 1: what all partials have in common;
+    - ``copied(*options)``, if torch lets the caller change an argument before backward that a partial reads: the
+      positions of such. The loss is a :class:`RuleWithByproducts` then, and its forward ends :func:`with_copies`.
 
     From these follow ``backward`` and, since ∂C_i/∂x_i times a tangent is the tangent of C_i, ``jvp``.
     Kept: the tensors that the needed gradients read.
@@ -52,37 +56,48 @@ class PointwiseLoss(Rule):
     partials: ClassVar[tuple[Partial | None, ...]] = ()
     reads: ClassVar[Reads | None] = None
     factor: ClassVar[float] = 1
+    copied: ClassVar[Positions | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "partials" in vars(cls):
-            for method in _calculus(cls.partials, cls.reads, cls.factor):
+            for method in _calculus(cls.partials, cls.reads, cls.factor, cls.copied):
                 if method.__name__ not in vars(cls):
                     setattr(cls, method.__name__, staticmethod(method))
         super().__init_subclass__(**kwargs)
 
 
 def _calculus(
-    partials: tuple[Partial | None, ...], reads: Reads | None, factor: float
+    partials: tuple[Partial | None, ...], reads: Reads | None, factor: float, copied: Positions | None
 ) -> tuple[Callable[..., Any], ...]:
     """The methods of a loss with these partial derivatives. They are closures, since torch.compile cannot trace a
     Function's class methods."""
     tensors_of_loss = tuple(range(len(partials)))  # as a range torch.compile cannot read it
     all_of_them = (tensors_of_loss,) * len(partials)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        tensors = inputs[: len(partials)]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = list(inputs[: len(partials)])
         ctx.options = inputs[len(partials) : -1]
         ctx.reduction = inputs[-1]
         ctx.shapes = tuple([None if t is None else t.shape for t in tensors])
         ctx.dtypes = tuple([None if t is None else t.dtype for t in tensors])
         read = all_of_them if reads is None else reads(*ctx.options)
         kept = [j for i in tensors_of_loss if ctx.needs_input_grad[i] for j in read[i]]
+        ctx.copies = ()
+        if copied is not None and isinstance(output, tuple):
+            ctx.copies = tuple([i for i in copied(*ctx.options) if i in kept])
+            for i, copy in zip(ctx.copies, output[1:], strict=True):
+                tensors[i] = copy
+            ctx.set_materialize_grads(False)
         ctx.save_for_backward(*[t if i in kept else None for i, t in enumerate(tensors)])
         ctx.save_for_forward(*tensors)
 
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None, *of_copies: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = [t.conj() if t is not None and t.is_complex() else t for t in ctx.saved_tensors]
         gradients: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+        for i, dx in zip(ctx.copies, of_copies, strict=False):  # none, where C alone has a gradient
+            gradients[i] = dx if ctx.needs_input_grad[i] else None
+        if g is None:
+            return tuple(gradients)
         if factor != 1:
             g = widened(g) * factor
         if ctx.reduction not in ("none", "sum"):
@@ -91,11 +106,12 @@ def _calculus(
             g = g.expand(_shape(ctx.shapes)) if _broadcasts(ctx.shapes) else g
         for i, partial in enumerate(partials):
             if partial is not None and ctx.needs_input_grad[i]:
-                dx = product_with(g, partial, tensors, ctx.options, ctx.dtypes[i])
-                gradients[i] = dx.sum_to_size(ctx.shapes[i])
+                dx = product_with(g, partial, tensors, ctx.options, ctx.dtypes[i]).sum_to_size(ctx.shapes[i])
+                of_copy = gradients[i]
+                gradients[i] = dx if of_copy is None else dx + of_copy
         return tuple(gradients)
 
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         tensors = _in_one_dtype(ctx.saved_tensors)
         dC: Any = 0
         for partial, dx in zip(partials, tangents[: len(partials)], strict=True):
@@ -107,7 +123,11 @@ def _calculus(
             dC = dC.sum()
         if ctx.reduction not in ("none", "sum"):
             dC = dC / max(_entries(ctx.shapes, ctx.reduction), 1)
-        return dC.to(_promoted([t.dtype for t in ctx.saved_tensors if t is not None]))
+        dC = dC.to(_promoted([t.dtype for t in ctx.saved_tensors if t is not None]))
+        if not ctx.copies:
+            return dC
+        of_copies = [(i, tangents[i]) for i in ctx.copies]
+        return (dC, *[torch.zeros_like(ctx.saved_tensors[i]) if dx is None else dx.clone() for i, dx in of_copies])
 
     return setup_context, backward, jvp
 
@@ -117,6 +137,18 @@ def reduced(C: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return C
     return C.sum() if reduction == "sum" else C.mean()
+
+
+def with_copies(C: Tensor, tensors: Sequence[Tensor], read: Sequence[Sequence[int]], copied: Sequence[int]) -> Any:
+    """What the forward of a loss returns that has ``copied``: C, and copies of those that a needed gradient reads.
+
+    torch keeps a tensor computed from such an argument, as large as the copy, so that the argument may change.
+    """
+    if keeps_arguments(*tensors) or torch._C._are_functorch_transforms_active():
+        return C
+    kept = [j for t, of_t in zip(tensors, read, strict=True) if t.requires_grad for j in of_t]
+    copies = [tensors[i].clone() for i in copied if i in kept]
+    return (C, *copies) if copies else C
 
 
 def share_of_each(g: Tensor, reduction: str, n: int) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.evaluate import records_nothing
-from torch_manualbp.rules.loss.reduction import PointwiseLoss, product_with, reduced, reduced_in_blocks
-from torch_manualbp.rules.rule import Rule, widened
+from torch_manualbp.rules.loss.reduction import PointwiseLoss, product_with, reduced, reduced_in_blocks, with_copies
+from torch_manualbp.rules.rule import Rule, RuleWithByproducts, widened
 
 __all__ = [
     "AbsoluteError",
@@ -214,7 +214,7 @@ def gaussian_variance_derivative(r: Tensor, v: Tensor) -> Tensor:
     return (v - r.square()) / v * 0.5 / v
 
 
-class PoissonNegativeLogLikelihood(PointwiseLoss):
+class PoissonNegativeLogLikelihood(PointwiseLoss, RuleWithByproducts):
     """The negative logarithm of a Poisson distribution's probability of the count y, with rate exp(s) or, without
     ``log_input``, s.
 
@@ -230,12 +230,12 @@ class PoissonNegativeLogLikelihood(PointwiseLoss):
                   and log y_i + 1 / 2y_i more if ``full`` and y_i > 1
 
     Shapes: s and y broadcast against each other. ``"sum"`` and ``"none"`` have n = 1.
-    Kept: s, and y where ∂C/∂s is needed or in Stirling's formula. For complex numbers the derivatives are
-    conjugated.
+    Kept: a copy of s, where torch has exp(s) or s + ε, and y where ∂C/∂s is needed or in Stirling's formula. For
+    complex numbers the derivatives are conjugated.
     """
 
     @staticmethod
-    def forward(s: Tensor, y: Tensor, log_input: bool, full: bool, epsilon: float, reduction: str) -> Tensor:
+    def forward(s: Tensor, y: Tensor, log_input: bool, full: bool, epsilon: float, reduction: str) -> Any:
         if full and torch._C._are_functorch_transforms_active():
             # ATen adds Stirling's formula in place, which a tangent of zeros (forward over forward) refuses.
             large = torch.where(y > 1, y, 1)
@@ -243,7 +243,8 @@ class PoissonNegativeLogLikelihood(PointwiseLoss):
             C = F.poisson_nll_loss(s, y, log_input, False, eps=epsilon, reduction="none")
             return reduced(C + stirling, reduction)
         loss = functools.partial(F.poisson_nll_loss, log_input=log_input, full=full, eps=epsilon)
-        return reduced_in_blocks(loss, s, y, reduction=reduction)
+        C = reduced_in_blocks(loss, s, y, reduction=reduction)
+        return with_copies(C, (s, y), PoissonNegativeLogLikelihood.reads(log_input, full, epsilon), (0,))
 
     partials = (
         lambda s, y, log_input, full, epsilon: poisson_derivative(s, y, log_input, epsilon),
@@ -253,6 +254,10 @@ class PoissonNegativeLogLikelihood(PointwiseLoss):
     @staticmethod
     def reads(log_input: bool, full: bool, epsilon: float) -> tuple[tuple[int, ...], ...]:
         return ((0, 1), (0, 1) if full else (0,))
+
+    @staticmethod
+    def copied(log_input: bool, full: bool, epsilon: float) -> tuple[int, ...]:
+        return (0,)
 
 
 def poisson_derivative(s: Tensor, y: Tensor, log_input: bool = True, epsilon: float = 1e-8) -> Tensor:

@@ -160,9 +160,9 @@ class LogTargetForgotten(KullbackLeiblerDivergence):
 
 class BatchmeanTakenForMean(KullbackLeiblerDivergence):
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, *upstreams: Tensor) -> Any:
         ctx.reduction = "mean"
-        return KullbackLeiblerDivergence.backward(ctx, g)
+        return KullbackLeiblerDivergence.backward(ctx, *upstreams)
 
 
 class PositiveWeightForgotten(BinaryCrossEntropyWithLogits):
