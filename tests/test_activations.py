@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch_manualbp import functional, rules
 from torch_manualbp.rules import CATALOGUE, Entry, Make, choice
 from torch_manualbp.rules.activation import Activation
 from torch_manualbp.rules.evaluate import LARGE
+from torch_manualbp.verify.accuracy import ulp
 
 ROWS, COLUMNS = 200, 1000
 ELEMENTWISE = [entry for entry in CATALOGUE if issubclass(entry.rule, Activation)]
@@ -59,6 +60,59 @@ def test_large_equals_small(entry: Entry, dtype: torch.dtype, special: bool) -> 
             assert_equal_to_rounding(large, row_by_row(entry, kept, g, options))
 
 
+WRITTEN = [entry for entry in ELEMENTWISE if entry.rule.write_derivative is not None]  # type: ignore[attr-defined]
+
+
+def gradient_error(entry: Entry, rule: type[Activation] | None, z: Tensor, options: tuple[float, ...]) -> Tensor:
+    """The error of f'(z) in ulps, of the rule or else of torch's function."""
+
+    def gradient(function: Callable[..., Tensor], z: Tensor) -> Tensor:
+        z = z.clone().requires_grad_()
+        return torch.autograd.grad(function(z, *options).sum(), z)[0].double()
+
+    reference = entry.rule.apply  # in float64, where torch's tanh formula of the GELU has no digits below z = −6
+    exact = gradient(reference, z.double())
+    error = (gradient(entry.twin if rule is None else rule.apply, z) - exact).abs()
+    moved = gradient(reference, torch.nextafter(z, z.new_tensor(math.inf)).double())
+    slack = 0 if rule is None else (moved - exact).abs()
+    return (error - slack) / ulp(exact, torch.float32)
+
+
+def excess(entry: Entry, rule: type[Activation], z: Tensor, options: tuple[float, ...]) -> float:
+    """By how much the worst error in an octave of z exceeds torch's worst there."""
+    ours, theirs = gradient_error(entry, rule, z, options), gradient_error(entry, None, z, options)
+    octave = 2 * torch.frexp(z.abs())[1] + z.signbit()
+    return max((ours[octave == o].max() - theirs[octave == o].max()).item() for o in octave.unique())
+
+
+def usual_numbers() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.empty(1 << 17).uniform_(-20, 20, generator=generator)
+    return torch.cat([wide, wide / 5, wide / 1000])
+
+
+@pytest.mark.parametrize("entry", WRITTEN, ids=lambda e: e.name)
+def test_short_cuts_for_usual_numbers_lose_no_digits(entry: Entry) -> None:
+    """The grid of test_accuracy has numbers beside them that forbid some of the short cuts."""
+    for options in options_of(entry):
+        assert excess(entry, entry.rule, usual_numbers(), options) <= 1  # type: ignore[arg-type]
+
+
+class ExponentialInThreeDigits(rules.ELU):
+    """As exp(z) = (1 + z / n)ⁿ."""
+
+    @staticmethod
+    def derivative(z: Tensor, alpha: float) -> Tensor:
+        return (1 + z.clamp(max=0) / 1024).pow_(1024)
+
+    write_derivative = None  # type: ignore[assignment]
+
+
+def test_lost_digits_are_found() -> None:
+    (entry,) = (e for e in ELEMENTWISE if e.rule is rules.ELU)
+    assert excess(entry, ExponentialInThreeDigits, usual_numbers(), (1.0,)) > 100
+
+
 def every_number(dtype: torch.dtype) -> Tensor:
     """All 2¹⁶ numbers of float16 or bfloat16, NaNs of both signs among them; in another dtype the same numbers."""
     of = torch.float16 if dtype == torch.float16 else torch.bfloat16
@@ -73,10 +127,11 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_masked_gradient_keeps_its_bits(dtype: torch.dtype) -> None:
+def test_a_gradient_that_passes_keeps_its_bits(dtype: torch.dtype) -> None:
     g = every_number(dtype)
-    assert torch.equal(bits(choice.masked_bits(g, torch.ones_like(g))), bits(g))
-    assert torch.equal(bits(choice.masked_bits(g, torch.zeros_like(g))), bits(torch.zeros_like(g)))
+    assert torch.equal(bits(choice.blocked_bits(g, torch.zeros_like(g))), bits(g))
+    for blocked in (torch.ones_like(g), -torch.ones_like(g)):
+        assert torch.equal(bits(choice.blocked_bits(g, blocked)), bits(torch.zeros_like(g)))
 
 
 @pytest.mark.parametrize("bound", [0.1, 1 / 3, 0, 6, -0.1, math.inf, -math.inf, 1e-42])

@@ -2,11 +2,13 @@
 
 On the CPU a choice by a mask (torch.where, masked_fill) costs 4.5 ms for 512×4096 numbers of random sign, where the
 processor guesses wrong every other time; a comparison written as numbers 0 and 1 costs 0.1 ms, and so does a product.
-0 · ∞ is NaN, but a product of the bits of g with the integer 0 or 1 is a choice, whatever g is.
+0 · ∞ is NaN, but a shift of the bits of g is a choice, whatever g is: by the bits of 0.0, which are the integer 0, it
+changes nothing; by those of 1.0, which are more places than there are, it leaves 0.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -23,10 +25,10 @@ from torch_manualbp.rules.evaluate import (
 from torch_manualbp.rules.rule import widened
 
 __all__ = [
+    "blocked_bits",
     "chosen",
     "is_above",
     "is_between",
-    "masked_bits",
     "pass_above",
     "pass_between",
     "pass_beyond",
@@ -63,8 +65,7 @@ def _choose_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
 
 
 def _mask_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    is_below = torch.le(z, _largest_up_to(bound, z.dtype), out=torch.empty_like(z))
-    return masked_bits(g, is_below.neg_().add_(1))  # 1 where z is NaN
+    return blocked_bits(g, torch.le(z, _largest_up_to(bound, z.dtype), out=torch.empty_like(z)))
 
 
 def pass_positive(g: Tensor, a: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ def _mask_positive(g: Tensor, a: Tensor) -> Tensor:
     if is_written_down():  # half as many passes; for a NaN with a sign it is 0, where the loss is NaN in any case
         bits = _BITS[a.dtype]
         return a.view(bits).clamp(0, 1).mul_(g.view(bits)).view(g.dtype)
-    return masked_bits(g, torch.ne(a, 0, out=torch.empty_like(a)))
+    return blocked_bits(g, torch.eq(a, 0, out=torch.empty_like(a)))
 
 
 def pass_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
@@ -94,13 +95,15 @@ def _choose_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
 
 
 def _mask_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
-    return masked_bits(g, is_between(z, low, high))
+    above, below = _next_to(low, high, z.dtype)
+    if above > below:
+        return torch.zeros_like(g)
+    return blocked_bits(g, z.clamp(above, below).ne_(z))
 
 
 def is_between(z: Tensor, low: float, high: float) -> Tensor:
     """[low < z < high] as fresh numbers 0 and 1, of numbers whose operations nobody records."""
-    bounds = z.new_tensor([_largest_up_to(low, z.dtype), -_largest_up_to(-high, z.dtype)])
-    above, below = torch.nextafter(bounds, bounds.new_tensor([math.inf, -math.inf])).tolist()
+    above, below = _next_to(low, high, z.dtype)
     if above > below:
         return torch.zeros_like(z)
     return z.clamp(above, below).eq_(z)  # to the numbers next to the bounds: two passes and not three
@@ -116,7 +119,7 @@ def _choose_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
 
 
 def _mask_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    return masked_bits(g, z.abs().gt_(bound))
+    return blocked_bits(g, z.abs().gt_(bound).sub_(1))  # −1 where z is NaN
 
 
 def chosen(g: Tensor, z: Tensor, choose: Callable[..., Tensor], lean: Callable[..., Tensor], *bounds: float) -> Tensor:
@@ -138,16 +141,26 @@ _BITS = {
 }
 
 
-def masked_bits(g: Tensor, fresh: Tensor) -> Tensor:
-    """g where ``fresh`` is 1, and 0 where it is 0, written over ``fresh``, which has the dtype of g.
+def blocked_bits(g: Tensor, fresh: Tensor) -> Tensor:
+    """g where ``fresh`` is 0, and 0 where it is 1 or −1, written over ``fresh``, which has the dtype of g.
 
-    The bits of 1 are a positive integer, clamped to 1; the product of the bits of g with it is exact for all g, ∞ and
-    NaN too.
+    As an integer 1.0 is large and −1.0 negative: in torch, on the CPU, a shift by either leaves 0 (pytorch#96659).
     """
     bits = _BITS[g.dtype]
-    return fresh.view(bits).clamp_(max=1).mul_(g.view(bits)).view(g.dtype)
+    places = fresh.view(bits)
+    torch.bitwise_left_shift(g.view(bits), places, out=places)
+    return fresh
 
 
+@functools.cache  # the bounds of a layer stay, and to look for the next number takes the time of a pass
+def _next_to(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The smallest number above ``low``, and the largest below ``high``."""
+    bounds = torch.tensor([_largest_up_to(low, dtype), -_largest_up_to(-high, dtype)], dtype=dtype)
+    above, below = torch.nextafter(bounds, bounds.new_tensor([math.inf, -math.inf])).tolist()
+    return above, below
+
+
+@functools.cache
 def _largest_up_to(bound: float, dtype: torch.dtype) -> float:
     """The largest number of ``dtype`` that is no larger than the bound.
 

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 __all__ = [
     "BLOCK",
+    "BLOCK_TO_WRITE",
     "are_finite",
     "blocks",
     "compile_formulas",
@@ -31,6 +32,9 @@ __all__ = [
 
 BLOCK = 1 << 17
 """Numbers in a block: some intermediates of it fit the cache, and its operations outlast the calls of them."""
+
+BLOCK_TO_WRITE = 1 << 18
+"""Numbers in a block of a formula that writes over one or two intermediates; fewer blocks are fewer calls."""
 
 BLOCK_OF_ROWS = 1 << 15
 """Numbers in a block of rows, of which a formula makes more intermediates."""
@@ -85,13 +89,13 @@ def fits_blocks(*tensors: Tensor) -> bool:
     return all(t.is_contiguous() and t.shape == first.shape for t in tensors)
 
 
-def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def blocks(*tensors: Tensor, size: int = BLOCK) -> Iterator[tuple[Tensor, ...]]:
     """The corresponding blocks of tensors of one shape.
 
     What a formula makes on its way is then small, and stays in the cache and in the allocator's hands. Temporary
     tensors of 8 MB go back to the system each time, and their new pages cost more than the arithmetic on them.
     """
-    return zip(*[t.view(-1).split(BLOCK) for t in tensors], strict=True)
+    return zip(*[t.view(-1).split(size) for t in tensors], strict=True)
 
 
 _written_as: str | None = None

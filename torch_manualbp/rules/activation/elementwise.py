@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_manualbp.rules.arithmetic import times
 from torch_manualbp.rules.evaluate import (
-    are_finite,
+    BLOCK_TO_WRITE,
     blocks,
     fits_blocks,
     formulas_are_compiled,
@@ -25,6 +25,7 @@ __all__ = ["Activation"]
 
 Derivative = Callable[..., Tensor]
 Delta = Callable[..., Tensor]
+Write = Callable[..., object]
 
 
 class Activation(Rule):
@@ -50,16 +51,21 @@ class Activation(Rule):
 
     keeps_output: ClassVar[bool] = False
     lean_delta: ClassVar[Delta | None] = None
-    """The product ∂C/∂a ⊙ f'(z) in fewer passes over memory, right where it is finite; for large tensors."""
+    """The product ∂C/∂a ⊙ f'(z) in fewer calls, right where it is finite; for formulas that are written down."""
+
+    write_derivative: ClassVar[Write | None] = None
+    """``write_derivative(d, kept, *options)`` writes f' of plain real numbers into ``d``, in fewer and cheaper passes
+    over memory than ``derivative`` takes; for large tensors."""
 
     in_blocks: ClassVar[bool] = False
-    """Whether ``derivative`` makes more tensors on its way than the one that it returns."""
+    """Whether the formula of f' makes more tensors on its way than the one that it returns."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         own = vars(cls)
         if "derivative" in own or "delta" in own:
             if "delta" not in own:
-                cls.delta = staticmethod(_delta_of(cls.derivative, cls.lean_delta, cls.in_blocks))  # type: ignore[method-assign]
+                delta = _delta_of(cls.derivative, cls.lean_delta, cls.write_derivative, cls.in_blocks)
+                cls.delta = staticmethod(delta)  # type: ignore[method-assign]
             for method in _calculus(cls.delta, cls.keeps_output):
                 if method.__name__ not in own:
                     setattr(cls, method.__name__, staticmethod(method))
@@ -76,7 +82,7 @@ class Activation(Rule):
         raise NotImplementedError("an activation must define derivative(kept, *options) or delta(…)")
 
 
-def _delta_of(derivative: Derivative, lean_delta: Delta | None, in_blocks: bool) -> Delta:
+def _delta_of(derivative: Derivative, lean_delta: Delta | None, write: Write | None, in_blocks: bool) -> Delta:
     """The function of the product ∂C/∂a ⊙ f'(z), rounded once."""
 
     def product(upstream: Tensor, kept: Tensor, *options: Any) -> Tensor:
@@ -97,10 +103,8 @@ def _delta_of(derivative: Derivative, lean_delta: Delta | None, in_blocks: bool)
             return product(upstream, kept, *options)
         if formulas_are_compiled():
             return fused(product, upstream, kept, *options)
-        if lean_delta is not None and widened(upstream) is upstream and widened(kept) is kept:
-            lean = lean_delta(upstream, kept, *options)
-            if are_finite(lean):
-                return lean
+        if write is not None and upstream.dtype == kept.dtype and kept.dtype in (torch.float32, torch.float64):
+            return _written(write, upstream, kept, options, in_blocks)
         if not in_blocks:
             return product(upstream, kept, *options)
         result = torch.empty_like(upstream)
@@ -113,6 +117,16 @@ def _delta_of(derivative: Derivative, lean_delta: Delta | None, in_blocks: bool)
         return result
 
     return delta
+
+
+def _written(write: Write, upstream: Tensor, kept: Tensor, options: tuple[Any, ...], in_blocks: bool) -> Tensor:
+    """∂C/∂a ⊙ f'(z), in one piece of fresh memory."""
+    result = torch.empty_like(upstream)
+    parts = blocks(result, upstream, kept, size=BLOCK_TO_WRITE) if in_blocks else [(result, upstream, kept)]
+    for into, upstream_block, kept_block in parts:
+        write(into, kept_block, *options)
+        into.mul_(upstream_block)
+    return result
 
 
 def _calculus(delta: Delta, keeps_output: bool) -> tuple[Callable[..., Any], ...]:

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.elementwise import Activation
 from torch_manualbp.rules.arithmetic import (
+    SIGMOID_IS_POSITIVE,
+    exponential_,
     larger,
     logistic,
     logistic_and_divisor,
@@ -58,6 +60,10 @@ class Sigmoid(Activation):
         return (1 - a).mul_(a)  # the digits of a − a² cancel as a nears 1
 
     @staticmethod
+    def write_derivative(d: Tensor, a: Tensor) -> None:
+        torch.addcmul(a, a, a, value=-1, out=d)  # a − a², rounded once by processors that fuse it
+
+    @staticmethod
     def lean_delta(da: Tensor, a: Tensor) -> Tensor:
         return times_one_plus(da * a, a, -1)
 
@@ -82,6 +88,13 @@ class LogSigmoid(Activation):
     def derivative(z: Tensor) -> Tensor:
         return logistic(-(z if z.is_contiguous() else z.contiguous()))
 
+    @staticmethod
+    def write_derivative(d: Tensor, z: Tensor) -> None:
+        if z.amax() < SIGMOID_IS_POSITIVE:
+            torch.neg(z, out=d).sigmoid_()
+        else:
+            d.copy_(LogSigmoid.derivative(z))
+
 
 class Tanh(Activation):
     """The hyperbolic tangent.
@@ -104,6 +117,10 @@ class Tanh(Activation):
     @staticmethod
     def derivative(a: Tensor) -> Tensor:
         return (1 - a).mul_(1 + a)  # each factor is exact near its zero, where 1 − a² loses its digits
+
+    @staticmethod
+    def write_derivative(d: Tensor, a: Tensor) -> None:
+        torch.addcmul(a.new_ones(()), a, a, value=-1, out=d)  # rounded once by processors that fuse it
 
     @staticmethod
     def lean_delta(da: Tensor, a: Tensor) -> Tensor:
@@ -157,6 +174,13 @@ class Softplus(Activation):
         z = z if beta == 1 else z * beta
         return larger(logistic(z), is_above(z, threshold))
 
+    @staticmethod
+    def write_derivative(d: Tensor, z: Tensor, beta: float, threshold: float) -> None:
+        if math.exp(-threshold) < torch.finfo(z.dtype).eps / 4 and z.amin() * beta > -SIGMOID_IS_POSITIVE:
+            torch.mul(z, beta, out=d).sigmoid_() if beta != 1 else torch.sigmoid(z, out=d)  # which is 1 from there on
+        else:
+            d.copy_(Softplus.derivative(z, beta, threshold))
+
 
 class ELU(Activation):
     """The exponential linear unit.
@@ -178,6 +202,12 @@ class ELU(Activation):
     def derivative(z: Tensor, alpha: float) -> Tensor:
         exp = z.clamp(max=0).exp_()
         return exp if alpha == 1 else times(step(z, alpha, 1), exp)
+
+    @staticmethod
+    def write_derivative(d: Tensor, z: Tensor, alpha: float) -> None:
+        exponential_(torch.clamp(z, max=0, out=d))
+        if alpha != 1:
+            d.mul_(step(z, alpha, 1))
 
 
 class CELU(Activation):
@@ -201,6 +231,10 @@ class CELU(Activation):
         below = z.clamp(max=0)
         return (below if alpha == 1 else below.div_(alpha)).exp_()
 
+    @staticmethod
+    def write_derivative(d: Tensor, z: Tensor, alpha: float) -> None:
+        exponential_(torch.clamp(z, max=0, out=d), 1 / alpha)
+
 
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_LAMBDA = 1.0507009873554804934193349852946
@@ -218,8 +252,6 @@ class SELU(Activation):
     with α and λ of Klambauer et al., "Self-Normalizing Neural Networks" (2017). Kept: z.
     """
 
-    in_blocks = True
-
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         return torch.selu(z)
@@ -227,6 +259,14 @@ class SELU(Activation):
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
         return times(step(z, SELU_LAMBDA * SELU_ALPHA, SELU_LAMBDA), z.clamp(max=0).exp_())
+
+    @staticmethod
+    def write_derivative(d: Tensor, z: Tensor) -> None:
+        # As λ α exp(−x) with x = −z, but log α where z > 0: torch.threshold is a choice that costs no more than a
+        # product, and keeps what is above a number, here the largest below 0.
+        below_0 = -torch.finfo(z.dtype).smallest_normal * torch.finfo(z.dtype).eps
+        torch.threshold_(torch.neg(z, out=d), below_0, math.log(SELU_ALPHA))
+        exponential_(d, -1).mul_(SELU_LAMBDA * SELU_ALPHA)
 
 
 class SiLU(Activation):
@@ -251,6 +291,12 @@ class SiLU(Activation):
     def derivative(z: Tensor) -> Tensor:
         sigma = torch.sigmoid(z)
         return times_one_plus(sigma, (1 - sigma).mul_(z))
+
+    @staticmethod
+    def write_derivative(d: Tensor, z: Tensor) -> None:
+        sigma = torch.sigmoid(z)
+        torch.addcmul(z, z, sigma, value=-1, out=d)
+        torch.addcmul(sigma, sigma, d, out=d)
 
 
 class Mish(Activation):
@@ -302,6 +348,12 @@ class GELU(Activation):
         Phi = torch.add(half, (z * math.sqrt(0.5)).erf_(), alpha=0.5)  # 0 far below 0, where z φ is all that is left
         return torch.addcmul(Phi, z, phi, value=1 / math.sqrt(2 * math.pi))
 
+    @staticmethod
+    def write_derivative(d: Tensor, z: Tensor) -> None:
+        torch.add(z.new_full((), 0.5), torch.mul(z, math.sqrt(0.5), out=d).erf_(), alpha=0.5, out=d)
+        phi = torch.addcmul(z.new_zeros(()), z, z, value=-0.5 * math.log2(math.e)).exp2_()
+        torch.addcmul(d, z, phi, value=1 / math.sqrt(2 * math.pi), out=d)
+
 
 class GELUTanh(Activation):
     """The GELU with a tanh in place of Φ, which is a sigmoid of twice its argument.
@@ -328,3 +380,15 @@ class GELUTanh(Activation):
         square = z * z
         sigma, d = logistic_and_divisor((square * (kappa * c)).add_(kappa).mul_(z))
         return times_one_plus(sigma, quotient(square.mul_(3 * kappa * c).add_(kappa).mul_(z), d))
+
+    @staticmethod
+    def write_derivative(d: Tensor, z: Tensor) -> None:
+        kappa, c = math.sqrt(8 / math.pi), 0.044715
+        z = z.clamp(-30, 9)  # from there on f' is 1 in float64 too, and exp(2u) is finite
+        square = z * z
+        log2 = kappa * math.log2(math.e)
+        e = torch.add(z.new_full((), log2), square, alpha=log2 * c, out=d).mul_(z).exp2_()
+        slope = torch.add(z.new_full((), kappa), square, alpha=3 * kappa * c, out=square).mul_(z)
+        divisor = torch.add(e, 1, out=z)
+        sigma = e.div_(divisor)
+        sigma.addcmul_(sigma, slope.div_(divisor))

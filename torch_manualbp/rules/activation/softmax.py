@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.evaluate import records_nothing
+from torch_manualbp.rules.arithmetic import exponential_
+from torch_manualbp.rules.evaluate import is_written_down, records_nothing
 from torch_manualbp.rules.rule import Rule, widened
 
 __all__ = ["LogSoftmax", "Softmax", "Softmin", "log_softmax_delta", "softmax_delta"]
@@ -119,6 +120,9 @@ class LogSoftmax(_AlongDimension):
 def log_softmax_delta(da: Tensor, a: Tensor, dim: int) -> Tensor:
     """δ_k = ∂C/∂a_k − p_k Σ_j ∂C/∂a_j."""
     dtype, da, total = da.dtype, widened(da), widened(da).sum(dim, keepdim=True)
+    if records_nothing(da, a) and not is_written_down():
+        p = exponential_(widened(a).clone())
+        return torch.addcmul(da, p, total, value=-1, out=p).to(dtype)
     p = widened(a).exp()
     if records_nothing(da, p):
         return p.mul_(-total).add_(da).to(dtype)
