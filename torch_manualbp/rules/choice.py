@@ -78,7 +78,7 @@ def _choose_positive(g: Tensor, a: Tensor) -> Tensor:
 
 
 def _mask_positive(g: Tensor, a: Tensor) -> Tensor:
-    if is_written_down():  # half as many passes; for a NaN with a sign it is 0, where the loss is NaN in any case
+    if is_written_down():  # half as many calls; for a NaN with a sign it is 0, where the loss is NaN in any case
         bits = _BITS[a.dtype]
         return a.view(bits).clamp(0, 1).mul_(g.view(bits)).view(g.dtype)
     return blocked_bits(g, torch.eq(a, 0, out=torch.empty_like(a)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.arithmetic import exponential_
 from torch_manualbp.rules.evaluate import is_written_down, records_nothing
 from torch_manualbp.rules.rule import Rule, widened
 
@@ -121,7 +121,7 @@ def log_softmax_delta(da: Tensor, a: Tensor, dim: int) -> Tensor:
     """δ_k = ∂C/∂a_k − p_k Σ_j ∂C/∂a_j."""
     dtype, da, total = da.dtype, widened(da), widened(da).sum(dim, keepdim=True)
     if records_nothing(da, a) and not is_written_down():
-        p = exponential_(widened(a).clone())
+        p = (widened(a) * math.log2(math.e)).exp2_()  # a quarter of the time of exp, and a is rounded in any case
         return torch.addcmul(da, p, total, value=-1, out=p).to(dtype)
     p = widened(a).exp()
     if records_nothing(da, p):
