@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch_manualbp.rules.activation.elementwise import Activation
 from torch_manualbp.rules.arithmetic import (
     SIGMOID_IS_POSITIVE,
-    exponential_,
     larger,
     logistic,
     logistic_and_divisor,
@@ -206,7 +205,7 @@ class ELU(Activation):
 
     @staticmethod
     def write_derivative(d: Tensor, z: Tensor, alpha: float) -> None:
-        exponential_(torch.clamp(z, max=0, out=d))
+        torch.clamp(z, max=0, out=d).exp_()
         if alpha != 1:
             d.mul_(step(z, alpha, 1))
 
@@ -234,7 +233,8 @@ class CELU(Activation):
 
     @staticmethod
     def write_derivative(d: Tensor, z: Tensor, alpha: float) -> None:
-        exponential_(torch.clamp(z, max=0, out=d), 1 / alpha)
+        below = torch.clamp(z, max=0, out=d)
+        (below if alpha == 1 else below.div_(alpha)).exp_()
 
 
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -267,7 +267,7 @@ class SELU(Activation):
         # product, and keeps what is above a number, here the largest below 0.
         below_0 = -torch.finfo(z.dtype).smallest_normal * torch.finfo(z.dtype).eps
         torch.threshold_(torch.neg(z, out=d), below_0, math.log(SELU_ALPHA))
-        exponential_(d, -1).mul_(SELU_LAMBDA * SELU_ALPHA)
+        d.neg_().exp_().mul_(SELU_LAMBDA * SELU_ALPHA)
 
 
 class SiLU(Activation):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -121,7 +120,7 @@ def log_softmax_delta(da: Tensor, a: Tensor, dim: int) -> Tensor:
     """δ_k = ∂C/∂a_k − p_k Σ_j ∂C/∂a_j."""
     dtype, da, total = da.dtype, widened(da), widened(da).sum(dim, keepdim=True)
     if records_nothing(da, a) and not is_written_down():
-        p = (widened(a) * math.log2(math.e)).exp2_()  # a quarter of the time of exp, and a is rounded in any case
+        p = widened(a).exp()
         return torch.addcmul(da, p, total, value=-1, out=p).to(dtype)
     p = widened(a).exp()
     if records_nothing(da, p):
