@@ -83,7 +83,7 @@ def test_takes_several_inputs_and_draws_from_the_seed(capsys: pytest.CaptureFixt
     ("form", "suffix", "start"),
     [
         ("text", "txt", "∂C/∂w_22⁽²⁾ = 0.2"),
-        ("markdown", "md", "## $"),
+        ("markdown", "md", "## $`"),
         ("html", "html", "<!DOCTYPE"),
         ("json", "json", "{"),
     ],

@@ -17,19 +17,25 @@ __all__ = ["LayerSymbols", "Notation", "over", "partial", "plain", "slope", "sym
 
 RAISED = str.maketrans("0123456789()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾")
 LATEX = {
-    "δ": r"\delta",
-    "∂": r"\partial",
-    "_": r"\_",
+    "δ": r"\delta ",
+    "∂": r"\partial ",
+    "·": r"\cdot ",
+    "→": r"\to ",
+    "Σ": r"\sum ",
     "<": r"\lt ",
     ">": r"\gt ",
-    "·": r"\cdot",
-    "→": r"\to",
-    "Σ": r"\sum",
     "|": r"\vert ",
+    "\\": r"\backslash ",
+    "~": r"\sim ",
+    "^": r"\wedge ",
+    "`": "'",
+    **{sign: rf"\{sign}" for sign in "_{}$#%&"},
 }
-UNSAFE = re.compile(r"[\\{}$#%&~^`]")
-"""What LaTeX, and the Markdown around it, would take for something else."""
-MARKDOWN = re.compile(r"([\\`*_<>|\[\]$~#])")
+"""What LaTeX, or a Markdown table or code around it, would take for something else. A command ends with a space, so
+that no letter after it belongs to its name."""
+
+UNSAFE = re.compile(r"[\\{}$#%&~^`_]")
+MARKDOWN = re.compile(r"([\\`*_<>|\[\]$~#&])")
 
 
 @dataclass(frozen=True)
@@ -40,19 +46,20 @@ class Notation:
     latex: str
     html: str
     markdown: str = ""
-    """Formulas stand between dollars; from the LaTeX if it is not given."""
+    """Formulas stand between dollars with backticks, where GitHub leaves backslashes and underscores alone; from the
+    LaTeX if it is not given."""
 
     def __post_init__(self) -> None:
         if not self.markdown and self.latex:
-            object.__setattr__(self, "markdown", f"${self.latex}$")
+            object.__setattr__(self, "markdown", f"$`{self.latex}`$")
 
     def __str__(self) -> str:
         return self.text
 
     def __add__(self, other: Notation | str) -> Notation:
         other = plain(other) if isinstance(other, str) else other
-        if self.markdown.endswith("$") and other.markdown.startswith("$"):
-            markdown = self.markdown[:-1] + other.markdown[1:]
+        if self.markdown.endswith("`$") and other.markdown.startswith("$`"):
+            markdown = self.markdown[:-2] + other.markdown[2:]
         else:
             markdown = self.markdown + other.markdown
         return Notation(self.text + other.text, self.latex + other.latex, self.html + other.html, markdown)
@@ -85,10 +92,10 @@ def symbol(letter: str, indices: Sequence[int] = (), above: str = "") -> Notatio
     subscript = ("" if all(len(i) == 1 for i in below) else ",").join(below)
     number = re.fullmatch(r"\(\d+\)", above)
     raised = above.translate(RAISED) if number else f"^{above}" if above else ""
-    name = above if number else rf"\mathrm{{{_escaped(above)}}}"
+    name = above if number else _upright(above)
     return Notation(
         letter + (f"_{subscript}" if subscript else "") + raised,
-        LATEX.get(letter, letter if len(letter) == 1 else rf"\mathrm{{{_escaped(letter)}}}")
+        (_escaped(letter).strip() if len(letter) == 1 else _upright(letter))
         + (f"_{{{subscript}}}" if subscript else "")
         + (f"^{{{name}}}" if above else ""),
         f"<var>{html.escape(letter)}</var>"
@@ -97,8 +104,14 @@ def symbol(letter: str, indices: Sequence[int] = (), above: str = "") -> Notatio
     )
 
 
-def _escaped(name: str) -> str:
-    return "".join(LATEX.get(c, c) for c in UNSAFE.sub("·", name))
+def _escaped(text: str) -> str:
+    return "".join(LATEX.get(c, c) for c in text).replace("  ", " ")
+
+
+def _upright(name: str) -> str:
+    """Not a variable, such as the name of a module."""
+    inner = r"\ ".join(map(_escaped, name.split(" ")))
+    return rf"\mathrm{{{inner}}}"
 
 
 def partial(of: Notation) -> Notation:

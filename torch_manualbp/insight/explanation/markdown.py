@@ -24,14 +24,14 @@ def _lines(block: Block) -> Iterator[str]:
         case Paragraph():
             yield _inline(block.content)
         case Formula():
-            yield "$$"
+            yield "```math"  # between double dollars GitHub would take a backslash from the end of each line
             yield r"\begin{aligned}"
             for i, right in enumerate(block.right):
                 left = block.left.latex if i == 0 else ""
                 end = r" \\" if i < len(block.right) - 1 else ""
                 yield f"{left} &= {right.latex}{end}"
             yield r"\end{aligned}"
-            yield "$$"
+            yield "```"
         case Table():
             yield f"| {' | '.join(block.columns)} |"
             yield f"| {' | '.join('--:' if i in block.numbers else '---' for i in range(len(block.columns)))} |"
@@ -51,5 +51,10 @@ def _rows(table: Table) -> list[list[str]]:
 
 
 def _inline(notation: Notation) -> str:
-    """GitHub takes a dollar for one only where a formula is next to it, and no space."""
-    return re.sub(r"(?<!\\)\$( *)([^$]*?)( *)(?<!\\)\$", r"\1$\2$\3", notation.markdown).replace("$$", "")
+    """Without empty formulas, and without spaces at the edges of the others."""
+    return re.sub(r"\$`( *)([^`]*?)( *)`\$", _trimmed, notation.markdown)
+
+
+def _trimmed(formula: re.Match[str]) -> str:
+    before, inner, after = formula.groups()
+    return f"{before}$`{inner}`${after}" if inner else before + after
