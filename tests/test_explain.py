@@ -513,6 +513,24 @@ def test_the_formulas_are_latex(of: Callable[[], Explanation]) -> None:
         mathtext.parse(f"${formula}$".replace(r"\&", "+"))  # \& is LaTeX, but not known there
 
 
+def test_columns_of_text_allow_for_wide_letters() -> None:
+    model = nn.Sequential()
+    model.add_module("层", nn.Linear(2, 2))
+    model.add_module("b", Residual(2, nn.Tanh()))
+    e = explain(model.double(), nn.MSELoss(), randn(1, 2), randn(1, 2), "层.weight", (0, 0))
+    lines = str(e).replace("层", "##")  # as wide as it is
+    lines = lines[lines.index("The symbols") :].splitlines()[1:]
+    starts = {line.rindex(what.replace("层", "##")) for line, (_, what) in zip(lines, e.legend, strict=True)}
+    assert len(starts) == 1
+
+
+def test_a_column_of_a_matrix_is_in_the_legend() -> None:
+    model, x, y = article()
+    e = explain(model, nn.MSELoss(), x, y, "fc1.weight", (0, 2))
+    assert {n.text: what for n, what in e.legend}["W⁽²⁾[:, 1]"] == "column 1 of W⁽²⁾, counted from 1"
+    assert "W⁽²⁾[:, 1]" in e.chains[0].factors[3].symbol.text
+
+
 def test_html_needs_nothing_from_outside_and_escapes_names() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

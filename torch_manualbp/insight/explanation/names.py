@@ -98,7 +98,12 @@ class Names:
         stage, source = edges.stage, edges.source
         if stage.rule is Linear and stage.args[0] is source and stage.args[1].tensor.dim() == 2:
             W = self.whole(stage.args[1])
-            return W if column is None else W + plain(f"[:, {column % source.tensor.shape[-1] + 1}]")
+            if column is None:
+                return W
+            k = column % source.tensor.shape[-1] + 1
+            of_column = W + plain(f"[:, {k}]")
+            self.legend.setdefault(of_column.text, (of_column, f"column {k} of {W}, counted from 1"))
+            return of_column
         if is_diagonal(stage) and stage.args[0] is source:
             if column is not None:
                 return self.factor(stage, column)

@@ -30,7 +30,7 @@ def number(value: float, digits: int) -> Notation:
     return Notation(
         text,
         rf"{mantissa} \cdot 10^{{{int(exponent)}}}",
-        f"{mantissa}·10<sup>{int(exponent)}</sup>",
+        f"{mantissa}·10<sup>{int(exponent)}</sup>".replace("<sup>-", "<sup>−"),  # a line may end behind a hyphen
     )
 
 

@@ -53,5 +53,5 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal: signs that are set on the one before take none."""
-    return sum(not unicodedata.combining(c) for c in text)
+    """Columns of a terminal: signs that are set on the one before take none, those of Chinese and the like take two."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "FW" else 1 for c in text)

@@ -23,6 +23,7 @@ STYLE = """
 .manualbp tbody tr + tr td { border-top: 1px solid #8883; }
 .manualbp tbody tr.more td { border-top: 0; padding-top: 0; }
 .manualbp td:first-child { white-space: nowrap; }
+.manualbp th:last-child:not(:nth-child(2)) { min-width: 18rem; }
 .manualbp .n { text-align: right; white-space: nowrap; }
 .manualbp .formula td { border: 0; padding: .1em .3em .1em 0; }
 """
