@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torch_manualbp import cli, nn
 from torch_manualbp.insight import RunStatistics, report
-from torch_manualbp.insight.page.charts import Scale, scale_of, sparkline
+from torch_manualbp.insight.page.charts import Scale, by_step, scale_of, sparkline
 from torch_manualbp.insight.page.history import TITLES, checked
 from torch_manualbp.insight.page.numbers import shown
 from torch_manualbp.insight.statistics import STATISTICS
@@ -261,6 +261,14 @@ def test_the_history_of_a_run_is_shown(tmp_path: Path) -> None:
     assert html.count('class="spark"') > 20
     assert html.count('<figure class="by-step">') >= 3
     assert "The last of 4 steps that were looked at, step 4" in html
+
+
+def test_shares_of_units_go_from_0_to_1_over_the_steps() -> None:
+    moments = checked([{"step": i, "layers": {"a": {"dead": 0.0, "saturated": 0.01 * i}}} for i in (1, 2)])
+    drawn = {lines["title"]: lines for lines in by_step(moments)}
+    assert list(drawn) == ["Dead units", "Saturated units"]
+    assert [text for _, text in drawn["Saturated units"]["ticks"]] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert drawn["Saturated units"]["lines"][0]["runs"] == ["0,99 100,98"]
 
 
 def test_every_statistic_has_a_title() -> None:

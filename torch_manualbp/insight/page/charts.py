@@ -96,13 +96,17 @@ def _dots(chart: Chart, now: Moment) -> dict[str, Any] | None:
 
 
 def by_step(moments: Sequence[Moment]) -> list[dict[str, Any]]:
-    """How the cost, and each chart's dot of every layer, went over the steps."""
+    """How the cost, and what each chart has dots for of every layer, went over the steps."""
     if len(moments) < 2:
         return []
     drawn = [_lines("The cost", "C", moments, [("C", lambda m: m.loss)])]
     drawn.append(_lines("Noise scale of the run", "tr Σ / |G|²", moments, [("noise scale", lambda m: m.noise_scale)]))
     names = layers_in(moments)
-    drawn += [_lines(c.title, TITLES[c.dot], moments, [(name, _of(name, c.dot)) for name in names]) for c in CHARTS]
+    for chart in CHARTS:
+        for what in filter(None, (chart.dot, chart.second)):
+            title = f"{TITLES[what].capitalize()} units" if what in SHARES else chart.title
+            series = [(name, _of(name, what)) for name in names]
+            drawn.append(_lines(title, TITLES[what], moments, series, is_share=what in SHARES))
     return [lines for lines in drawn if lines is not None]
 
 
@@ -111,11 +115,15 @@ def _of(layer: str, what: str) -> Callable[[Moment], float | None]:
 
 
 def _lines(
-    title: str, meaning: str, moments: Sequence[Moment], series: list[tuple[str, Callable[[Moment], float | None]]]
+    title: str,
+    meaning: str,
+    moments: Sequence[Moment],
+    series: list[tuple[str, Callable[[Moment], float | None]]],
+    is_share: bool = False,
 ) -> dict[str, Any] | None:
     thinned = _thinned(moments)
     values = [[of(moment) for moment in thinned] for _, of in series]
-    scale = scale_of(v for line in values for v in line)
+    scale = scale_of((v for line in values for v in line), is_share)
     if scale is None:
         return None
     first, last = moments[0].step, moments[-1].step
