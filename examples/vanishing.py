@@ -219,7 +219,7 @@ def draw(runs: list[Run], folder: Path) -> list[Path]:
         axes.semilogy(numbers, bounds, ":", color=colours[run.name], label="max f' · ‖W‖, an upper bound")
     axes.axhline(1, color="grey", linewidth=1)
     axes.set_xticks(numbers)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="center right", bbox_to_anchor=(1, 0.42))  # between the two networks
     fig.savefig(paths[-1], dpi=150)
 
     fig, axes = figure("cost", "Training", "step", "C")
