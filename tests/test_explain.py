@@ -518,8 +518,8 @@ def test_columns_of_text_allow_for_wide_letters() -> None:
     model.add_module("层", nn.Linear(2, 2))
     model.add_module("b", Residual(2, nn.Tanh()))
     e = explain(model.double(), nn.MSELoss(), randn(1, 2), randn(1, 2), "层.weight", (0, 0))
-    lines = str(e).replace("层", "##")  # as wide as it is
-    lines = lines[lines.index("The symbols") :].splitlines()[1:]
+    text = str(e).replace("层", "##")  # as wide as it is
+    lines = text[text.index("The symbols") :].splitlines()[1:]
     starts = {line.rindex(what.replace("层", "##")) for line, (_, what) in zip(lines, e.legend, strict=True)}
     assert len(starts) == 1
 
