@@ -91,10 +91,7 @@ def _table_of_layers(moments: Sequence[Moment]) -> dict[str, Any]:
 
 def _table_of_report(report: Report) -> dict[str, Any]:
     columns, cells = report.table()
-    kinds = [
-        "number" if c in NUMERIC else "hint" if c == "hint" else "verdict" if c == "verdict" else "words"
-        for c in columns
-    ]
+    kinds = ["number" if c in NUMERIC else c if c in ("tensor", "verdict", "hint") else "" for c in columns]
     return {
         "columns": list(zip(columns, kinds, strict=True)),
         "rows": [list(zip(line, kinds, strict=True)) for line in cells],
