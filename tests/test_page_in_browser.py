@@ -15,6 +15,7 @@ from browser import CONTRAST, Browser, started
 
 from torch_manualbp import nn
 from torch_manualbp.insight import report
+from torch_manualbp.insight.page.history import TITLES
 
 TAB, ENTER, SPACE = "\ue004", "\ue007", " "
 LEFT, UP, RIGHT, DOWN, END, HOME = "\ue012", "\ue013", "\ue014", "\ue015", "\ue010", "\ue011"
@@ -181,7 +182,7 @@ def test_the_worked_example_is_what_the_page_opens_with(browser: Browser, articl
     """Row A11: ∂C/∂w_22⁽²⁾ = ∂C/∂a_2⁽³⁾ · f'(z_2⁽³⁾) · a_2⁽²⁾."""
     browser.open(article_page)
     assert browser.texts("#panel .factor > td[data-value]") == ["2.17460218", "0.2324455454", "0.4501660027"]
-    assert browser.text("#panel .factor + tr .term td") == "−2.416224644 · −0.9 =2.17460218"
+    assert browser.text("#panel .factor + tr .term td") == "−2.416224644 · (−0.9) =2.17460218"
     assert browser.text("#panel .product td") == browser.text("#panel .autograd td") == "0.2275483758"
     assert "rounding" in browser.text("[data-agrees]") or "digit by digit" in browser.text("[data-agrees]")
 
@@ -247,6 +248,28 @@ def test_the_update_is_the_optimizers_own(browser: Browser, article_page: Path, 
 # The slider
 
 
+def test_the_formulas_are_those_of_rows_of_samples(browser: Browser, article_page: Path, folder: Path) -> None:
+    """z = a Wᵀ + b on the way there as ∂C/∂a = δ W and ∂C/∂W = δᵀ a on the way back."""
+
+    def formulas() -> list[str]:
+        found = []
+        for step in range(int(browser.find("#slider").get_attribute("max")) + 1):
+            go_to(browser, step)
+            found += browser.texts("#step-formulas math")
+        return found
+
+    browser.open(article_page)
+    assert formulas() == [
+        "z(2)=x(W(1))T+b(1)", "a(2)=f(z(2))", "z(3)=a(2)(W(2))T+b(2)", "a(3)=f(z(3))", "s=a(3)(W(3))T", "C=cost(s,y)",
+        "δ(4)=∂C∂s", "∂C∂W(3)=(δ(4))Ta(3)", "∂C∂a(3)=δ(4)W(3)", "δ(3)=∂C∂a(3)⊙f′(z(3))", "∂C∂W(2)=(δ(3))Ta(2)",
+        "∂C∂b(2)=∑samplesδ(3)", "∂C∂a(2)=δ(3)W(2)", "δ(2)=∂C∂a(2)⊙f′(z(2))", "∂C∂W(1)=(δ(2))Tx",
+        "∂C∂b(1)=∑samplesδ(2)", "w≔w−ε∂C∂w",
+    ]  # fmt: skip
+    model = torch.nn.Sequential(nn.Linear(2, 2), torch.nn.Softmax(-1))
+    browser.open(report(model, nn.MSELoss(), torch.randn(1, 2), torch.randn(1, 2), folder / "softmax.html"))
+    assert "δ(2)=∂C∂a(2)J" in formulas()
+
+
 def test_only_what_is_known_is_shown(browser: Browser, article_page: Path, article: ModuleType) -> None:
     browser.open(article_page)
     everything = titles(browser)
@@ -296,8 +319,12 @@ def test_the_slider_goes_by_keyboard_and_is_announced(browser: Browser, article_
     assert slider.get_attribute("value") == "0"
     browser.keys(RIGHT)
     assert slider.get_attribute("aria-valuetext") == "2 of 15, forward: Forward to layer 2: z⁽²⁾ and a⁽²⁾"
-    live = "Step 2 of 15, forward. Forward to layer 2: z⁽²⁾ and a⁽²⁾. 0.6, −0.2, 0.6456563062, 0.4501660027"
-    assert browser.text("#live") == live
+    numbers = "0.6, −0.2, 0.6456563062, 0.4501660027"
+    assert browser.text("#live") == numbers  # the slider says the rest
+    browser.find("#previous").click()
+    browser.find("#next").click()
+    assert browser.text("#live") == f"Step 2 of 15, forward. Forward to layer 2: z⁽²⁾ and a⁽²⁾. {numbers}"
+    browser.js("document.getElementById('slider').focus()")
     assert browser.js("return document.getElementById('live').getAttribute('aria-live')") == "polite"
     browser.keys(END)
     assert browser.text("#step-title") == "The cost again"
@@ -423,6 +450,46 @@ def test_a_wrong_number_is_called_wrong(browser: Browser, article_page: Path, fo
     choose(browser, "e-2-1-1")
     assert browser.js(AGREES) == "false"
     assert "another number" in browser.text("[data-agrees]")
+
+
+def test_half_precision_does_not_excuse_a_wrong_number(browser: Browser, folder: Path) -> None:
+    torch.manual_seed(0)
+    model = small(2, 2, 1).bfloat16()
+    path = report(model, nn.MSELoss(), torch.randn(1, 2).bfloat16(), torch.ones(1, 1).bfloat16(), folder / "half.html")
+    browser.open(path)
+    assert browser.js(AGREES) == "true"
+    html = path.read_text("utf-8")
+    planted = re.sub(r'"autoW":\[\[([^,]*),', lambda m: m[0].replace(m[1], str(2 * float(m[1]))), html, count=1)
+    path.write_text(planted, "utf-8")
+    browser.open(path)
+    assert browser.js(AGREES) == "false"
+
+
+def test_the_sum_that_is_shown_is_compared(browser: Browser, folder: Path) -> None:
+    """0 · ∞ is NaN in a product, where the rule of ReLU has 0."""
+    first, last = nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)
+    model = torch.nn.Sequential(first, nn.ReLU(), last).double()
+    first.weight.data[:] = torch.tensor([[1.0], [-1.0]])
+    last.weight.data.fill_(1e200)
+    x = torch.full((2, 1), 1e200, dtype=torch.float64)
+    browser.open(report(model, nn.MSELoss(), x, x, folder / "beyond.html"))
+    choose(browser, "e-1-1-0")
+    assert (browser.text("#panel .sum td"), browser.text("#panel .autograd td")) == ("NaN", "0")
+    assert browser.text("[data-agrees]") == "✗ another number: not all that is multiplied is finite"
+
+
+def test_what_a_step_is_about_moves_into_view(browser: Browser, folder: Path) -> None:
+    torch.manual_seed(0)
+    model = small(*[3] * 14)
+    browser.open(report(model, nn.MSELoss(), torch.randn(1, 3), torch.randn(1, 3), folder / "deep.html"), width=360)
+    for step, id in ((1, "n-1-0"), (9, "n-9-0"), (13, "n-13-0"), (14, "cost"), (15, "n-13-0"), (0, "n-0-0")):
+        go_to(browser, step)
+        inside = browser.js(
+            "const [a, b] = [arguments[0], '#drawing'].map((s) => document.querySelector(s).getBoundingClientRect());"
+            "return a.left >= b.left && a.right <= b.right",
+            f"[data-id={id}] circle",
+        )
+        assert inside, (step, id)
 
 
 # The large network
@@ -567,7 +634,10 @@ def test_without_javascript_the_numbers_are_there(browser: Browser, article_page
     for numbers in article.KNOWN.values():
         for number in numbers:
             assert digits(number) in body
-    assert "Layer 3: Sigmoid" in body
+    assert "Layer 3: Sigmoid, module 2" in body
+    for name in ("∂C/∂x", "∂C/∂a⁽³⁾", "f'(z⁽³⁾)", "δ⁽⁴⁾ = ∂C/∂s", "The target y"):
+        assert name in body
+    assert "z⁽⁴⁾" not in body  # it is called s
 
 
 def test_it_prints_all(browser: Browser, article_page: Path) -> None:
@@ -580,6 +650,40 @@ def test_it_prints_all(browser: Browser, article_page: Path) -> None:
         assert browser.find("#panel").is_displayed()
     finally:
         browser.cdp("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_large_page_prints_whole(browser: Browser, folder: Path) -> None:
+    layers = {f"blocks.{i}.fc": dict.fromkeys(TITLES, 1.234e-5) for i in range(3)}
+    history = [{"step": i, "layers": layers} for i in (1, 2)]
+    x, y = torch.randn(2, 300), torch.randn(2, 1)
+    browser.open(report(small(300, 1), nn.MSELoss(), x, y, folder / "print.html", history=history), width=718)
+    browser.cdp("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert browser.js("return document.documentElement.scrollWidth") <= 718  # A4 between its margins
+        assert not browser.find("#theme").is_displayed()
+    finally:
+        browser.cdp("Emulation.setEmulatedMedia", media="")
+
+
+def test_colours_that_mean_something_stay_when_colours_are_forced(browser: Browser, article_page: Path) -> None:
+    browser.open(article_page)
+    browser.cdp("Emulation.setEmulatedMedia", features=[{"name": "forced-colors", "value": "active"}])
+    for kind in ("plus", "minus"):
+        colours = browser.js(
+            "const of = (s) => getComputedStyle(document.querySelector(s));"
+            "return [of(`.legend .${arguments[0]}`).backgroundColor, of(`.edge.${arguments[0]} .line`).stroke]",
+            kind,
+        )
+        assert colours[0] == colours[1]
+
+
+def test_a_long_name_leaves_room_for_the_numbers(browser: Browser, folder: Path) -> None:
+    history = [{"step": 1, "layers": {"encoder_block_" * 30: dict.fromkeys(TITLES, 1.0)}}]
+    model, x, y = small(2, 1), torch.randn(1, 2), torch.randn(1, 1)
+    path = report(model, nn.MSELoss(), x, y, folder / "long.html", history=history)
+    for width in (1280, 360):
+        browser.open(path, width=width)
+        assert browser.js("return document.querySelector('#layers td').offsetLeft") < 0.5 * width
 
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">'\"&amp;"

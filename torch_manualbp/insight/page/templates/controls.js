@@ -62,7 +62,8 @@ function refresh(announces = false) {
   refreshPanel();
   if (announces) {
     const values = [...$("step-numbers").querySelectorAll("dd")].slice(0, 4).map((number) => number.textContent);
-    $("live").textContent = `Step ${state.step + 1} of ${steps.length}, ${s.phase}. ${s.title}. ${values.join(", ")}`;
+    const heading = document.activeElement === slider ? "" : `Step ${state.step + 1} of ${steps.length}, ${s.phase}. ${s.title}. `; // the slider says that itself
+    $("live").textContent = heading + values.join(", ");
   }
 }
 
@@ -73,6 +74,13 @@ function refreshPanel() {
   if (kind === "e") fillChoice(c, j, k);
 }
 
+// Where the drawing is wider than its box, what the step is about moves into view.
+function scrollToStep() {
+  const { c, of } = steps[state.step].table;
+  const at = { units: c, weights: c - 0.5, cost: last + 0.5, after: last + 0.5 }[of];
+  if (at !== undefined) $("drawing").scrollLeft = sizes.side + at * sizes.across - $("drawing").clientWidth / 2;
+}
+
 function goTo(step) {
   const before = steps[state.step].phase;
   state.step = Math.max(0, Math.min(steps.length - 1, Number(step)));
@@ -80,6 +88,7 @@ function goTo(step) {
   // Going forward the weights matter, going back their gradients; a choice by hand holds until the phase changes.
   if (now !== before) show(now === "backward" ? "gradient" : "weight");
   refresh(true);
+  scrollToStep();
 }
 
 function show(what) {

@@ -32,14 +32,14 @@ const knows = (name) => known[name] !== undefined && state.step >= known[name];
 function planSteps() {
   const { z, a, delta, W, b } = symbols;
   const weights = net.columns.map((_, c) => c).slice(1);
-  step("network", ["x", "w"], "The network and its data", `What the pass starts from: the data, and every weight and bias. ${net.columns.map((q) => q.n).join(" → ")} neurons.`, [], { of: "units", c: 0, what: ["a"] });
+  step("network", ["x", "w"], "The network and its data", `What the pass starts from: the data, and every weight and bias. ${net.columns.map((q) => q.n).join(" → ")} neurons. In formulas and tables a sample is a row.`, [], { of: "units", c: 0, what: ["a"] });
   for (const c of weights) {
-    const sums = [z(c), op("="), W(c), a(c - 1), ...(col(c).b ? [op("+"), b(c)] : [])];
+    const sums = [z(c), op("="), a(c - 1), transposed(bracketed(W(c))), ...(col(c).b ? [op("+"), b(c)] : [])];
     const bends = col(c).f ? [[a(c), op("="), col(c).elementwise ? "<mi>f</mi>" : `<mtext>${escaped(col(c).f)}</mtext>`, op("("), z(c), op(")")]] : [];
     const words = `Each neuron of layer ${c + 1} adds up what comes in, weight times input${col(c).b ? ", and its bias" : ""}${col(c).f ? `; then f, here ${escaped(col(c).f)}, bends it` : ""}.`;
     step("forward", [`z${c}`, `a${c}`], `Forward to layer ${c + 1}: ${z(c).text}${col(c).f ? ` and ${a(c).text}` : ""}`, words, [sums, ...bends], { of: "units", c, what: col(c).f ? ["z", "a"] : ["z"] });
   }
-  step("cost", ["C"], "The cost", `How far the output is from the target y: ${escaped(net.cost.name)}, one number for all samples.`, [["<mi>C</mi>", op("="), "<mtext>cost</mtext>", op("("), a(last), op(","), "<mi>y</mi>", op(")")]], { of: "cost", value: net.cost.value });
+  step("cost", ["C"], "The cost", `How far the output is from the target y: ${escaped(net.cost.name)}, one number for all samples.`, [["<mi>C</mi>", op("="), "<mtext>cost</mtext>", op("("), a(last), op(","), "<mi>y</mi>", op(")")]], { of: "cost" });
   for (const c of [...weights].reverse()) {
     const top = c === last;
     const arriving = top ? [partial(a(c))] : [partial(a(c)), op("="), delta(c + 1), W(c + 1)];
@@ -48,7 +48,7 @@ function planSteps() {
       step("backward", [`da${c}`], `Back to layer ${c + 1}: ${partial(a(c)).text}`, start, [arriving], { of: "units", c, what: ["da"] });
       const through = col(c).elementwise
         ? [delta(c), op("="), partial(a(c)), op("⊙"), slope(z(c))]
-        : [delta(c), op("="), transposed(symbol("J")), partial(a(c))];
+        : [delta(c), op("="), partial(a(c)), symbol("J")];
       const words = col(c).elementwise ? `Through the activation: entry by entry times f′. For ${escaped(col(c).f)}, ${escaped(col(c).formula)}.` : `Through ${escaped(col(c).f)}, whose Jacobian J is not diagonal: every entry of a depends on every z.`;
       step("backward", [`delta${c}`], `The local gradient of layer ${c + 1}: ${delta(c).text}`, words, [through], { of: "units", c, what: ["delta"] });
     } else {
@@ -58,9 +58,7 @@ function planSteps() {
     if (col(c).b) gradients.push([partial(b(c)), op("="), "<munder><mo>∑</mo><mtext>samples</mtext></munder>", delta(c)]);
     step("backward", [`dW${c}`], `The gradients of ${W(c).text}${col(c).b ? ` and ${b(c).text}` : ""}`, "A weight’s gradient is δ of the neuron that it leads to, times the activation that it comes from, added up over the samples.", gradients, { of: "weights", c, what: ["dW", "db"] });
   }
-  if (net.optimizer) {
-    const rule = net.optimizer.plain ? [symbol("w"), op("≔"), symbol("w"), op("−"), "<mi>ε</mi>", partial(symbol("w"))] : [symbol("w"), op("≔"), `<mtext>${escaped(net.optimizer.kind)}</mtext>`, op("("), symbol("w"), op(","), partial(symbol("w")), op(")")];
-    step("update", ["next"], "The update", `Every weight and bias takes a step, made by ${escaped(net.optimizer.name)}. The new numbers:`, [rule], { of: "update" });
-    step("update", ["after"], "The cost again", "The same data through the changed network.", [], { of: "after" });
-  }
+  const rule = net.optimizer.plain ? [symbol("w"), op("≔"), symbol("w"), op("−"), "<mi>ε</mi>", partial(symbol("w"))] : [symbol("w"), op("≔"), `<mtext>${escaped(net.optimizer.kind)}</mtext>`, op("("), symbol("w"), op(","), partial(symbol("w")), op(")")];
+  step("update", ["next"], "The update", `Every weight and bias takes a step, made by ${escaped(net.optimizer.name)}. The new numbers:`, [rule], { of: "update" });
+  step("update", ["after"], "The cost again", "The same data through the changed network.", [], { of: "after" });
 }

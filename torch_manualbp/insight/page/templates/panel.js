@@ -10,19 +10,20 @@ const link = (id, s) => `<button type="button" class="tick goto" data-id="${id}"
 // A sum with its terms: [symbols, factors, product].
 function terms(caption, list, total, name) {
   if (!knows(name)) return "";
-  const times = (list) => (list.length > 1 ? `<span class="times">${list.map((v) => shown(v)).join(" · ")} =</span>` : "");
+  const times = (list) => (list.length > 1 ? `<span class="times">${list.map((v, i) => (i && v < 0 ? `(${shown(v)})` : shown(v))).join(" · ")} =</span>` : "");
   const rows = list.map(([s, numbers, product]) => `<tr class="term"><th class="words" scope="row">${inline(...s)}</th><td data-value="${product}">${times(numbers)}${shown(product)}</td></tr>`).join("");
   const all = list.length > 1 ? `<tr class="total"><th class="words" scope="row">${inline(op("∑"))}</th>${cell(total)}</tr>` : "";
   return `<div class="terms" tabindex="0" role="region" aria-label="${escaped(caption)}"><table><tbody>${rows}${all}</tbody></table></div>`;
 }
 
-// Are two sums the same up to rounding? `size` is the sum of what was added up, without signs.
+// Are two sums the same up to rounding? `size` is the sum of what was added up, without signs. In half precision a
+// thousand roundings would be as much as the number itself.
 function verdict(ours, theirs, size) {
-  if (theirs === null || theirs === undefined) return "";
   const [a, b] = [real(ours), real(theirs)];
   const apart = a === b || (Number.isNaN(a) && Number.isNaN(b)) ? 0 : Math.abs(a - b);
-  const same = apart === 0 || apart <= 1000 * net.eps * Math.max(size, Math.abs(b));
-  const how = apart === 0 ? "the same, digit by digit" : `${same ? "the same up to rounding" : "another number"}: they differ by ${shown(apart, 2)}`;
+  const same = apart === 0 || apart <= Math.min(1000 * net.eps, 0.1) * Math.max(size, Math.abs(b));
+  const by = Number.isFinite(apart) ? `they differ by ${shown(apart, 2)}` : "not all that is multiplied is finite";
+  const how = apart === 0 ? "the same, digit by digit" : `${same ? "the same up to rounding" : "another number"}: ${by}`;
   return `<span class="${same ? "agrees" : "differs"}" data-agrees="${same}">${same ? "✓ " : "✗ "}${how}</span>`;
 }
 
@@ -71,33 +72,32 @@ function edgePanel(c, j, k) {
   const joins = `<p class="small">The weight from ${link(`n-${c - 1}-${k}`, symbols.a(c - 1, k))} to ${link(`n-${c}-${j}`, symbols.z(c, j))}, in ${module(q)}.</p>`;
   if (!q.dW) return `${heading}${joins}<p>This weight is frozen: it asks for no gradient.</p>`;
   const share = several ? `<p class="small">Of ${net.batch} samples, the factors of sample ${i + 1}:</p>` : "";
-  return `${heading}${joins}${display(...chain)}${share}${table("", rows)}${several ? overSamples(c, j, k) : ""}${check(q.dW[j][k], q.autoW?.[j][k], sizeOf(c, j, k), name, several ? null : here.product)}${updated(w, q.W[j][k], q.dW[j][k], q.Wnext?.[j][k])}`;
+  return `${heading}${joins}${display(...chain)}${share}${table("", rows)}${several ? overSamples(c, j, k) : ""}${check(total(c, j, k), q.autoW?.[j][k], sum(products(c, j, k).map(Math.abs)), name)}${updated(w, q.W[j][k], q.Wnext?.[j][k])}`;
 }
 
-const sizeOf = (c, j, k) => sum(Array.from({ length: net.samples }, (_, i) => Math.abs(factors(c, j, k, i).product)));
-
 // The gradient is a sum over the samples; those that are not in the page come as one term.
+const products = (c, j, k) => Array.from({ length: net.samples }, (_, i) => factors(c, j, k, i).product);
+const total = (c, j, k) => (net.samples < net.batch ? real(col(c).dW[j][k]) : sum(products(c, j, k)));
+
 function overSamples(c, j, k) {
   const name = `dW${c}`;
   if (!knows(name)) return "";
-  const each = Array.from({ length: net.samples }, (_, i) => factors(c, j, k, i));
-  const total = real(col(c).dW[j][k]);
+  const each = products(c, j, k);
+  const all = total(c, j, k);
   const others = net.batch - net.samples;
-  const rows = each.map(({ product }, i) => `<tr${i === state.sample ? ' aria-current="true"' : ""}><th class="words" scope="row">sample ${i + 1}</th>${cell(product)}</tr>`);
-  if (others) rows.push(`<tr><th class="words" scope="row">the other ${others}</th>${cell(total - sum(each.map((e) => e.product)))}</tr>`);
-  return `<div class="terms" tabindex="0" role="region" aria-label="The sum over the samples"><table><caption>The sum over the samples</caption><tbody>${rows.join("")}<tr class="total sum"><th class="words" scope="row">${inline(partial(symbols.w(c, j, k)))}</th>${cell(others ? total : sum(each.map((e) => e.product)))}</tr></tbody></table></div>`;
+  const rows = each.map((product, i) => `<tr${i === state.sample ? ' aria-current="true"' : ""}><th class="words" scope="row">sample ${i + 1}</th>${cell(product)}</tr>`);
+  if (others) rows.push(`<tr><th class="words" scope="row">the other ${others}</th>${cell(all - sum(each))}</tr>`);
+  return `<div class="terms" tabindex="0" role="region" aria-label="The sum over the samples"><table><caption>The sum over the samples</caption><tbody>${rows.join("")}<tr class="total sum"><th class="words" scope="row">${inline(partial(symbols.w(c, j, k)))}</th>${cell(all)}</tr></tbody></table></div>`;
 }
 
-function check(ours, theirs, size, name, product) {
+function check(ours, theirs, size, name) {
   if (!knows(name) || theirs === undefined || theirs === null) return "";
-  const compared = product === null ? ours : product;
-  return `${table("", `<tr class="autograd"><th class="words" scope="row">PyTorch’s autograd</th>${cell(theirs)}</tr>`)}<p class="small">${verdict(compared, theirs, size)}</p>`;
+  return `${table("", `<tr class="autograd"><th class="words" scope="row">PyTorch’s autograd</th>${cell(theirs)}</tr>`)}<p class="small">${verdict(ours, theirs, size)}</p>`;
 }
 
-function updated(s, before, gradient, after) {
+function updated(s, before, after) {
   if (after === undefined || !knows("next")) return "";
-  const p = net.optimizer;
-  return table(`The update, by ${escaped(p.name)}`, `<tr class="before"><th class="words" scope="row">${inline(s)} before</th>${cell(before)}</tr><tr class="after"><th class="words" scope="row">${inline(s)} after</th>${cell(after)}</tr>`);
+  return table(`The update, by ${escaped(net.optimizer.name)}`, `<tr class="before"><th class="words" scope="row">${inline(s)} before</th>${cell(before)}</tr><tr class="after"><th class="words" scope="row">${inline(s)} after</th>${cell(after)}</tr>`);
 }
 
 function neuronPanel(c, j) {
@@ -105,7 +105,7 @@ function neuronPanel(c, j) {
   const q = col(c);
   const several = net.batch > 1 ? ` <span class="small">(sample ${i + 1} of ${net.batch})</span>` : "";
   if (c === 0) {
-    const back = q.da ? row(partial(symbols.a(0, j)), q.da[i][j], "dW1", last > 0 ? upstreamOfInput(j) : "") : "";
+    const back = q.da ? row(partial(symbols.a(0, j)), q.da[i][j], "dW1", upstreamOfInput(j)) : "";
     return `<h3>Input ${inline(symbols.a(0, j))}${several}</h3>${table("", row(symbols.a(0, j), q.a[i][j], null) + back)}`;
   }
   const list = Array.from({ length: col(c - 1).n }, (_, k) => {
@@ -124,7 +124,7 @@ function neuronPanel(c, j) {
     rows.push(row(symbols.delta(c, j), q.delta[i][j], `delta${c}`, upstream(c, j)));
   }
   const bias = q.db
-    ? `${display(partial(symbols.b(c, j)), op("="), ...(net.batch > 1 ? ["<munder><mo>∑</mo><mtext>samples</mtext></munder>"] : []), symbols.delta(c, j))}${table("", row(symbols.b(c, j), q.b[j], null) + row(partial(symbols.b(c, j)), q.db[j], `dW${c}`))}${check(q.db[j], q.autob?.[j], sum(q.delta.map((d) => Math.abs(real(d[j])))), `dW${c}`, null)}${updated(symbols.b(c, j), q.b[j], q.db[j], q.bnext?.[j])}`
+    ? `${display(partial(symbols.b(c, j)), op("="), ...(net.batch > 1 ? ["<munder><mo>∑</mo><mtext>samples</mtext></munder>"] : []), symbols.delta(c, j))}${table("", row(symbols.b(c, j), q.b[j], null) + row(partial(symbols.b(c, j)), q.db[j], `dW${c}`))}${check(q.db[j], q.autob?.[j], sum(q.delta.map((d) => Math.abs(real(d[j])))), `dW${c}`)}${updated(symbols.b(c, j), q.b[j], q.bnext?.[j])}`
     : "";
   return `<h3>Neuron ${j + 1} of layer ${c + 1}${several}</h3><p class="small">In ${module(q)}.</p>${table("", rows.join(""))}${bias}`;
 }
