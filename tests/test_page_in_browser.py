@@ -478,6 +478,24 @@ def test_the_sum_that_is_shown_is_compared(browser: Browser, folder: Path) -> No
     assert browser.text("[data-agrees]") == "✗ another number: not all that is multiplied is finite"
 
 
+def test_terms_that_cancel_in_samples_that_are_not_shown(browser: Browser, folder: Path) -> None:
+    """Of a sum near 0, what is rounding depends on its terms, not on the few that are in the page."""
+    x = torch.tensor([[0.0], [1.0], [1.0]], dtype=torch.float64)
+    model = small(1, 1).double()
+    path = report(model, nn.MSELoss(), x, x, folder / "cancel.html", samples=1)
+    html = path.read_text("utf-8")
+    for name, number in (("W", 3e-17), ("b", 2e-17)):
+        html = re.sub(rf'"d{name}":(\[+)[^]]*', rf'"d{name}":\g<1>{number}', html)
+        html = re.sub(rf'"auto{name}":(\[+)[^]]*', rf'"auto{name}":\g<1>{-number}', html)
+    path.write_text(html, "utf-8")
+    browser.open(path)
+    assert browser.text("#panel .autograd td") == "−3·10⁻¹⁷"
+    assert browser.js(AGREES) == "true"
+    choose(browser, "n-1-0")
+    assert browser.text("#panel .autograd td") == "−2·10⁻¹⁷"
+    assert browser.js(AGREES) == "true"
+
+
 def test_what_a_step_is_about_moves_into_view(browser: Browser, folder: Path) -> None:
     torch.manual_seed(0)
     model = small(*[3] * 14)
@@ -733,6 +751,8 @@ def test_numbers_that_are_none(browser: Browser, folder: Path) -> None:
     choose(browser, "e-1-1-0")
     assert browser.text("#chain [data-value]") == "NaN"
     assert browser.js(AGREES) == "true"  # NaN, both
+    assert "nan" in browser.find("[data-id=e-1-1-0]").get_attribute("class").split()
+    assert browser.find("#not-numbers").is_displayed()
     assert browser.complaints() == []
 
 

@@ -27,6 +27,8 @@ ELEMENTWISE = (Activation, PReLU)
 
 RANDOM = {Dropout: "Dropout", RReLU: "RReLU"}
 
+# Where not all rows are given, "size" and "sizeb" are what the gradients would be if no term had a sign: by these it is
+# judged whether two of them are the same up to rounding.
 OF_WEIGHT = ("W", "dW", "autoW", "Wnext")
 OF_BIAS = ("b", "db", "autob", "bnext")
 """A parameter, its gradient by the rules and by autograd, and what it is after the update."""
@@ -103,6 +105,10 @@ def _column(layer: Layer, step: Step, samples: int) -> dict[str, Any]:
         **_parameter(layer.weight, step, OF_WEIGHT),
         **dict.fromkeys(("f", "formula", "a", "slope", *OF_BIAS)),
     }
+    delta, a = _rows(_gradient(layer.z)), _rows(layer.source.tensor)
+    if len(delta) > samples:
+        column["size"] = plain(delta.abs().T @ a.abs(), digits=3)
+        column["sizeb"] = plain(delta.abs().sum(0), digits=3)
     if layer.bias is not None:
         column |= _parameter(layer.bias, step, OF_BIAS)
     if layer.activation is not None:
@@ -154,9 +160,9 @@ def _of_rows(t: Tensor | None, samples: int) -> Any:
     return None if t is None else plain(_rows(t)[:samples])
 
 
-def plain(t: Tensor) -> Any:
+def plain(t: Tensor, digits: int | None = None) -> Any:
     """Lists of numbers, or one; infinities and NaN, which JSON has not, are words that JavaScript's Number takes."""
-    digits = 17 if t.dtype == torch.float64 else 12
+    digits = digits or (17 if t.dtype == torch.float64 else 12)
     return _written(t.detach().double().cpu().tolist(), digits)
 
 

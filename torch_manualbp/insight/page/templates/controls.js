@@ -199,6 +199,7 @@ function startNetwork() {
   $("thicker").textContent = roomy ? "thicker: larger" : "stronger: larger within its layer";
   options($("sample"), net.samples, (i) => `${i + 1} of ${net.batch}`, 0);
   $("samples").hidden = net.batch === 1;
+  $("not-numbers").hidden = !net.columns.flatMap((q) => [q.W, q.dW, q.Wnext].flat(2)).includes("NaN");
   // The article's own example where there is one; and all that a pass knows, so that the drawing is complete at once.
   state.chosen = parts.has("e-2-1-1") ? "e-2-1-1" : "e-1-0-0";
   state.step = known["dW1"];

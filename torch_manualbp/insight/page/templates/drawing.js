@@ -127,7 +127,7 @@ function placeLabels(into, taken) {
 
 // ---- What the drawing shows at a step ---------------------------------------------------------------------------------
 
-const sign = (v) => (v > 0 ? "plus" : v < 0 ? "minus" : "");
+const sign = (v) => (v > 0 ? "plus" : v < 0 ? "minus" : Number.isNaN(v) ? "nan" : "");
 const weightNow = (c, j, k) => real(knows("next") && col(c).Wnext ? col(c).Wnext[j][k] : col(c).W[j][k]);
 const gradientOf = (c, j, k) => (col(c).dW ? real(col(c).dW[j][k]) : null);
 

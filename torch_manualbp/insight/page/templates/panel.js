@@ -72,7 +72,7 @@ function edgePanel(c, j, k) {
   const joins = `<p class="small">The weight from ${link(`n-${c - 1}-${k}`, symbols.a(c - 1, k))} to ${link(`n-${c}-${j}`, symbols.z(c, j))}, in ${module(q)}.</p>`;
   if (!q.dW) return `${heading}${joins}<p>This weight is frozen: it asks for no gradient.</p>`;
   const share = several ? `<p class="small">Of ${net.batch} samples, the factors of sample ${i + 1}:</p>` : "";
-  return `${heading}${joins}${display(...chain)}${share}${table("", rows)}${several ? overSamples(c, j, k) : ""}${check(total(c, j, k), q.autoW?.[j][k], sum(products(c, j, k).map(Math.abs)), name)}${updated(w, q.W[j][k], q.Wnext?.[j][k])}`;
+  return `${heading}${joins}${display(...chain)}${share}${table("", rows)}${several ? overSamples(c, j, k) : ""}${check(total(c, j, k), q.autoW?.[j][k], real(q.size?.[j][k]) ?? sum(products(c, j, k).map(Math.abs)), name)}${updated(w, q.W[j][k], q.Wnext?.[j][k])}`;
 }
 
 // The gradient is a sum over the samples; those that are not in the page come as one term.
@@ -124,7 +124,7 @@ function neuronPanel(c, j) {
     rows.push(row(symbols.delta(c, j), q.delta[i][j], `delta${c}`, upstream(c, j)));
   }
   const bias = q.db
-    ? `${display(partial(symbols.b(c, j)), op("="), ...(net.batch > 1 ? ["<munder><mo>∑</mo><mtext>samples</mtext></munder>"] : []), symbols.delta(c, j))}${table("", row(symbols.b(c, j), q.b[j], null) + row(partial(symbols.b(c, j)), q.db[j], `dW${c}`))}${check(q.db[j], q.autob?.[j], sum(q.delta.map((d) => Math.abs(real(d[j])))), `dW${c}`)}${updated(symbols.b(c, j), q.b[j], q.bnext?.[j])}`
+    ? `${display(partial(symbols.b(c, j)), op("="), ...(net.batch > 1 ? ["<munder><mo>∑</mo><mtext>samples</mtext></munder>"] : []), symbols.delta(c, j))}${table("", row(symbols.b(c, j), q.b[j], null) + row(partial(symbols.b(c, j)), q.db[j], `dW${c}`))}${check(q.db[j], q.autob?.[j], real(q.sizeb?.[j]) ?? sum(q.delta.map((d) => Math.abs(real(d[j])))), `dW${c}`)}${updated(symbols.b(c, j), q.b[j], q.bnext?.[j])}`
     : "";
   return `<h3>Neuron ${j + 1} of layer ${c + 1}${several}</h3><p class="small">In ${module(q)}.</p>${table("", rows.join(""))}${bias}`;
 }
