@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -152,6 +153,15 @@ def test_only_so_many_samples_are_in_the_page(tmp_path: Path) -> None:
     assert len(network["columns"][1]["z"]) == len(network["cost"]["y"]) == 2
 
 
+def test_modes_without_gradients_do_not_matter(tmp_path: Path) -> None:
+    model = small()
+    expected = report(model, nn.MSELoss(), X, Y, tmp_path / "page.html").read_bytes()
+    with torch.no_grad():
+        assert report(model, nn.MSELoss(), X, Y, tmp_path / "page.html").read_bytes() == expected
+    with torch.inference_mode():
+        assert report(model, nn.MSELoss(), X.clone(), Y.clone(), tmp_path / "page.html").read_bytes() == expected
+
+
 def test_one_sample_needs_no_batch(tmp_path: Path) -> None:
     network = network_in(report(small(), nn.MSELoss(), X[0], Y[0], tmp_path / "page.html"))
     assert network["batch"] == 1
@@ -203,7 +213,7 @@ NOT_DRAWN: dict[str, tuple[Any, Tensor, str]] = {
     "gate": (model_of(nn.Linear(2, 6), nn.GLU(), nn.Linear(3, 1)), X, "GLU has fewer outputs than inputs"),
     "convolution": (
         model_of(torch.nn.Conv1d(1, 3, 2), nn.ReLU(), torch.nn.Flatten(), nn.Linear(3, 1)), X.unsqueeze(1),
-        "It is not drawn neuron by neuron: ",
+        "It is not drawn neuron by neuron: 0: torch.nn.functional.conv1d has no rule.",
     ),
     "sequence": (small(), X.expand(2, 3, 2), "Its data are not rows of real numbers, so it is not drawn neuron by"),
 }  # fmt: skip
@@ -300,6 +310,11 @@ BAD_HISTORIES: list[tuple[Any, str]] = [
 ]
 
 
+def test_a_step_of_numpy_is_a_whole_number() -> None:
+    (moment,) = checked([{"step": np.int64(3), "layers": {"a": {"dead": np.float32(0.5)}}}])
+    assert (moment.step, moment.layers["a"]["dead"]) == (3, 0.5)
+
+
 @pytest.mark.parametrize(("history", "said"), BAD_HISTORIES)
 def test_a_history_of_another_form_is_refused_in_one_line(history: Any, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
@@ -364,6 +379,8 @@ def test_other_things_are_refused_in_one_line(tmp_path: Path) -> None:
         report(small(), torch.nn.MSELoss(reduction="none"), X, Y, path)
     with pytest.raises(ValueError, match=r"^optimizer: it holds none of the parameters of the model$"):
         report(small(), nn.MSELoss(), X, Y, path, optimizer=torch.optim.SGD(small().parameters(), lr=1.0))
+    with pytest.raises(ValueError, match=r"^the model has no parameter that asks for a gradient"):
+        report(small().requires_grad_(False), nn.MSELoss(), X, Y, path)
     with pytest.raises(ValueError, match=r"^samples: 0 is not a number of rows from 1 on$"):
         report(small(), nn.MSELoss(), X, Y, path, samples=0)
     with pytest.raises(OSError, match="Is a directory"):

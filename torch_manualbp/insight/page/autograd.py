@@ -53,7 +53,7 @@ def step_of(
     """Backpropagate by autograd and let the optimizer make its step, all on copies.
 
     Raises:
-        ValueError: the optimizer holds none of the model's parameters.
+        ValueError: the optimizer holds none of the model's parameters, or nothing is to be learnt.
     """
     if isinstance(optimizer, Optimizer):
         ids = {id(p) for root in (model, loss) if isinstance(root, Module) for p in root.parameters()}
@@ -70,6 +70,8 @@ def step_of(
         if isinstance(root, Module):
             restore(root)
     learning = [p for p in named.values() if p.requires_grad]
+    if not learning:
+        raise ValueError("the model has no parameter that asks for a gradient, so there is no backpropagation to show")
     if not isinstance(optimizer, Optimizer):
         optimizer = SGD(learning, lr=lr) if optimizer is None else optimizer(learning)
 

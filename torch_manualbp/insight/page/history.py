@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 __all__ = ["CHARTS", "SHARES", "TITLES", "Chart", "Moment", "checked", "layers_in", "statistics_in"]
@@ -83,7 +84,7 @@ def _moment(entry: Any, where: str) -> Moment:
             f'{where}: it is {{"step": …, "layers": {{name: {{statistic: number}}}}}}, and not {entry!r:.60}'
         )
     step, layers = entry["step"], entry["layers"]
-    if isinstance(step, bool) or not isinstance(step, int):
+    if isinstance(step, bool) or not isinstance(step, Integral):
         raise ValueError(f"{where}['step']: it is a whole number, and not {step!r:.60}")
     if not isinstance(layers, Mapping) or not all(isinstance(layer, Mapping) for layer in layers.values()):
         raise ValueError(f"{where}['layers']: it is a dictionary of dictionaries, and not {layers!r:.60}")
@@ -92,7 +93,7 @@ def _moment(entry: Any, where: str) -> Moment:
         for name, layer in layers.items()
     }
     loss, noise = (_number(entry.get(what), f"{where}[{what!r}]") for what in ("loss", "noise_scale"))
-    return Moment(step, found, loss, noise)
+    return Moment(int(step), found, loss, noise)
 
 
 def _number(value: Any, where: str) -> float | None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils import _pytree as pytree
 
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.insight.page.autograd import MakesOptimizer, Step, drawing_again, step_of
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 
+@torch.inference_mode(False)
 def report(
     model: Module,
     loss: Callable[..., Tensor],
@@ -67,6 +70,7 @@ def report(
     moments = [] if history is None else checked(history)
     if samples < 1:
         raise ValueError(f"samples: {samples} is not a number of rows from 1 on")
+    x, y = pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, (x, y))
     name = getattr(loss, "__name__", type(loss).__name__)
     if verification is True:
         from torch_manualbp.verify import verify_model  # it takes as long as all the rest
@@ -105,4 +109,5 @@ def _network(
     except NotDrawableError as error:
         return None, str(error)
     except NotDerivableError as error:
-        return None, f"It is not drawn neuron by neuron: {' '.join(str(error).split())}"
+        places = "; ".join(f"{path or 'the model itself'}: {what}" for path, what, _ in error.problems)
+        return None, f"It is not drawn neuron by neuron: {places}."
