@@ -531,6 +531,14 @@ def test_a_column_of_a_matrix_is_in_the_legend() -> None:
     assert "W⁽²⁾[:, 1]" in e.chains[0].factors[3].symbol.text
 
 
+def test_letters_are_variables_in_html() -> None:
+    model, x, y = article()
+    page = explain(model, nn.MSELoss(), x, y, "fc1.weight", (0, 2)).to_html()
+    assert "The cost is <var>C</var> = 1.45953538277." in page
+    assert "<var>s</var> = -0.208112322085, <var>y</var> = 1" in page
+    assert "<var>s</var> → <var>C</var></td>" in page
+
+
 def test_html_needs_nothing_from_outside_and_escapes_names() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch_manualbp.insight.network import Layer
 
-__all__ = ["LayerSymbols", "Notation", "over", "partial", "plain", "slope", "symbol", "words"]
+__all__ = ["COST", "LayerSymbols", "Notation", "over", "partial", "plain", "slope", "symbol", "words"]
 
 RAISED = str.maketrans("0123456789()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁽⁾")
 LATEX = {
@@ -112,6 +112,9 @@ def _upright(name: str) -> str:
     """Not a variable, such as the name of a module."""
     inner = r"\ ".join(map(_escaped, name.split(" ")))
     return rf"\mathrm{{{inner}}}"
+
+
+COST = symbol("C")
 
 
 def partial(of: Notation) -> Notation:

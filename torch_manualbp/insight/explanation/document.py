@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_manualbp.insight.explanation.numbers import many, number, vector
 from torch_manualbp.insight.explanation.result import Explanation, Factor, MatrixChain, MatrixFactor, Path
-from torch_manualbp.insight.symbols import Notation, partial, plain, words
+from torch_manualbp.insight.symbols import COST, Notation, partial, plain, words
 
 __all__ = ["Block", "Formula", "Heading", "Paragraph", "Table", "document"]
 
@@ -73,7 +73,8 @@ def _beginning(e: Explanation) -> Iterator[Block]:
         + words(f" is {meaning}, which is ")
         + number(e.weight, d)
         + words(". The cost is ")
-        + plain("C = ")
+        + COST
+        + " = "
         + number(e.cost, d)
         + words(".")
     )

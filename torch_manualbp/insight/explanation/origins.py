@@ -15,7 +15,7 @@ from torch_manualbp.insight.explanation.local import Edges, TooMuchError, edges,
 from torch_manualbp.insight.explanation.names import Names, Place, described
 from torch_manualbp.insight.explanation.numbers import number
 from torch_manualbp.insight.network import is_of_loss
-from torch_manualbp.insight.symbols import Notation, plain, words
+from torch_manualbp.insight.symbols import Notation, plain, symbol, words
 from torch_manualbp.insight.trace import Quantity, Stage, Trace
 from torch_manualbp.rules import Linear
 from torch_manualbp.rules.constant import TimesConstant
@@ -80,7 +80,7 @@ class Origins:
         formula += words("; ") + s + " = " + self._value(quantity, flat)
         y = next((q for q in self.trace.quantities() if q.kind == "target"), None)
         if y is not None and y.tensor.shape == quantity.tensor.shape:
-            formula += words(", ") + "y = " + self._value(y, flat)
+            formula += words(", ") + symbol("y") + " = " + self._value(y, flat)
         elif y is not None and y.tensor.shape == quantity.tensor.shape[:-1] and not y.tensor.is_floating_point():
             formula += words(f", y = class {int(y.tensor.reshape(-1)[flat // quantity.tensor.shape[-1]])}")
         return formula

@@ -23,7 +23,7 @@ from torch_manualbp.insight.explanation.result import (
 from torch_manualbp.insight.explanation.routes import MOST_ROUTES, Matrix, Route, count_routes, routes
 from torch_manualbp.insight.explanation.weight import Weight
 from torch_manualbp.insight.network import is_of_loss
-from torch_manualbp.insight.symbols import Notation, over, partial, plain, words
+from torch_manualbp.insight.symbols import COST, Notation, over, partial, plain, words
 from torch_manualbp.insight.trace import Quantity, Trace
 from torch_manualbp.rules import Linear
 
@@ -230,7 +230,7 @@ class Story:
         if way.end is not self.trace.C:
             end = partial(self.names.entry(way.end, way.end_entry, place))
             factors.append(Factor(end, way.end_value, self.origins.of_loss(way.end, way.end_entry)))
-            neurons.append(plain("C"))
+            neurons.append(COST)
         is_input = use.stage.rule is Linear and use.stage.args[1] is self.quantity
         start = local.symbol if is_input else self.names.entry(self.quantity, self.asked.flat)
         return Path(self._place(i), (start, *neurons), tuple(reversed(factors)), way.product * local.value)
