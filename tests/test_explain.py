@@ -558,7 +558,13 @@ def test_html_needs_nothing_from_outside_and_escapes_names() -> None:
     assert page.startswith("<!DOCTYPE html>")
     snippet = e._repr_html_()
     assert snippet.startswith("<section")
-    assert e._repr_markdown_() == e.to_markdown()
+    notebook, github = e._repr_markdown_(), e.to_markdown()
+    assert "`" in github
+    assert "`" not in notebook
+    assert notebook.count("$$") == 2 * github.count("```math")
+    assert notebook.replace("$", "") == github.replace("```math", "").replace("```", "").replace("`", "").replace(
+        "$", ""
+    )
 
 
 def test_json_reads_back() -> None:

@@ -1,4 +1,4 @@
-"""An explanation as Markdown, with its formulas in LaTeX as GitHub shows them."""
+"""An explanation as Markdown, with its formulas in LaTeX."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from torch_manualbp.insight.symbols import Notation
 __all__ = ["to_markdown"]
 
 
-def to_markdown(e: Explanation) -> str:
-    """Its blocks, with empty lines between them."""
-    return "\n\n".join("\n".join(_lines(block)) for block in document(e)) + "\n"
+def to_markdown(e: Explanation, dollars: bool) -> str:
+    """Its blocks, with empty lines between them; formulas as GitHub and GitLab have them, or between dollars alone."""
+    text = "\n\n".join("\n".join(_lines(block)) for block in document(e)) + "\n"
+    if dollars:
+        text = re.sub(r"^```math\n(.*?)^```$", r"$$\n\1$$", text, flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"\$`([^`]*)`\$", r"$\1$", text)
+    return text
 
 
 def _lines(block: Block) -> Iterator[str]:

@@ -155,11 +155,16 @@ class Explanation:
 
         return to_text(self)
 
-    def to_markdown(self) -> str:
-        """In Markdown, with formulas in LaTeX as GitHub shows them."""
+    def to_markdown(self, dollars: bool = False) -> str:
+        """In Markdown, with formulas in LaTeX.
+
+        Args:
+            dollars: put them between $ or $$, as notebooks and pandoc read them; otherwise they are as GitHub and
+                GitLab have them, which between dollars alone take backslashes away.
+        """
         from torch_manualbp.insight.explanation.markdown import to_markdown
 
-        return to_markdown(self)
+        return to_markdown(self, dollars)
 
     def to_html(self, page: bool = True) -> str:
         """In HTML without outside resources: a page, or a snippet to be put into one."""
@@ -168,7 +173,7 @@ class Explanation:
         return to_html(self, page)
 
     def _repr_markdown_(self) -> str:
-        return self.to_markdown()
+        return self.to_markdown(dollars=True)
 
     def _repr_html_(self) -> str:
         return self.to_html(page=False)
