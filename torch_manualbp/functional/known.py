@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import Module
 
 from torch_manualbp.functional import activation
 
-__all__ = ["function_of_entries", "is_activation"]
+__all__ = ["OfModule", "function_of_entries", "is_activation"]
 
 ACTIVATIONS = frozenset({*activation.__all__, "log_sigmoid", "_threshold"})
 """The names of the functions of torch and of torch.nn.functional, of ours, and of methods."""
@@ -43,6 +46,20 @@ class OfEntries:
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.function(z.clone(), *self.options, **dict(self.named))  # a copy, which it may write over
+
+
+@dataclass(frozen=True)
+class OfModule:
+    """Somebody's own module as a function of z that leaves the module, and the random state, as they are."""
+
+    module: Module
+
+    def __call__(self, z: Tensor) -> Tensor:
+        twin = copy.copy(self.module)
+        twin.__dict__["_buffers"] = {name: None if b is None else b.clone() for name, b in twin._buffers.items()}
+        with torch.random.fork_rng([z.device] if z.is_cuda else []):
+            result: Tensor = twin.forward(z.clone())
+        return result
 
 
 def _name(function: Any) -> str:

@@ -6,6 +6,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -16,15 +17,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from torch_manualbp import nn
-from torch_manualbp.functional.known import function_of_entries, is_activation
+from torch_manualbp.functional.known import OfModule, function_of_entries, is_activation
 from torch_manualbp.insight.record import Call, LocalGradients, NotReachedError
 from torch_manualbp.insight.refusals import ONE_PIECE, refuse_compiled
 
-__all__ = ["Watch", "local_gradients"]
+__all__ = ["Watch", "local_gradients", "own_parameters"]
 
 Reduce = Callable[[Tensor], Any]
 
 MODULES = tuple(getattr(torch.nn, name) for name in nn.activation.__all__)
+LISTS = (torch.nn.ParameterList, torch.nn.ParameterDict)
+KNOWN = ("torch.nn.", "torch_manualbp.nn")
+"""Where the modules are from whose forward is known."""
 
 
 @contextmanager
@@ -79,17 +83,30 @@ class Watch(TorchFunctionMode):
         self.reduce = reduce
         names: dict[Module, str] = {}
         aliases = {name: names.setdefault(m, name) for name, m in model.named_modules(remove_duplicate=False)}
+        self._modules = tuple(names)
         self._layers = {module: name for module, name in names.items() if _is_layer(name, module)}
         self.record = LocalGradients(aliases)
-        self._pending: dict[Module, list[tuple[Call, Call | None]]] = {module: [] for module in self._layers}
-        """The calls that are running, and the call whose z they are the activation of."""
+        self._pending: dict[Module, list[tuple[Call, _Made | None]]] = {module: [] for module in self._layers}
+        """The calls that are running, and the z that they may be the activation of."""
 
-        self._in_activation = 0
-        self._made: dict[int, tuple[Any, int, Call]] = {}
+        self._made: dict[int, _Made] = {}
+        """Those that no activation has taken yet."""
+
         self._copies: dict[int, tuple[Any, int, Any]] = {}
         self._handles: list[Any] = []
+        self._parameters = tuple(model.parameters())
+        self._held: dict[int, list[tuple[Call, str]]] = {}
+        """The gradients of the backward passes that are running."""
+
+        self._batch, self._has_come = 0, False
+        """How many times a forward began after gradients had come, and whether some have since."""
+
+    def __deepcopy__(self, memo: Any) -> Watch:
+        """A copy of the model has copies of the hooks, which know none of its modules."""
+        return self
 
     def __enter__(self) -> Watch:
+        self._is_hooked = any(m._backward_hooks or m._backward_pre_hooks for m in self._modules)
         for module, name in self._layers.items():
             self._handles.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._after, with_kwargs=True))
@@ -101,6 +118,9 @@ class Watch(TorchFunctionMode):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._made.clear()  # a graph that is kept knows its hooks, and these the watch
+        self._copies.clear()
+        self._held.clear()
 
     def refuse_if_empty(self) -> None:
         """Say in one line why there is no δ at all."""
@@ -117,12 +137,13 @@ class Watch(TorchFunctionMode):
         def before(module: Module, args: Any, kwargs: Any) -> None:
             if torch.compiler.is_compiling():
                 raise ValueError(f"{name or 'the model'} is called inside of torch.compile, {ONE_PIECE}")
-            call = Call(name, is_under_no_grad=not torch.is_grad_enabled())
-            call.is_recomputed = torch._C._current_graph_task_id() != -1
+            if module not in self._pending:
+                return
+            call = self._new_call(name)
             given = _first_tensor((args, kwargs))
-            activated = self._call_of(given) if _is_own_activation(module) else None
-            self._in_activation += activated is not None
-            self._pending[module].append((call, activated))
+            # What an activation of somebody's own does with z inside is no activation by itself, so it takes z now.
+            z = self._made_as(given) if _may_be_activation(module, given, (args, kwargs)) else None
+            self._pending[module].append((call, None if z is None else self._made.pop(z.key)))
             if given is not None:
                 call.x = self._copy(given)
                 if not _has_weights(module):
@@ -130,10 +151,18 @@ class Watch(TorchFunctionMode):
 
         return before
 
+    def _new_call(self, name: str) -> Call:
+        is_recomputed = torch._C._current_graph_task_id() != -1
+        if self._has_come and not is_recomputed:
+            self._batch, self._has_come = self._batch + 1, False
+        under_no_grad = not torch.is_grad_enabled()
+        return Call(name, is_under_no_grad=under_no_grad, is_recomputed=is_recomputed, batch=self._batch)
+
     @_unseen
     def _after(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
-        call, activated = self._pending[module].pop()
-        self._in_activation -= activated is not None
+        if module not in self._pending:
+            return
+        call, z = self._pending[module].pop()
         self.record.add(call, type(module).__name__)
         made = _first_tensor(output)
         if made is None:
@@ -141,53 +170,81 @@ class Watch(TorchFunctionMode):
         if _has_weights(module):
             self._take_z(call, made)
             call.a = call.z
-            self._made[id(made)] = weakref.ref(made), _version(made), call
+            node = made.grad_fn if self._is_hooked else None
+            self._made[id(made)] = _Made(id(made), weakref.ref(made), _version(made), node, call)
             return
         self._take_a(call, made)
-        if activated is not None and made.shape == activated.shape:
-            activated.f = module.forward
-            self._take_a(activated, made)
+        if z is None:
+            return
+        if made.shape != z.call.shape or z.is_still(made):
+            self._made[z.key] = z  # what comes next may be its activation
+            return
+        z.call.f = OfModule(module)
+        self._take_a(z.call, made)
 
     # Functions
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        call = None
-        if not self._in_activation and is_activation(function):
-            call = self._call_of(args[0] if args else kwargs.get("input"))
+        z = self._made_as(args[0] if args else kwargs.get("input")) if is_activation(function) else None
         result = function(*args, **kwargs)
-        if call is not None and isinstance(result, Tensor):
-            call.f = function_of_entries(function, args, kwargs)
-            self._take_a(call, result)
+        if z is not None and isinstance(result, Tensor):
+            self._made.pop(z.key, None)
+            z.call.f = function_of_entries(function, args, kwargs)
+            self._take_a(z.call, result)
         return result
 
-    def _call_of(self, z: Any) -> Call | None:
-        """The call whose z this is, unless it has changed in place since, or has an activation already."""
-        made, version, call = self._made.get(id(z), (_nothing, 0, None))
-        if not isinstance(z, Tensor) or made() is not z or _version(z) != version:
+    def _made_as(self, z: Any) -> _Made | None:
+        """What it was made as, unless it is no z, has changed in place since, or has an activation already."""
+        if not isinstance(z, Tensor):
             return None
-        if call is None or call.is_activated:
-            return None
-        return call
+        made = self._made.get(id(z))
+        if made is None and (source := _source_through_hooks(z)) is not None:
+            made = next((m for m in reversed(self._made.values()) if m.grad_fn is source), None)
+            return made if made is not None and made.version == _version(z) else None
+        return made if made is not None and made.is_still(z) else None
 
     # Numbers
 
     def _take_z(self, call: Call, z: Tensor) -> None:
         call.z, call.shape, call.asks = self._copy(z), tuple(z.shape), z.requires_grad
-        if z.requires_grad:
-            z.register_hook(functools.partial(self._take_gradient, call, "_delta"))
+        self._await(z, call, "_delta")
 
     def _take_a(self, call: Call, a: Tensor) -> None:
         call.a, call.is_activated = self._copy(a), True
-        if a.requires_grad:
-            a.register_hook(functools.partial(self._take_gradient, call, "_da"))
+        self._await(a, call, "_da")
+
+    def _await(self, t: Tensor, call: Call, attribute: str) -> None:
+        if t.requires_grad and t.is_leaf:  # it outlives the pass
+            self._handles.append(t.register_hook(functools.partial(self._take_gradient_of_leaf, call, attribute)))
+        elif t.requires_grad:
+            t.register_hook(functools.partial(self._take_gradient, call, attribute))
+
+    def _take_gradient_of_leaf(self, call: Call, attribute: str, gradient: Tensor) -> None:
+        if call.batch == self._batch:  # and not one that has come by another forward
+            self._take_gradient(call, attribute, gradient)
 
     def _take_gradient(self, call: Call, attribute: str, gradient: Tensor) -> None:
+        self._has_come = True
         before = getattr(call, attribute)
-        # Held as it is, autograd gives it to no .grad, which clipping would change; so it needs no copy.
         g = gradient.detach().clone() if gradient.requires_grad else gradient
         with torch.no_grad():
             setattr(call, attribute, self.reduce(g) if self.reduce else g if before is None else before + g)
+        if self.reduce is None:
+            task = torch._C._current_graph_task_id()
+            if task not in self._held:
+                part = functools.partial(self._part_from_parameters, task)
+                torch.autograd.Variable._execution_engine.queue_callback(part)
+            self._held.setdefault(task, []).append((call, attribute))
+
+    def _part_from_parameters(self, task: int) -> None:
+        """Copy what has become a ``.grad``, which clipping would change. Autograd makes none of a tensor that somebody
+        holds, but of a view of it, as of the sum with a parameter's view; it is rare, so nothing is copied before."""
+        gradients = {_memory(p.grad) for p in self._parameters if p.grad is not None} - {None}
+        for call, attribute in self._held.pop(task, ()):
+            g = getattr(call, attribute)
+            if _memory(g) in gradients:
+                setattr(call, attribute, g.clone())
 
     def _copy(self, t: Tensor) -> Any:
         """Of the numbers of now, which what follows may write over; one for all who ask before that."""
@@ -197,6 +254,49 @@ class Watch(TorchFunctionMode):
                 copy = self.reduce(t.detach()) if self.reduce else t.detach().clone()
             self._copies[id(t)] = weakref.ref(t), _version(t), copy
         return copy
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A z that a layer made."""
+
+    key: int
+    """Its id."""
+
+    reference: Callable[[], Tensor | None]
+    version: int
+    grad_fn: Any
+    """What made it in autograd's graph, if the model has backward hooks."""
+
+    call: Call
+
+    def is_still(self, t: Tensor) -> bool:
+        """Whether it is this tensor, and has not changed in place since."""
+        return self.reference() is t and _version(t) == self.version
+
+
+def _source_through_hooks(t: Tensor) -> Any:
+    """The node whose output it is, if full backward hooks stand between: these put another tensor in the place of z."""
+    node: Any = t.grad_fn
+    output, is_hooked = t.output_nr, False
+    while type(node).__name__ == "BackwardHookFunctionBackward":
+        is_hooked = True
+        node, output = node.next_functions[output]
+    return node if is_hooked else None
+
+
+def own_parameters(module: Module) -> dict[str, Tensor]:
+    """Those that belong to no module in it that is a layer: its own, what a parametrization makes them of, and those in
+    its lists of parameters."""
+    own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    if is_parametrized(module):
+        parametrizations: Any = module.parametrizations
+        for name, originals in parametrizations.items():
+            own |= dict(originals.named_parameters(name, recurse=False))
+    for name, child in module.named_children():
+        if isinstance(child, LISTS):
+            own |= dict(child.named_parameters(name))
+    return own
 
 
 def _is_layer(name: str, module: Module) -> bool:
@@ -209,23 +309,42 @@ def _is_layer(name: str, module: Module) -> bool:
 def _has_weights(module: Module) -> bool:
     """Whether z is made by the module, and not what goes into it."""
     own = any(True for _ in module.parameters(recurse=False)) or is_parametrized(module)
+    own = own or any(isinstance(child, LISTS) for child in module.children())
     return own and not isinstance(module, MODULES)
 
 
-def _is_own_activation(module: Module) -> bool:
-    """Whether somebody's own module may be an activation; torch's and ours call the functions that are known."""
-    return not _has_weights(module) and not type(module).__module__.startswith(("torch.nn.", "torch_manualbp.nn"))
+def _may_be_activation(module: Module, z: Tensor | None, given: Any) -> bool:
+    """Whether somebody's own module may be one: of z alone. Torch's and ours call the functions that are known."""
+    if _has_weights(module) or type(module).__module__.startswith(KNOWN):
+        return False
+    return z is not None and [leaf is z for leaf in pytree.tree_leaves(given)] == [True]
 
 
 def _first_tensor(tree: Any) -> Tensor | None:
     """The first tensor of numbers that gradients are of."""
-    leaves = [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
-    tensors = [t for t in leaves if isinstance(t, Tensor)]
+    tensors = [t for t in _leaves(tree) if isinstance(t, Tensor)]
     return next((t for t in tensors if t.is_floating_point() or t.is_complex()), tensors[0] if tensors else None)
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """What it holds, in dataclasses, too."""
+    for leaf in [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree):
+        if is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _leaves([getattr(leaf, field.name, None) for field in fields(leaf)])
+        else:
+            yield leaf
 
 
 def _nothing() -> None:
     """What a reference to nothing returns."""
+
+
+def _memory(t: Tensor) -> int | None:
+    """Where its storage is; None of what has none, such as sparse tensors and those of torch.func."""
+    try:
+        return t.untyped_storage().data_ptr() or None
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _version(t: Tensor | None) -> int:

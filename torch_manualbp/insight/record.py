@@ -39,7 +39,8 @@ class Call:
     z: Any = None
     a: Any = None
     f: Callable[[Tensor], Tensor] | None = None
-    """The activation that made a of z, if it acts on each entry alone and draws no random numbers."""
+    """The activation that made a of z, if it acts on each entry alone and draws no random numbers. Of a module of
+    somebody's own this is not known."""
 
     is_activated: bool = False
     """Whether a is another tensor than z."""
@@ -53,6 +54,9 @@ class Call:
     is_under_no_grad: bool = False
     is_recomputed: bool = False
     """Whether the call was made on the way back, as checkpointing does."""
+
+    batch: int = 0
+    """Which forward it is part of: one that begins after gradients have come is another."""
 
     _delta: Any = None
     _da: Any = None
