@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -50,15 +49,14 @@ class OfEntries:
 
 @dataclass(frozen=True)
 class OfModule:
-    """Somebody's own module as a function of z that leaves the module, and the random state, as they are."""
+    """Somebody's own module as a function of z that leaves the module as it is."""
 
     module: Module
 
     def __call__(self, z: Tensor) -> Tensor:
         twin = copy.copy(self.module)
         twin.__dict__["_buffers"] = {name: None if b is None else b.clone() for name, b in twin._buffers.items()}
-        with torch.random.fork_rng([z.device] if z.is_cuda else []):
-            result: Tensor = twin.forward(z.clone())
+        result: Tensor = twin.forward(z.clone())
         return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import Module
 
-__all__ = ["refuse_compiled"]
+__all__ = ["ONE_PIECE", "refuse_compiled"]
 
 ONE_PIECE = "and its layers do not run one by one"
 

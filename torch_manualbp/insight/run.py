@@ -13,15 +13,14 @@ from torch.nn import Module
 
 from torch_manualbp.derive import TrainStep
 from torch_manualbp.derive.derived import KeptLayer
-from torch_manualbp.insight.local import Watch
+from torch_manualbp.insight.local import Watch, own_parameters
 from torch_manualbp.insight.record import Call
 from torch_manualbp.insight.refusals import refuse_compiled
 from torch_manualbp.insight.statistics import Weights, as_numbers, layer_statistics, weight_of
-from torch_manualbp.insight.units import dead_and_saturated
+from torch_manualbp.insight.units import dead_and_saturated, unit_dim
 
 __all__ = ["Measurement", "RunStatistics"]
 
-CHANNELS_SECOND = (torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm)
 DECAY = 0.9
 """Of tr Σ and |G|² from one measurement to the next; one alone is mostly noise itself, McCandlish et al., A.1."""
 
@@ -130,7 +129,7 @@ class Measurement:
         self.model = model
         self.train_step = train_step
         names = {module: name for name, module in (root or model).named_modules()}
-        self._modules = {names[m]: m for m in model.modules() if any(True for _ in m.parameters(recurse=False))}
+        self._modules = {names[m]: m for m in model.modules() if own_parameters(m)}
         self._of_path = {path: names[m] for path, m in model.named_modules()}
         self._watch = Watch(model) if train_step is None else None
         self._numbers: dict[str, dict[str, Tensor]] = {}
@@ -162,19 +161,21 @@ class Measurement:
         """
         ids = None if parameters is None else set(map(id, parameters))
         layers = {name: calls for name, calls in self._calls().items() if self._is_due(name, ids)}
-        unit_dims = {name: 1 if isinstance(self._modules[name], CHANNELS_SECOND) else -1 for name in layers}
+        unit_dims = {name: unit_dim(self._modules[name]) for name in layers}
         with torch.no_grad():
             for name, calls in layers.items():
                 module = self._modules[name]
-                has_bias, is_linear = getattr(module, "bias", None) is not None, isinstance(module, torch.nn.Linear)
                 W = weight_of(module)
+                is_linear = isinstance(module, torch.nn.Linear) and (W is None or W.requires_grad)
+                bias = module.bias if is_linear else None
+                has_bias = isinstance(bias, Tensor) and bias.requires_grad
                 gradient = None if W is None else W.grad
                 self._numbers[name] = dict(layer_statistics(calls, gradient, has_bias, is_linear, scale))
             for name, kind, share in dead_and_saturated(layers, unit_dims):
                 self._numbers[name][kind] = share
 
     def _is_due(self, name: str, ids: set[int] | None) -> bool:
-        own = self._modules[name].parameters(recurse=False)
+        own = own_parameters(self._modules[name]).values()
         return name not in self._numbers and (ids is None or any(id(p) in ids for p in own))
 
     def layers(self) -> Statistics:
@@ -195,6 +196,10 @@ class Measurement:
                     calls.setdefault(name, []).append(call)
         elif self.train_step is not None:
             for layer in self.train_step.layers:
-                call = Call(layer.path, layer.x, layer.z, layer.a, layer.f, _delta=layer.delta, _da=layer.da)
-                calls.setdefault(self._of_path[layer.path], []).append(call)
+                name = self._of_path.get(layer.path)  # a layer of the loss has none
+                if (
+                    name is not None and name in self._modules
+                ):  # a module that applies the weights of another has none of its own
+                    call = Call(layer.path, layer.x, layer.z, layer.a, layer.f, _delta=layer.delta, _da=layer.da)
+                    calls.setdefault(name, []).append(call)
         return calls

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 
+from torch_manualbp.insight.local import own_parameters
 from torch_manualbp.insight.noise import noise, product_norm
 from torch_manualbp.insight.record import Call
 from torch_manualbp.insight.units import spread
@@ -95,7 +97,9 @@ class Weights:
         before = _wide(self._before[name])
         change = _wide(_compared(self.of_layers[name])) - before
         yield "update_ratio", _norm(change) / _norm(before)
-        yield "update", (_sampled(change) / _sampled(before)).flatten()
+        some = _sampled(change)
+        # The row of a padding_idx, and what is pruned, are 0 and stay so: 0 / 0 would be the 95 % quantile.
+        yield "update", (some / _sampled(before)).masked_fill(some == 0, 0).flatten()
 
 
 def layer_statistics(
@@ -129,38 +133,55 @@ def layer_statistics(
         some = tuple(map(_some_samples, rows))
         trace, square, of_weight = noise(some[0], some[1], has_bias)
         square_of_all = of_weight if some[0] is rows[0] else None
-        yield "noise_trace", trace
-        yield "noise_square", square
+        # δ is that of a mean over all samples; other layers, whose samples have other rows, have others left out.
+        share = (rows[0].shape[0] / some[0].shape[0]) ** 2
+        yield "noise_trace", trace * share
+        yield "noise_square", square * share
     if gradient is not None:
         gradient = _wide(gradient)
         yield "grad_norm", _norm(gradient)
         yield "grad", _sampled(gradient).flatten()
     elif rows is not None:
-        yield "grad_norm", (product_norm(*rows) if square_of_all is None else square_of_all).sqrt()
+        square = product_norm(*rows) if square_of_all is None else square_of_all
+        yield "grad_norm", square.clamp(min=0).sqrt()  # rows that cancel leave what rounding does, of either sign
         yield "grad", _some_of_product(*rows).flatten()
 
 
 def weight_of(module: Module) -> Tensor | None:
-    """Its ``weight``, or else its largest parameter; None of what is not one dense tensor of this process."""
-    own = dict(module.named_parameters(recurse=False))
-    W = own.get("weight", max(own.values(), key=Tensor.numel, default=None))
+    """Its ``weight``, or the largest of what a parametrization makes that of, or else its largest parameter; None of
+    what is not one dense tensor of this process, or has no shape yet."""
+    own = {name: p for name, p in own_parameters(module).items() if not is_lazy(p)}
+    of_weight = [p for name, p in own.items() if name.split(".")[0] == "weight"]
+    W = max(of_weight or own.values(), key=Tensor.numel, default=None)
     return W if W is not None and type(W.data) is Tensor and W.layout is torch.strided and W.numel() else None
 
 
 def _rows(calls: Sequence[Call], deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """δ and x of the calls, one after another: of as many samples they are more rows of the same samples."""
-    if not all(
-        isinstance(call.x, Tensor) and call.x.shape[:-1] == d.shape[:-1] for call, d in zip(calls, deltas, strict=True)
-    ):
+    """δ and x of the calls, one after another: of one forward they are more rows of the same samples, and of several
+    more samples."""
+    batches: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for call, d in zip(calls, deltas, strict=True):
+        if not isinstance(call.x, Tensor) or call.x.shape[:-1] != d.shape[:-1] or d.is_complex():
+            return None
+        batches.setdefault(call.batch, []).append((d, _wide(call.x)))
+    of_batches = [_of_one_forward(pairs) for pairs in batches.values()]
+    if len(of_batches) == 1:
+        return of_batches[0]
+    all_rows = [rows for rows in of_batches if rows is not None and rows[0].dim() > 1]
+    if len(all_rows) < len(of_batches) or len({rows[0].shape[1:] for rows in all_rows}) > 1:
         return None
-    if len(calls) == 1:
-        return deltas[0], _wide(calls[0].x)
-    if any(d.dim() < 2 or d.shape[0] != deltas[0].shape[0] for d in deltas):
+    return torch.cat([delta for delta, _ in all_rows]), torch.cat([x for _, x in all_rows])
+
+
+def _of_one_forward(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    if len(pairs) == 1:
+        return pairs[0]
+    n = pairs[0][0].shape[:1].numel()
+    if any(d.dim() < 2 or d.shape[0] != n for d, _ in pairs):
         return None
-    n = deltas[0].shape[0]
     delta, x = (
         torch.cat([t.reshape(n, t.shape[1:-1].numel(), t.shape[-1]) for t in tensors], 1)
-        for tensors in (deltas, [_wide(call.x) for call in calls])
+        for tensors in zip(*pairs, strict=True)
     )
     return delta, x
 
@@ -206,7 +227,8 @@ def as_numbers(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str
     from the device at once.
     """
     numbers = {name: {k: t for k, t in of_layer.items() if t.dim() == 0} for name, of_layer in layers.items()}
-    samples = [(numbers[name], k, t) for name, of_layer in layers.items() for k, t in of_layer.items() if t.dim()]
+    vectors = ((name, k, t) for name, of_layer in layers.items() for k, t in of_layer.items() if t.dim())
+    samples = [(numbers[name], k, t) for name, k, t in vectors if t.numel()]
     for size in {t.numel() for *_, t in samples}:
         alike = [item for item in samples if item[2].numel() == size]
         of_all = _quantiles(torch.stack([_wide(t) for *_, t in alike]))
