@@ -15,7 +15,7 @@ from torch_manualbp import explain
 from torch_manualbp.derive.tape import NotDerivableError
 
 
-def refusal(name: str, index: Any, model: Any = None, error: type[Exception] = ValueError) -> str:
+def refusal(name: Any, index: Any, model: Any = None, error: type[Exception] = ValueError) -> str:
     of_article, x, y = article()
     with pytest.raises(error) as raised:
         explain(of_article if model is None else model, nn.MSELoss(), x, y, name, index)
@@ -29,6 +29,13 @@ def test_a_name_that_is_not_there() -> None:
     assert message.startswith("there is no parameter 'fc2.wieght': did you mean 'fc2.weight' of shape (2, 2)")
     assert "there is 'fc1.weight' of shape (2, 4) or" in refusal("zzz", (1,))
     assert refusal("zzz", (1,), model=nn.Tanh()) == "there is no parameter 'zzz': the model has none"
+
+
+def test_what_is_no_name() -> None:
+    model, _, _ = article()
+    assert "the weight is a NoneType: give a parameter's name" in refusal(None, (0, 0))
+    parameter: Any = dict(model.named_parameters())["fc2.weight"]
+    assert "the weight is a Parameter: give the name of it, 'fc2.weight'" in refusal(parameter, (0, 0), model)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class Weight:
     """The index, counted off."""
 
 
-def find_weight(model: Module, loss: Any, name: str, index: int | Sequence[int]) -> Weight:
+def find_weight(model: Module, loss: Any, name: Any, index: int | Sequence[int]) -> Weight:
     """Look a weight up.
 
     Raises:
@@ -41,6 +41,9 @@ def find_weight(model: Module, loss: Any, name: str, index: int | Sequence[int])
         IndexError: the parameter has no such entry.
     """
     named = _tensors(model, loss, parameters=True)
+    if not isinstance(name, str):
+        given = next((f"the name of it, {n!r}" for n, tensor in named.items() if tensor is name), "a parameter's name")
+        raise ValueError(f"the weight is a {type(name).__name__}: give {given}")
     if name not in named:
         raise ValueError(_not_there(name, named, _tensors(model, loss, parameters=False)))
     parameter = named[name]
