@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.plugins import MixedPrecision
 from torch.nn import Module
 from torch.nn import functional as F
+from torch.overrides import _get_current_function_mode_stack
 
 from torch_manualbp import nn
 from torch_manualbp.insight import STATISTICS
@@ -266,6 +267,54 @@ def test_leaves_nothing_hooked_after_an_exception(tmp_path: Path) -> None:
         )
     assert hooks(module) == 0
     assert torch.overrides._get_current_function_mode_stack() == []
+
+
+class Regression(pl.LightningModule):
+    """Somebody's own module, with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.factor = network(), torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Any) -> Any:
+        return self.model(x) * self.factor
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return F.mse_loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
+def test_leaves_nothing_hooked_after_an_epoch_that_is_cut_short(tmp_path: Path) -> None:
+    class Cut(Regression):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 2 else None
+
+    module, flow = Cut(), GradientFlow()
+    before = len(_get_current_function_mode_stack())
+    data = batches(torch.randn(40, 3), torch.randn(40, 2))
+    fit = trainer(tmp_path, callbacks=[flow], limit_val_batches=0, log_every_n_steps=1)
+    fit.fit(module, data)
+    assert [entry["step"] for entry in flow.history] == [0, 1]
+    assert hooks(module) == 0
+    assert len(_get_current_function_mode_stack()) == before
+
+
+def test_parameters_of_the_module_itself_are_logged(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, "logs", "")
+    data = batches(torch.randn(40, 3), torch.randn(40, 2))
+    settings: dict[str, Any] = {"logger": logger, "limit_val_batches": 0, "log_every_n_steps": 1}
+    trainer(tmp_path, callbacks=[GradientFlow()], **settings).fit(Regression(), data)
+    assert float(rows_of(logger)[0]["gradient_flow/module/grad_norm"]) > 0
+
+
+def test_refuses_a_compiled_module(tmp_path: Path) -> None:
+    data = batches(torch.randn(40, 3), torch.randn(40, 2))
+    fit = trainer(tmp_path, callbacks=[GradientFlow()], limit_val_batches=0)
+    compiled: Any = torch.compile(Regression(), backend="eager")
+    with pytest.raises(ValueError, match=r"the LightningModule is compiled, .*: fit the module that it is of"):
+        fit.fit(compiled, data)
 
 
 def test_refuses_a_compiled_model(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ from torch.optim import Optimizer
 
 from torch_manualbp._extras import require
 from torch_manualbp.insight.figures import draw
-from torch_manualbp.insight.refusals import refuse_compiled
+from torch_manualbp.insight.refusals import ONE_PIECE, refuse_compiled
 from torch_manualbp.insight.run import Measurement, NoiseScales
 from torch_manualbp.lightning.module import ManualBackpropModule
 
 __all__ = ["GradientFlow"]
 
 PREFIX = "gradient_flow"
+ITSELF = "module"
+"""What the LightningModule is called in logs, if it has parameters of its own."""
 
 
 class GradientFlow(pl.Callback):
@@ -61,6 +63,8 @@ class GradientFlow(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse what has no layers to look at."""
+        if getattr(pl_module, "_compiler_ctx", None) is not None:  # Lightning has unwrapped it by now
+            raise ValueError(f"the LightningModule is compiled, {ONE_PIECE}: fit the module that it is of")
         refuse_compiled(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -92,10 +96,9 @@ class GradientFlow(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure the update, and log."""
-        measurement, self._measurement = self._measurement, None
+        measurement = self._closed()
         if measurement is None:
             return
-        measurement.__exit__(None, None, None)
         layers = measurement.layers()
         if not layers:  # no optimizer has made a step
             return
@@ -112,9 +115,11 @@ class GradientFlow(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave nothing hooked."""
-        if self._measurement is not None:
-            self._measurement.__exit__(None, None, None)
-            self._measurement = None
+        self._closed()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave nothing hooked where the module's ``on_train_batch_start`` has skipped the rest of the epoch."""
+        self._closed()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the figure."""
@@ -139,6 +144,13 @@ class GradientFlow(pl.Callback):
         """
         return draw(self.history, path)
 
+    def _closed(self) -> Measurement | None:
+        """What was being measured, which is so no longer."""
+        measurement, self._measurement = self._measurement, None
+        if measurement is not None:
+            measurement.__exit__(None, None, None)
+        return measurement
+
     def _next(self, trainer: pl.Trainer, steps: int) -> int:
         """How many steps there are to be when the next is measured; 0 if none is to be."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # which the Trainer's connectors set
@@ -149,6 +161,6 @@ class GradientFlow(pl.Callback):
 def _flat(entry: Mapping[str, Any]) -> Any:
     for layer, numbers in entry["layers"].items():
         for name, number in numbers.items():
-            yield f"{PREFIX}/{layer}/{name}", number
+            yield f"{PREFIX}/{layer or ITSELF}/{name}", number
     if entry["noise_scale"] is not None:
         yield f"{PREFIX}/noise_scale", entry["noise_scale"]
