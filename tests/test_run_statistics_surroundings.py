@@ -100,6 +100,21 @@ def test_batches_that_are_accumulated_are_more_samples() -> None:
     assert entry["noise_scale"] == pytest.approx(of_all)
 
 
+def test_a_loss_that_is_scaled() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+    statistics = RunStatistics(model, every=1)
+    x = torch.randn(2, 3)
+    with statistics.step(scale=scaler.get_scale()):
+        scaler.scale(model(x).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    numbers = statistics.history[0]["layers"]["0"]
+    assert numbers["delta_norm"] == pytest.approx(6**0.5)
+    assert numbers["grad_norm"] == pytest.approx(3**0.5 * x.sum(0).norm().item())
+
+
 def test_what_is_frozen_has_no_noise() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3), nn.Linear(3, 3)).double()
     model[2].requires_grad_(False)
@@ -110,7 +125,6 @@ def test_what_is_frozen_has_no_noise() -> None:
     found = {name: layer["noise_scale"] for name, layer in entry["layers"].items() if "noise_scale" in layer}
     assert found == pytest.approx(of_layers)
     assert entry["noise_scale"] == pytest.approx(of_all)
-    assert "grad_norm" not in entry["layers"]["2"]
 
 
 def test_rows_that_cancel_out_have_a_norm() -> None:

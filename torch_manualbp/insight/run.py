@@ -43,7 +43,8 @@ class RunStatistics:
 
     ``history`` is plain data: ``{"step": 10, "layers": {layer: {name: number}}, "noise_scale": number or None}``, with
     the names of :data:`~torch_manualbp.insight.STATISTICS`. A layer is a module with weights that a gradient came back
-    to. ∂C/∂W is what ``.grad`` holds when the block ends; where it holds nothing, that of δ and x.
+    to. ∂C/∂W is what ``.grad`` holds when the block ends; where it holds nothing, that of δ and x. For the noise the
+    samples of a batch lie along the first dimension of what goes into a layer.
 
     Args:
         model: what is trained, not compiled.
@@ -64,15 +65,21 @@ class RunStatistics:
         self._steps = 0
 
     @contextmanager
-    def step(self, train_step: TrainStep | None = None) -> Iterator[None]:
+    def step(self, train_step: TrainStep | None = None, *, scale: float = 1.0) -> Iterator[None]:
         """The block is one step: forward, backward and update, by autograd or by ``train_step``. One that raises does
-        not count."""
+        not count.
+
+        Args:
+            train_step: what makes the step, if autograd does not.
+            scale: what the loss is multiplied by before its backward pass, and ``.grad`` divided by before the block
+                ends: with a ``GradScaler`` its ``get_scale()``.
+        """
         if (self._steps + 1) % self.every:
             yield
         else:
             with Measurement(self.model, train_step) as measurement:
                 yield
-            measurement.take_gradients()
+            measurement.take_gradients(scale)
             layers = measurement.layers()
             if layers:
                 noise_scale = self.noise.update(layers)
@@ -166,11 +173,11 @@ class Measurement:
             for name, calls in layers.items():
                 module = self._modules[name]
                 W = weight_of(module)
-                is_linear = isinstance(module, torch.nn.Linear) and (W is None or W.requires_grad)
-                bias = module.bias if is_linear else None
+                is_linear, learns = isinstance(module, torch.nn.Linear), W is None or W.requires_grad
+                bias = getattr(module, "bias", None)
                 has_bias = isinstance(bias, Tensor) and bias.requires_grad
                 gradient = None if W is None else W.grad
-                self._numbers[name] = dict(layer_statistics(calls, gradient, has_bias, is_linear, scale))
+                self._numbers[name] = dict(layer_statistics(calls, gradient, has_bias, is_linear, learns, scale))
             for name, kind, share in dead_and_saturated(layers, unit_dims):
                 self._numbers[name][kind] = share
 

@@ -107,6 +107,7 @@ def layer_statistics(
     gradient: Tensor | None,
     has_bias: bool,
     is_linear: bool,
+    learns: bool,
     scale: float = 1.0,
 ) -> Iterator[tuple[str, Tensor]]:
     """The statistics of a layer that one pass forward and back gives, as tensors of no dimension.
@@ -116,6 +117,7 @@ def layer_statistics(
         gradient: ∂C/∂W; without it that of a linear layer is worked out from δ and x.
         has_bias: whether the layer has one, for the noise.
         is_linear: whether ∂C/∂W = δᵀ x.
+        learns: whether it is to have noise: that of frozen weights has no part in any update.
         scale: what the loss was multiplied by.
 
     Yields:
@@ -129,7 +131,7 @@ def layer_statistics(
     yield "delta", torch.cat([_sampled(d).flatten() for d in deltas])
     rows = _rows(calls, deltas) if is_linear else None
     square_of_all = None
-    if rows is not None and rows[0].dim() > 1 and rows[0].shape[0] > 1:
+    if learns and rows is not None and rows[0].dim() > 1 and rows[0].shape[0] > 1:
         some = tuple(map(_some_samples, rows))
         trace, square, of_weight = noise(some[0], some[1], has_bias)
         square_of_all = of_weight if some[0] is rows[0] else None
