@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -343,3 +343,29 @@ def test_layers_of_derived_steps_that_have_no_weights_of_their_own() -> None:
         with statistics.step(advance):
             advance(x, y)
         assert list(statistics.history[0]["layers"]) == [layer]
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_tensors_that_are_spread_over_processes() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
+
+    model = nn.Sequential(torch.nn.LayerNorm(4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.randn(5, 3, 4)
+    expected = of_sum(model, x)
+    model.zero_grad()
+    plan: Any = {"0": SequenceParallel(), "1": ColwiseParallel(), "3": RowwiseParallel()}
+    parallelize_module(model, init_device_mesh("cpu", (1,)), plan)
+    found = of_sum(model, x)
+    for layer in ("1", "3"):
+        for name in found[layer]:
+            assert found[layer][name] == pytest.approx(expected[layer][name], rel=1e-4)
+    assert found["0"]["delta_norm"] == pytest.approx(expected["0"]["delta_norm"], rel=1e-4)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch_manualbp.insight.local import own_parameters
 from torch_manualbp.insight.noise import noise, product_norm
 from torch_manualbp.insight.record import Call
-from torch_manualbp.insight.units import spread
+from torch_manualbp.insight.units import of_this_process, spread
 
 __all__ = ["STATISTICS", "Summary", "Weights", "as_numbers", "layer_statistics", "summary"]
 
@@ -163,9 +163,10 @@ def _rows(calls: Sequence[Call], deltas: Sequence[Tensor]) -> tuple[Tensor, Tens
     more samples."""
     batches: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for call, d in zip(calls, deltas, strict=True):
-        if not isinstance(call.x, Tensor) or call.x.shape[:-1] != d.shape[:-1] or d.is_complex():
+        x = of_this_process(call.x) if isinstance(call.x, Tensor) else None
+        if x is None or x.shape[:-1] != d.shape[:-1] or d.is_complex():
             return None
-        batches.setdefault(call.batch, []).append((d, _wide(call.x)))
+        batches.setdefault(call.batch, []).append((d, _wide(x)))
     of_batches = [_of_one_forward(pairs) for pairs in batches.values()]
     if len(of_batches) == 1:
         return of_batches[0]
@@ -257,5 +258,6 @@ def _norm_of_all(tensors: Iterable[Tensor]) -> Tensor:
 
 def _wide(t: Tensor) -> Tensor:
     """In no less than float32: the square of a float16 soon overflows."""
+    t = of_this_process(t)
     t = t.coalesce().values() if t.is_sparse else t
     return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -13,7 +13,7 @@ from torch.nn import Module
 from torch_manualbp.functional.known import OfModule
 from torch_manualbp.insight.record import Call
 
-__all__ = ["dead_and_saturated", "spread", "unit_dim"]
+__all__ = ["dead_and_saturated", "of_this_process", "spread", "unit_dim"]
 
 CHANNELS_SECOND = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm)
 
@@ -41,15 +41,16 @@ def dead_and_saturated(
         unit_dims: the dimension of z that a layer's units lie along.
     """
     calls = [(name, call) for name, of_layer in layers.items() for call in of_layer if _has_slope(call)]
-    few = [spread(call.z, max(SLOPES // max(call.z[:1].numel(), 1), 16)) for _, call in calls]
+    zs = [of_this_process(call.z) for _, call in calls]
+    few = [spread(z, max(SLOPES // max(z[:1].numel(), 1), 16)) for z in zs]
     found = _slopes([(call.f, z) for (_, call), z in zip(calls, few, strict=True)])
     there = [i for i, slope in enumerate(found) if slope is not None]
-    calls, few = [calls[i] for i in there], [few[i] for i in there]
+    calls, zs, few = [calls[i] for i in there], [zs[i] for i in there], [few[i] for i in there]
     slopes = [slope for slope in found if slope is not None]
     learns = [_learning_units(slope, unit_dims[name]) for (name, _), slope in zip(calls, slopes, strict=True)]
     # Some of the others may learn from a sample that was left out.
-    again = [i for i, (_, call) in enumerate(calls) if few[i] is not call.z and not learns[i].all()]
-    for i, slope in zip(again, _slopes([(calls[i][1].f, calls[i][1].z) for i in again]), strict=True):
+    again = [i for i in range(len(calls)) if few[i] is not zs[i] and not learns[i].all()]
+    for i, slope in zip(again, _slopes([(calls[i][1].f, zs[i]) for i in again]), strict=True):
         if slope is not None:
             learns[i] = _learning_units(slope, unit_dims[calls[i][0]])
     for name in dict.fromkeys(name for name, _ in calls):
@@ -58,6 +59,12 @@ def dead_and_saturated(
             yield name, "dead", 1 - torch.stack([learns[i] for i in own]).any(0).float().mean()
         limits = [(i, SATURATED * _greatest_slope(calls[i][1].f, few[i], slopes[i])) for i in own]
         yield name, "saturated", torch.stack([(slopes[i] < limit).float().mean() for i, limit in limits]).mean()
+
+
+def of_this_process(t: Tensor) -> Tensor:
+    """Of a tensor that is spread over processes the share of this one, which takes no exchange with the others."""
+    share: Tensor = t.to_local() if hasattr(t, "to_local") else t  # DTensor, whose import takes long
+    return share
 
 
 def spread(t: Tensor, n: int) -> Tensor:
