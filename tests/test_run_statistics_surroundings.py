@@ -369,3 +369,20 @@ def test_tensors_that_are_spread_over_processes() -> None:
         for name in found[layer]:
             assert found[layer][name] == pytest.approx(expected[layer][name], rel=1e-4)
     assert found["0"]["delta_norm"] == pytest.approx(expected["0"]["delta_norm"], rel=1e-4)
+
+
+def test_derived_steps_of_a_part_of_the_model_of_another_and_none() -> None:
+    model, x, y = nn.Sequential(nn.Linear(4, 3)), torch.randn(5, 4), torch.randn(5, 3)
+    advance = TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1), keep_layers=True)
+    statistics = RunStatistics(nn.Sequential(model), every=1)
+    with statistics.step(advance):
+        advance(x, y)
+    with statistics.step(advance):
+        pass
+    assert [(entry["step"], list(entry["layers"])) for entry in statistics.history] == [(1, ["0.0"])]
+    assert advance.keep_layers  # as it was
+    with (
+        pytest.raises(ValueError, match=r"a Sequential that is no part of the Linear .* give RunStatistics the model"),
+        RunStatistics(nn.Linear(4, 3), every=1).step(advance),
+    ):
+        pass

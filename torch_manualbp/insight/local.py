@@ -47,7 +47,7 @@ def local_gradients(model: Module, *, reduce: Reduce | None = None) -> Iterator[
     a function; a = z where there is none. Of a layer without weights z goes in, and a comes out. A module that is
     called several times has several calls, ``record["fc1"][0]`` and so on. Outputs that are no tensor are looked
     through for the first one. Nothing that the code computes changes by a bit; in-place changes after the fact do not
-    reach what is recorded.
+    reach what is recorded. Activations are seen in the thread that enters the block.
 
     Args:
         model: what is trained; it may be wrapped, in DistributedDataParallel for example, but not compiled.

@@ -51,7 +51,7 @@ class RunStatistics:
         every: steps from one measurement to the next, the first being the ``every``-th.
 
     Raises:
-        ValueError: the model is compiled, or ``every`` is less than 1.
+        ValueError: the model is compiled, or ``every`` is less than 1; or, in a step, that is one of another model.
     """
 
     def __init__(self, model: Module, every: int = 10) -> None:
@@ -70,14 +70,14 @@ class RunStatistics:
         not count.
 
         Args:
-            train_step: what makes the step, if autograd does not.
+            train_step: what makes the step, if autograd does not; of the model, or of a module in it.
             scale: what the loss is multiplied by before its backward pass, and ``.grad`` divided by before the block
                 ends: with a ``GradScaler`` its ``get_scale()``.
         """
         if (self._steps + 1) % self.every:
             yield
         else:
-            with Measurement(self.model, train_step) as measurement:
+            with self._measurement(train_step) as measurement:
                 yield
             measurement.take_gradients(scale)
             layers = measurement.layers()
@@ -85,6 +85,16 @@ class RunStatistics:
                 noise_scale = self.noise.update(layers)
                 self.history.append({"step": self._steps + 1, "layers": layers, "noise_scale": noise_scale})
         self._steps += 1
+
+    def _measurement(self, train_step: TrainStep | None) -> Measurement:
+        if train_step is None:
+            return Measurement(self.model)
+        if not any(module is train_step.model for module in self.model.modules()):
+            raise ValueError(
+                f"the step trains a {type(train_step.model).__name__} that is no part of the "
+                f"{type(self.model).__name__} whose statistics these are: give RunStatistics the model of the step"
+            )
+        return Measurement(train_step.model, train_step, self.model)
 
 
 class NoiseScales:
@@ -146,6 +156,7 @@ class Measurement:
         if self._watch is not None:
             self._watch.__enter__()
         elif self.train_step is not None:
+            self._before = self.train_step.keep_layers, self.train_step.layers
             self.train_step.keep_layers = True
         self._is_open = True
         return self
@@ -157,7 +168,7 @@ class Measurement:
         if self._watch is not None:
             self._watch.__exit__(*error)
         elif self.train_step is not None:
-            self.train_step.keep_layers = False
+            self.train_step.keep_layers = self._before[0]
 
     def take_gradients(self, scale: float = 1.0, parameters: Iterable[Tensor] | None = None) -> None:
         """Measure δ and ∂C/∂W of what was not measured yet, when the backward pass is done.
@@ -201,7 +212,7 @@ class Measurement:
                 name = self._of_path[call.layer]
                 if call.is_reached and name in self._modules:
                     calls.setdefault(name, []).append(call)
-        elif self.train_step is not None:
+        elif self.train_step is not None and self.train_step.layers is not self._before[1]:  # it has been called
             for layer in self.train_step.layers:
                 name = self._of_path.get(layer.path)  # a layer of the loss has none
                 if (
