@@ -183,15 +183,27 @@ class Adversarial(pl.LightningModule):
 
 
 def test_manual_optimization(tmp_path: Path) -> None:
-    module, flow = Adversarial(), GradientFlow(every_n_steps=4)
+    module, flow = Adversarial(), GradientFlow(every_n_steps=2)
     logger = CSVLogger(tmp_path, "logs", "")
     data = batches(torch.randn(40, 3), torch.randn(40, 2))
     trainer(tmp_path, callbacks=[flow], limit_val_batches=0, logger=logger, log_every_n_steps=5).fit(module, data)
-    assert [entry["step"] for entry in flow.history] == [4, 8]  # of two optimizers each batch is two
+    assert [entry["step"] for entry in flow.history] == [1, 3]
     for entry in flow.history:
         assert list(entry["layers"]) == ["d.0", "d.2", "g"]
         assert all(numbers["update_ratio"] > 0 for numbers in entry["layers"].values())
     assert hooks(module) == 0
+
+
+def test_logs_what_belongs_to_the_step(tmp_path: Path) -> None:
+    flow, logger = GradientFlow(), CSVLogger(tmp_path, "logs", "")
+    data = batches(torch.randn(40, 3), torch.randn(40, 2))
+    fit = trainer(tmp_path, callbacks=[flow], limit_val_batches=0, logger=logger, log_every_n_steps=3)
+    fit.fit(Adversarial(), data)  # a batch is two of its global steps
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        logged = {int(row["step"]): float(row["gradient_flow/g/grad_norm"]) for row in csv.DictReader(file)}
+    measured = {entry["step"]: entry["layers"]["g"]["grad_norm"] for entry in flow.history}
+    assert list(measured) == [2]
+    assert logged == pytest.approx(measured)
 
 
 def test_saves_the_figures_when_training_ends(tmp_path: Path) -> None:

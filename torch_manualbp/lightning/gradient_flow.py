@@ -33,7 +33,7 @@ class GradientFlow(pl.Callback):
     measured at the first step of its optimizer in the batch. Where batches are accumulated, δ is that of the last.
     With several processes the first measures its own share of the batch (and ∂C/∂W, which is that of all).
 
-    ``history`` holds what was measured, ``{"step": global step, "layers": {layer: {name: number}}, "noise_scale":
+    ``history`` holds what was measured, ``{"step": step of the logs, "layers": {layer: {name: number}}, "noise_scale":
     number}``; it is saved in checkpoints, and a resumed run goes on with it. ``RunStatistics`` of
     :mod:`torch_manualbp.insight` has the same for training loops of one's own.
 
@@ -69,13 +69,13 @@ class GradientFlow(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure from here on."""
-        self._due = self._next(trainer, trainer.global_step)
+        self._due = self._next(trainer, _step_of(trainer))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin to measure, if this batch may be that of a step to be measured."""
-        self._step = trainer.global_step
+        self._step = _step_of(trainer)
         if trainer.is_global_zero and self._step + 1 >= self._due > 0:
             engine = pl_module.derived_engine if isinstance(pl_module, ManualBackpropModule) else None
             model = pl_module if engine is None else pl_module.get_submodule("model")
@@ -156,6 +156,12 @@ class GradientFlow(pl.Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # which the Trainer's connectors set
         every = every if self.every_n_steps is None else self.every_n_steps
         return (steps // every + 1) * every if every else 0
+
+
+def _step_of(trainer: pl.Trainer) -> int:
+    """The step that Lightning logs at and counts its interval by: batches that optimizers have taken a step after, and
+    not, as ``global_step``, the steps of all optimizers."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _flat(entry: Mapping[str, Any]) -> Any:
