@@ -140,7 +140,8 @@ class Watch(TorchFunctionMode):
             if module not in self._pending:
                 return
             call = self._new_call(name)
-            given = _first_tensor((args, kwargs))
+            first = args[0] if args else None
+            given = first if isinstance(first, Tensor) and first.is_floating_point() else _first_tensor((args, kwargs))
             # What an activation of somebody's own does with z inside is no activation by itself, so it takes z now.
             z = self._made_as(given) if _may_be_activation(module, given, (args, kwargs)) else None
             self._pending[module].append((call, None if z is None else self._made.pop(z.key)))
@@ -288,12 +289,12 @@ def _source_through_hooks(t: Tensor) -> Any:
 def own_parameters(module: Module) -> dict[str, Tensor]:
     """Those that belong to no module in it that is a layer: its own, what a parametrization makes them of, and those in
     its lists of parameters."""
-    own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    own: dict[str, Tensor] = {name: p for name, p in module._parameters.items() if p is not None}
     if is_parametrized(module):
         parametrizations: Any = module.parametrizations
         for name, originals in parametrizations.items():
             own |= dict(originals.named_parameters(name, recurse=False))
-    for name, child in module.named_children():
+    for name, child in module._modules.items():
         if isinstance(child, LISTS):
             own |= dict(child.named_parameters(name))
     return own
@@ -308,9 +309,10 @@ def _is_layer(name: str, module: Module) -> bool:
 
 def _has_weights(module: Module) -> bool:
     """Whether z is made by the module, and not what goes into it."""
-    own = any(True for _ in module.parameters(recurse=False)) or is_parametrized(module)
-    own = own or any(isinstance(child, LISTS) for child in module.children())
-    return own and not isinstance(module, MODULES)
+    if isinstance(module, MODULES):
+        return False
+    own = any(p is not None for p in module._parameters.values()) or is_parametrized(module)
+    return own or any(isinstance(child, LISTS) for child in module._modules.values())
 
 
 def _may_be_activation(module: Module, z: Tensor | None, given: Any) -> bool:
@@ -322,13 +324,15 @@ def _may_be_activation(module: Module, z: Tensor | None, given: Any) -> bool:
 
 def _first_tensor(tree: Any) -> Tensor | None:
     """The first tensor of numbers that gradients are of."""
+    if isinstance(tree, Tensor):
+        return tree
     tensors = [t for t in _leaves(tree) if isinstance(t, Tensor)]
     return next((t for t in tensors if t.is_floating_point() or t.is_complex()), tensors[0] if tensors else None)
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
     """What it holds, in dataclasses, too."""
-    for leaf in [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree):
+    for leaf in pytree.tree_leaves(tree):
         if is_dataclass(leaf) and not isinstance(leaf, type):
             yield from _leaves([getattr(leaf, field.name, None) for field in fields(leaf)])
         else:

@@ -146,7 +146,9 @@ class Measurement:
         self.model = model
         self.train_step = train_step
         names = {module: name for name, module in (root or model).named_modules()}
-        self._modules = {names[m]: m for m in model.modules() if own_parameters(m)}
+        own = {m: tuple(own_parameters(m).values()) for m in model.modules()}
+        self._modules = {names[m]: m for m, parameters in own.items() if parameters}
+        self._parameters = {name: own[m] for name, m in self._modules.items()}
         self._of_path = {path: names[m] for path, m in model.named_modules()}
         self._watch = Watch(model) if train_step is None else None
         self._numbers: dict[str, dict[str, Tensor]] = {}
@@ -193,7 +195,7 @@ class Measurement:
                 self._numbers[name][kind] = share
 
     def _is_due(self, name: str, ids: set[int] | None) -> bool:
-        own = own_parameters(self._modules[name]).values()
+        own = self._parameters[name]
         return name not in self._numbers and (ids is None or any(id(p) in ids for p in own))
 
     def layers(self) -> Statistics:

@@ -135,10 +135,12 @@ def layer_statistics(
         some = tuple(map(_some_samples, rows))
         trace, square, of_weight = noise(some[0], some[1], has_bias)
         square_of_all = of_weight if some[0] is rows[0] else None
-        # δ is that of a mean over all samples; other layers, whose samples have other rows, have others left out.
-        share = (rows[0].shape[0] / some[0].shape[0]) ** 2
-        yield "noise_trace", trace * share
-        yield "noise_square", square * share
+        if square_of_all is None:
+            # δ is that of a mean over all samples; other layers, whose samples have other rows, have others left out.
+            share = (rows[0].shape[0] / some[0].shape[0]) ** 2
+            trace, square = trace * share, square * share
+        yield "noise_trace", trace
+        yield "noise_square", square
     if gradient is not None:
         gradient = _wide(gradient)
         yield "grad_norm", _norm(gradient)

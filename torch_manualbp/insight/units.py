@@ -63,7 +63,9 @@ def dead_and_saturated(
 
 def of_this_process(t: Tensor) -> Tensor:
     """Of a tensor that is spread over processes the share of this one, which takes no exchange with the others."""
-    share: Tensor = t.to_local() if hasattr(t, "to_local") else t  # DTensor, whose import takes long
+    if type(t) is Tensor or not hasattr(t, "to_local"):  # as DTensor has, whose import takes long
+        return t
+    share: Tensor = t.to_local()
     return share
 
 
