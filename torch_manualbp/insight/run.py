@@ -216,10 +216,8 @@ class Measurement:
                     calls.setdefault(name, []).append(call)
         elif self.train_step is not None and self.train_step.layers is not self._before[1]:  # it has been called
             for layer in self.train_step.layers:
-                name = self._of_path.get(layer.path)  # a layer of the loss has none
-                if (
-                    name is not None and name in self._modules
-                ):  # a module that applies the weights of another has none of its own
+                name = self._of_path.get(layer.path, layer.path)  # of the loss its layers have none
+                if name in self._modules:  # and not a module that applies the weights of another
                     call = Call(layer.path, layer.x, layer.z, layer.a, layer.f, _delta=layer.delta, _da=layer.da)
                     calls.setdefault(name, []).append(call)
         return calls
