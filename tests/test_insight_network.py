@@ -108,6 +108,6 @@ def test_symbols_in_every_form() -> None:
 def test_text_and_formulas_go_together() -> None:
     sentence = words("where ") + symbol("z", (0,)) + " = 5" + words(" is, ") + plain("a") + plain(" · b")
     assert sentence.text == "where z_1 = 5 is, a · b"
-    assert sentence.markdown == r"where $z_{1} = 5$ is, $a \cdot b$"
+    assert sentence.markdown == r"where $`z_{1} = 5`$ is, $`a \cdot b`$"
     assert plain(" + ").joined([]) == words("")
-    assert Notation("a", "a", "a").markdown == "$a$"
+    assert Notation("a", "a", "a").markdown == "$`a`$"

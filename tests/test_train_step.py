@@ -324,6 +324,36 @@ def test_what_was_derived_from_is_freed_at_once(optimizer: Any, settings: dict[s
         gc.enable()
 
 
+def test_what_is_imported_while_deriving_keeps_nothing_of_it() -> None:
+    """torch imports much on demand, and binds the apply of Functions as it does."""
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: Tensor) -> Tensor:
+            return 2 * z
+
+        @staticmethod
+        def backward(ctx: Any, da: Tensor) -> Tensor:
+            return 2 * da
+
+    taken: list[Any] = []
+
+    class Imports(nn.Tanh):
+        def forward(self, z: Tensor) -> Tensor:
+            taken.append(Twice.apply)
+            return super().forward(z)
+
+    pair = Pair(mlp(Imports))
+    pair.step.derive(*data(0))
+    gc.collect()
+    assert not [value for value in gc.get_objects() if type(value) is Value]
+    z = torch.ones(3, requires_grad=True)
+    for apply in taken:
+        apply(z).sum().backward()
+    assert z.grad is not None
+    assert torch.equal(z.grad, torch.full((3,), 2.0 * len(taken)))
+
+
 def test_deltas_are_the_gradients_of_the_outputs() -> None:
     pair = Pair(mlp(), keep_deltas=True)
     outputs: dict[str, Tensor] = {}

@@ -193,29 +193,13 @@ class Tape(TorchFunctionMode):
             seen = _Seen()  # type: ignore[no-untyped-call]
             try:
                 watching = watched(modules, self._refuse_at, self._suspect)
-                with seen, self, torch.enable_grad(), watching, self._refusing_functions():
+                with seen, self, torch.enable_grad(), watching, _refusing_functions(self):
                     yield
             finally:
                 put_on_tape(tape)
                 write_down(written)
                 for handle in handles:
                     handle.remove()
-
-    @contextlib.contextmanager
-    def _refusing_functions(self) -> Iterator[None]:
-        """autograd.Function's apply runs a forward whose backward nobody would see."""
-        apply = vars(Function)["apply"]
-
-        def refuse(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-            if self.is_here() and not self._is_in_rule:
-                self._refuse(f"the Function {cls.__name__} is autograd's", "make it a torch_manualbp.Rule")
-            return apply.__get__(None, cls)(*args, **kwargs)
-
-        setattr(Function, "apply", classmethod(refuse))  # noqa: B010 # no assignment, for type checkers
-        try:
-            yield
-        finally:
-            setattr(Function, "apply", apply)  # noqa: B010
 
     @contextlib.contextmanager
     def within(self, path: str) -> Iterator[None]:
@@ -234,6 +218,11 @@ class Tape(TorchFunctionMode):
 
     def _suspect(self) -> None:
         self.may_draw = True
+
+    def refuse_function(self, cls: type[Function]) -> None:
+        """Refuse a Function that this thread calls where no rule does."""
+        if self.is_here() and not self._is_in_rule:
+            self._refuse(f"the Function {cls.__name__} is autograd's", "make it a torch_manualbp.Rule")
 
     def _refuse_at(self, path: str, what: str, todo: str) -> None:
         self.problems.append((path, what, todo))
@@ -513,6 +502,31 @@ class Tape(TorchFunctionMode):
         gradient = self.program.value(total)
         if not gradient.is_named:
             gradient.name, gradient.is_named = _gradient_name(value.name), True
+
+
+@contextlib.contextmanager
+def _refusing_functions(tape: Tape) -> Iterator[None]:
+    """autograd.Function's apply runs a forward whose backward nobody would see."""
+    _refusing.append(tape)
+    setattr(Function, "apply", classmethod(_refuse_or_apply))  # noqa: B010 # no assignment, for type checkers
+    try:
+        yield
+    finally:
+        _refusing.remove(tape)
+        if not _refusing:
+            setattr(Function, "apply", _apply)  # noqa: B010
+
+
+def _refuse_or_apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+    # What imports meanwhile, as torch does on demand, may keep this for good: it holds no tape.
+    for tape in _refusing:
+        tape.refuse_function(cls)
+    return _apply.__get__(None, cls)(*args, **kwargs)
+
+
+_apply: Any = vars(Function)["apply"]
+_refusing: list[Tape] = []
+"""The tapes that are running."""
 
 
 def formulas(rule: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
