@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch_manualbp import nn
 
 __all__ = [
     "RefusedError",
-    "dtype_of",
+    "data_named",
     "evaluated",
     "evaluated_in",
     "loss_named",
@@ -139,8 +139,19 @@ def optimizer_named(text: str, model: Module) -> Optimizer:
     return optimizer
 
 
+def data_named(inputs: Sequence[str], target: str, model: Module) -> tuple[tuple[Any, ...], Any]:
+    """Inputs and target, given as expressions in the names of torch, with the model's dtype for numbers.
+
+    Raises:
+        RefusedError: one of them raises.
+    """
+    with _dtype_of(model):
+        evaluated_inputs = tuple(evaluated_in("--input", text, vars(torch)) for text in inputs)
+        return evaluated_inputs, evaluated_in("--target", target, vars(torch))
+
+
 @contextmanager
-def dtype_of(model: Module) -> Iterator[None]:
+def _dtype_of(model: Module) -> Iterator[None]:
     """Numbers are of the model's dtype, where nothing else is said."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(next((p.dtype for p in model.parameters() if p.is_floating_point()), before))

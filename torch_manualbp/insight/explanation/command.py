@@ -19,8 +19,7 @@ import torch
 
 from torch_manualbp._objects import (
     RefusedError,
-    dtype_of,
-    evaluated_in,
+    data_named,
     loss_named,
     model_named,
     one_line,
@@ -69,9 +68,7 @@ def main(options: argparse.Namespace) -> int:
         with where_python_looks():
             model = model_named(options.model)
             loss = loss_named(options.loss)
-        with dtype_of(model):
-            inputs = tuple(evaluated_in("--input", text, vars(torch)) for text in options.input)
-            target = evaluated_in("--target", options.target, vars(torch))
+        inputs, target = data_named(options.input, options.target, model)
         explanation = explain(
             model,
             loss,

@@ -21,8 +21,7 @@ import torch
 
 from torch_manualbp._objects import (
     RefusedError,
-    dtype_of,
-    evaluated_in,
+    data_named,
     loss_named,
     model_named,
     one_line,
@@ -59,9 +58,7 @@ def main(options: argparse.Namespace) -> int:
             model = model_named(options.model)
             loss = loss_named(options.loss)
             optimizer = optimizer_named(options.optimizer, model)
-        with dtype_of(model):
-            inputs = tuple(evaluated_in("--input", text, vars(torch)) for text in options.input)
-            target = evaluated_in("--target", options.target, vars(torch))
+        inputs, target = data_named(options.input, options.target, model)
         path = report(
             model,
             loss,
