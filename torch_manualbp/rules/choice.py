@@ -98,6 +98,11 @@ def _mask_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
     above, below = _next_to(low, high, z.dtype)
     if above > below:
         return torch.zeros_like(g)
+    if -high <= low and below >= torch.finfo(z.dtype).smallest_normal:
+        # What is too low becomes ∞, as far beyond as what is too high; and torch.hardshrink, a choice that costs no
+        # more than a product, leaves 0 within and what is no small integer as it is beyond.
+        beyond = z if low == -high else torch.threshold(z, _largest_up_to(low, z.dtype), math.inf)
+        return blocked_bits(g, torch.hardshrink(beyond, below, out=None if beyond is z else beyond))
     return blocked_bits(g, z.clamp(above, below).ne_(z))
 
 
