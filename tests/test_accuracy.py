@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import cli, rules
-from torch_manualbp.rules import CATALOGUE, Entry, Rule
+from torch_manualbp.rules import CATALOGUE, Entry, Make, Rule, Sample
+from torch_manualbp.rules.activation import softmax
 from torch_manualbp.verify import accuracy
 from torch_manualbp.verify.accuracy import DTYPES, Accuracy, measure, ulp
 
@@ -35,6 +37,38 @@ def test_no_rule_is_worse_than_torch(entry: Entry, dtype: torch.dtype) -> None:
 def of(rule: type[Rule]) -> Entry:
     (entry,) = (e for e in CATALOGUE if e.rule is rule)
     return entry
+
+
+def long_rows(make: Make) -> Iterator[Sample]:
+    yield Sample("long", (make(6, 1000), 1))
+    yield Sample("long columns", (make(300, 7), 0))
+
+
+def many_classes(make: Make) -> Iterator[Sample]:
+    yield Sample("many classes", (make(6, 1000), make.indices(1000, 6), None, -100, "mean", 0.0))
+    yield Sample("smoothed", (make(6, 300), make.indices(300, 6), None, -100, "sum", 0.1))
+
+
+def probabilities_of_many_classes(make: Make) -> Iterator[Sample]:
+    yield Sample("many classes", (make(6, 1000), make.probabilities(6, 1000, dim=1), None, -100, "mean", 0.0))
+
+
+LONG = [
+    (rules.Softmax, long_rows),
+    (rules.Softmin, long_rows),
+    (rules.LogSoftmax, long_rows),
+    (rules.CrossEntropy, many_classes),
+    (rules.CrossEntropyProbabilities, probabilities_of_many_classes),
+]
+
+
+@every_dtype
+@pytest.mark.parametrize(("rule", "samples"), LONG, ids=lambda of: of.__name__)
+def test_no_rule_is_worse_of_long_rows_that_have_other_formulas(
+    rule: type[Rule], samples: Callable[[Make], Iterator[Sample]], dtype: torch.dtype
+) -> None:
+    assert all(max(t.shape) >= softmax.LONG for sample in samples(Make()) for t in sample.args[:1])
+    assert [a for a in measure(replace(of(rule), samples=samples), dtype) if not a.ok] == []
 
 
 def test_units_in_the_last_place() -> None:

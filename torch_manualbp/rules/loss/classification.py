@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.nn import functional as F
 
+from torch_manualbp.rules.activation.softmax import exp_of_log_softmax
 from torch_manualbp.rules.evaluate import is_written_down, keeps_arguments, records_nothing
 from torch_manualbp.rules.loss.reduction import PointwiseLoss, reduced, reduced_in_blocks, with_copies
 from torch_manualbp.rules.rule import Rule, RuleWithByproducts, widened
@@ -119,9 +120,9 @@ def _kept(s: Tensor, log_p: Tensor) -> Tensor:
 
 def _probabilities(kept: Tensor, is_log_p: bool) -> Tensor:
     """p, which is fresh."""
-    if is_log_p:
-        return kept.exp()
     k = _class_dim(kept)
+    if is_log_p:
+        return exp_of_log_softmax(kept, k)
     if is_written_down() and kept.numel() < 1 << 16:  # with the log p of the forward; of many its exp takes longer
         return torch.log_softmax(widened(kept), k).exp()
     return torch.softmax(widened(kept), k)
@@ -394,7 +395,7 @@ class CrossEntropyProbabilities(RuleWithByproducts):
         needs_ds, needs_dy, needs_dw, *_ = ctx.needs_input_grad
         ds = dy = dw = None
         if needs_ds:
-            p = s.exp() if ctx.keeps_log_p else torch.softmax(widened(s), k)
+            p = _probabilities(s, ctx.keeps_log_p)
         if needs_ds and ds_kept is not None:
             ds = _gradient_by_kept(ds_kept, p, ctx.keeps_log_p)
         if needs_dy and dy_kept is not None:
