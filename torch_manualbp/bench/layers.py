@@ -1,5 +1,7 @@
 """Time each layer of torch_manualbp.nn against the torch.nn layer that it replaces: forward and backward, in one
-process, round by round in alternating order. A ratio is the median over the rounds of our time by torch's."""
+process, round by round in alternating order. A ratio is the median over the rounds of our time by torch's.
+
+Memory that is freed stays in the process: whether its pages are mapped anew is chance, and costs as much as a layer."""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from torch.nn.modules import loss as torch_losses
 
 from torch_manualbp import nn, rules
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
+from torch_manualbp.bench.allocator import keep_freed_memory
 from torch_manualbp.bench.command import add_files, count, microseconds, surroundings
 from torch_manualbp.bench.timing import Question, Stopwatch, compare
 
@@ -245,6 +248,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=count, default=15, metavar="N", help="rounds, up to 4 N where they disagree (default: 15)")
     add("--threads", type=count, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--dtype", choices=DTYPES, default="float32", help="of all floating-point numbers (default: float32)")
+    add("--return-memory", action="store_true", help="hand freed memory back to the system, as malloc does by default")
     add_files(parser)
 
 
@@ -261,6 +265,7 @@ def main(options: argparse.Namespace) -> int:
             return 2
     if options.threads:
         torch.set_num_threads(options.threads)
+    keeps_memory = not options.return_memory and keep_freed_memory()
     modes = MODES if options.mode == "all" else (options.mode,)
     chosen = [case for case in cases if options.layer is None or case.name in options.layer]
     todo = [(case, mode) for case in chosen for mode in modes if case.runs(mode)]
@@ -275,7 +280,7 @@ def main(options: argparse.Namespace) -> int:
     print_table(title, columns, cells)
     print(_summary(rows))
     if options.json:
-        chosen_by = {"dtype": options.dtype, "repeats": options.repeats}
+        chosen_by = {"dtype": options.dtype, "repeats": options.repeats, "keeps freed memory": keeps_memory}
         write(options.json, {**surroundings(), **chosen_by, "rows": [asdict(row) for row in rows]})
     if options.markdown:
         write(options.markdown, f"{title}:\n\n{as_markdown(*_by_layer(rows))}\n{_summary(rows)}.\n")
