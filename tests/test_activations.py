@@ -11,12 +11,19 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import functional, rules
-from torch_manualbp.rules import CATALOGUE, Entry, Make, choice
+from torch_manualbp.rules import CATALOGUE, Entry, Make, choice, evaluate
 from torch_manualbp.rules.activation import Activation
 from torch_manualbp.rules.evaluate import LARGE
 from torch_manualbp.verify.accuracy import ulp
 
 ROWS, COLUMNS = 200, 1000
+
+
+@pytest.fixture(autouse=True)
+def blocks_that_do_not_divide_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "BLOCK", 1 << 16)
+
+
 ELEMENTWISE = [entry for entry in CATALOGUE if issubclass(entry.rule, Activation)]
 
 
@@ -148,6 +155,8 @@ def test_choices_compare_with_the_bound_and_not_with_a_rounded_one(dtype: torch.
             cases = [
                 (choice.pass_above(g, z, bound), ~(wide <= bound)),
                 (choice.pass_between(g, z, bound, 2.3), (wide > bound) & (wide < 2.3)),
+                (choice.pass_between(g, z, -1e-44, bound), (wide > -1e-44) & (wide < bound)),
+                (choice.pass_between(g, z, -abs(bound), abs(bound)), wide.abs() < abs(bound)),
                 (choice.pass_between(g, z, bound, bound), torch.zeros_like(z, dtype=torch.bool)),
                 (choice.pass_beyond(g, z, bound), z.abs() > bound),
                 (choice.pass_positive(g, z.relu()), ~(z.relu() <= 0)),

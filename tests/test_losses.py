@@ -12,10 +12,16 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from torch_manualbp import functional, rules
-from torch_manualbp.rules.evaluate import BLOCK
+from torch_manualbp.rules import evaluate
 from torch_manualbp.verify import contract
 
+BLOCK = 1 << 17
 ROWS, COLUMNS = 3 * BLOCK // 1000, 1000
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "BLOCK", BLOCK)
 
 
 def _large() -> dict[str, tuple[str, tuple[Tensor, ...], dict[str, Any]]]:

@@ -12,6 +12,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from torch_manualbp import functional, nn, rules
+from torch_manualbp.rules import evaluate
 from torch_manualbp.rules.loss import margin
 from torch_manualbp.rules.loss.embedding import vector_norm_gradient
 from torch_manualbp.verify import contract
@@ -215,8 +216,9 @@ def test_integers_are_left_to_torch() -> None:
 
 @pytest.mark.parametrize("rows", [3, 100])
 @pytest.mark.parametrize("name", ["multi_margin_loss", "multi_margin_loss p=2", "multilabel_soft_margin_loss"])
-def test_blocks_of_rows(name: str, rows: int) -> None:
+def test_blocks_of_rows(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of large tensors, cut in blocks of rows that do not divide them, and with as many gradients at once."""
+    monkeypatch.setattr(evaluate, "BLOCK_OF_ROWS", 1 << 15)
     s = randn(rows, 1003)
     target: Any = (
         torch.arange(rows) % 1003 if name.startswith("multi_margin") else (randn(rows, 1003, seed=4) > 0).double()

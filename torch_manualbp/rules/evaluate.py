@@ -14,7 +14,6 @@ from torch.nn import Parameter
 
 __all__ = [
     "BLOCK",
-    "BLOCK_TO_WRITE",
     "are_finite",
     "blocks",
     "compile_formulas",
@@ -30,13 +29,10 @@ __all__ = [
     "write_down",
 ]
 
-BLOCK = 1 << 17
-"""Numbers in a block: some intermediates of it fit the cache, and its operations outlast the calls of them."""
+BLOCK = 1 << 19
+"""Numbers in a block: what a formula makes of it on its way stays in the caches, and fewer blocks are fewer calls."""
 
-BLOCK_TO_WRITE = 1 << 18
-"""Numbers in a block of a formula that writes over one or two intermediates; fewer blocks are fewer calls."""
-
-BLOCK_OF_ROWS = 1 << 15
+BLOCK_OF_ROWS = 1 << 18
 """Numbers in a block of rows, of which a formula makes more intermediates."""
 
 LARGE = 1 << 13
@@ -65,8 +61,7 @@ def is_free(t: Tensor, *others: Tensor | None) -> bool:
 def in_blocks_of_rows(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """``formula(*tensors)`` of tensors with a row for each sample, the first of K numbers.
 
-    On large plain tensors in cache-sized blocks, since a pass over fresh memory costs four times what one over the
-    cache does: 4096×1000 numbers 0.9 ms.
+    Of large plain tensors in blocks, since a pass over fresh memory costs four times what one over the cache does.
     """
     rows = tensors[0]
     if rows.numel() < 2 * BLOCK_OF_ROWS or is_written_down() or not records_nothing(*tensors):
@@ -89,13 +84,13 @@ def fits_blocks(*tensors: Tensor) -> bool:
     return all(t.is_contiguous() and t.shape == first.shape for t in tensors)
 
 
-def blocks(*tensors: Tensor, size: int = BLOCK) -> Iterator[tuple[Tensor, ...]]:
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The corresponding blocks of tensors of one shape.
 
-    What a formula makes on its way is then small, and stays in the cache and in the allocator's hands. Temporary
-    tensors of 8 MB go back to the system each time, and their new pages cost more than the arithmetic on them.
+    What a formula makes on its way is then small, and stays in the cache and in the allocator's hands: it may hand
+    tensors of 8 MB back to the system each time, and their new pages cost more than the arithmetic on them.
     """
-    return zip(*[t.view(-1).split(size) for t in tensors], strict=True)
+    return zip(*[t.view(-1).split(BLOCK) for t in tensors], strict=True)
 
 
 _written_as: str | None = None
@@ -153,15 +148,29 @@ def formulas_are_compiled() -> bool:
     return _compiles_formulas
 
 
+VECTOR = 16
+"""Numbers that a kernel is compiled to take at once: float32 in 512 bits."""
+
+
 @functools.cache
 def _kernel(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(formula, dynamic=True, fullgraph=True)
+    return torch.compile(formula, fullgraph=True)
 
 
 def fused(formula: Callable[..., Tensor], first: Tensor, *args: Any) -> Tensor:
-    """``formula(first, *args)``, which is elementwise, in one kernel for tensors of all shapes."""
-    flat = [arg.view(-1) if isinstance(arg, Tensor) else arg for arg in args]
-    return _kernel(formula)(first.view(-1), *flat).view_as(first)
+    """``formula(first, *args)``, which is elementwise, in one kernel for tensors of all shapes.
+
+    They come as any number of rows of 16 where that may be: a loop over a number that may be no multiple of 16 divides
+    by it at every turn, which takes longer than the turn.
+    """
+    flat = [_any_rows(arg) if isinstance(arg, Tensor) else arg for arg in (first, *args)]
+    return _kernel(formula)(*flat).view_as(first)
+
+
+def _any_rows(t: Tensor) -> Tensor:
+    rows = t.view(-1, VECTOR) if t.numel() % VECTOR == 0 else t.view(-1)
+    torch._dynamo.mark_dynamic(rows, 0)
+    return rows
 
 
 def are_finite(t: Tensor) -> bool:

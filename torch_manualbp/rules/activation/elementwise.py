@@ -10,7 +10,6 @@ from torch import Tensor
 
 from torch_manualbp.rules.arithmetic import times
 from torch_manualbp.rules.evaluate import (
-    BLOCK_TO_WRITE,
     blocks,
     fits_blocks,
     formulas_are_compiled,
@@ -122,7 +121,7 @@ def _delta_of(derivative: Derivative, lean_delta: Delta | None, write: Write | N
 def _written(write: Write, upstream: Tensor, kept: Tensor, options: tuple[Any, ...], in_blocks: bool) -> Tensor:
     """∂C/∂a ⊙ f'(z), in one piece of fresh memory."""
     result = torch.empty_like(upstream)
-    parts = blocks(result, upstream, kept, size=BLOCK_TO_WRITE) if in_blocks else [(result, upstream, kept)]
+    parts = blocks(result, upstream, kept) if in_blocks else [(result, upstream, kept)]
     for into, upstream_block, kept_block in parts:
         write(into, kept_block, *options)
         into.mul_(upstream_block)

@@ -205,7 +205,7 @@ class ELU(Activation):
 
     @staticmethod
     def write_derivative(d: Tensor, z: Tensor, alpha: float) -> None:
-        torch.clamp(z, max=0, out=d).exp_()
+        torch.exp(z, out=d).clamp_(max=1)
         if alpha != 1:
             d.mul_(step(z, alpha, 1))
 
@@ -233,8 +233,7 @@ class CELU(Activation):
 
     @staticmethod
     def write_derivative(d: Tensor, z: Tensor, alpha: float) -> None:
-        below = torch.clamp(z, max=0, out=d)
-        (below if alpha == 1 else below.div_(alpha)).exp_()
+        torch.exp(z if alpha == 1 else torch.div(z, alpha, out=d), out=d).clamp_(max=1)
 
 
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -295,9 +294,8 @@ class SiLU(Activation):
 
     @staticmethod
     def write_derivative(d: Tensor, z: Tensor) -> None:
-        sigma = torch.sigmoid(z)
-        torch.addcmul(z, z, sigma, value=-1, out=d)  # z (1 − σ)
-        torch.addcmul(sigma, sigma, d, out=d)
+        sigma = torch.sigmoid(z, out=d)
+        torch.lerp(sigma, z.new_ones(()), z * sigma, out=d)  # from σ to 1 by a: σ + a (1 − σ)
 
 
 class Mish(Activation):
@@ -353,7 +351,7 @@ class GELU(Activation):
     def write_derivative(d: Tensor, z: Tensor) -> None:
         torch.add(z.new_full((), 0.5), torch.mul(z, math.sqrt(0.5), out=d).erf_(), alpha=0.5, out=d)
         # √2π φ as a power of 2: MKL's exp takes four times as long, and z² is rounded in any case.
-        phi = torch.addcmul(z.new_zeros(()), z, z, value=-0.5 * math.log2(math.e)).exp2_()
+        phi = torch.square(z).mul_(-0.5 * math.log2(math.e)).exp2_()
         torch.addcmul(d, z, phi, value=1 / math.sqrt(2 * math.pi), out=d)
 
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.evaluate import BLOCK, is_free, is_written_down, keeps_arguments, records_nothing
+from torch_manualbp.rules import evaluate
+from torch_manualbp.rules.evaluate import is_free, is_written_down, keeps_arguments, records_nothing
 from torch_manualbp.rules.rule import Rule, in_dtype, widened
 
 __all__ = [
@@ -193,7 +194,7 @@ def in_blocks(
 def fits_blocks(*tensors: Tensor | None) -> bool:
     """Whether a formula of these may, and should, be evaluated in blocks."""
     given = [t for t in tensors if t is not None]
-    return records_nothing(*given) and not is_written_down() and any(t.numel() >= 2 * BLOCK for t in given)
+    return records_nothing(*given) and not is_written_down() and any(t.numel() >= 2 * evaluate.BLOCK for t in given)
 
 
 def _sums_exactly(*tensors: Tensor | None) -> bool:
@@ -207,7 +208,7 @@ def _blocks(shape: torch.Size, *tensors: Tensor | None) -> Iterator[tuple[Any, .
     if all(t is None or not t.dim() or (t.shape == shape and t.is_contiguous()) for t in tensors):
         tensors = tuple([t.view(-1) if t is not None and t.dim() else t for t in tensors])
         shape = torch.Size([math.prod(shape)])
-    rows = max(BLOCK * shape[0] // math.prod(shape), 1)
+    rows = max(evaluate.BLOCK * shape[0] // math.prod(shape), 1)
     parts = [
         t.split(rows) if t is not None and t.dim() == len(shape) and t.shape[0] == shape[0] else itertools.repeat(t)
         for t in tensors
