@@ -34,7 +34,7 @@ __all__ = [
     "pass_beyond",
     "pass_positive",
     "step",
-    "zero_of",
+    "zero",
 ]
 
 
@@ -60,8 +60,8 @@ def pass_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
     return chosen(g, z, _choose_above, _mask_above, bound)
 
 
-def _choose_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    return torch.where(widened(z) <= bound, zero_of(g, z), g)
+def _choose_above(g: Tensor, z: Tensor, zero: Tensor | int, bound: float) -> Tensor:
+    return torch.where(widened(z) <= bound, zero, g)
 
 
 def _mask_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
@@ -73,8 +73,8 @@ def pass_positive(g: Tensor, a: Tensor) -> Tensor:
     return chosen(g, a, _choose_positive, _mask_positive)
 
 
-def _choose_positive(g: Tensor, a: Tensor) -> Tensor:
-    return torch.where(a <= 0, a, g)  # a, and no other 0, has the derivative by z that is 0 and not missing
+def _choose_positive(g: Tensor, a: Tensor, zero: Tensor | int) -> Tensor:
+    return torch.where(a <= 0, zero, g)
 
 
 def _mask_positive(g: Tensor, a: Tensor) -> Tensor:
@@ -89,9 +89,9 @@ def pass_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
     return chosen(g, z, _choose_between, _mask_between, low, high)
 
 
-def _choose_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
+def _choose_between(g: Tensor, z: Tensor, zero: Tensor | int, low: float, high: float) -> Tensor:
     wide = widened(z)
-    return torch.where((wide > low) & (wide < high), g, zero_of(g, z))
+    return torch.where((wide > low) & (wide < high), g, zero)
 
 
 def _mask_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
@@ -119,8 +119,8 @@ def pass_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
     return chosen(g, z, _choose_beyond, _mask_beyond, bound)
 
 
-def _choose_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    return torch.where(z.abs() <= bound, zero_of(g, z), g)  # torch, too, rounds this bound to the dtype of z
+def _choose_beyond(g: Tensor, z: Tensor, zero: Tensor | int, bound: float) -> Tensor:
+    return torch.where(z.abs() <= bound, zero, g)  # torch, too, rounds this bound to the dtype of z
 
 
 def _mask_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
@@ -128,13 +128,16 @@ def _mask_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
 
 
 def chosen(g: Tensor, z: Tensor, choose: Callable[..., Tensor], lean: Callable[..., Tensor], *bounds: float) -> Tensor:
-    """``choose(g, z, *bounds)``, of large tensors as ``lean(g, z, *bounds)``, the same in fewer passes over memory."""
+    """``choose(g, z, zero, *bounds)``, or of large tensors ``lean(g, z, *bounds)``, the same in fewer passes.
+
+    ``zero`` is 0, as a function of z where somebody may ask for its derivative or keep z for it.
+    """
     if is_written_down() and records_nothing(g, z) and g.dtype == z.dtype:
         return lean(g, z, *bounds)  # of small tensors it is as fast
     if not fits_blocks(g, z) or g.dtype != z.dtype:
-        return choose(g, z, *bounds)
+        return choose(g, z, _zero_of(g, z), *bounds)
     if formulas_are_compiled():
-        return fused(choose, g, z, *bounds)
+        return fused(choose, g, z, 0, *bounds)
     return lean(g, z, *bounds)
 
 
@@ -177,16 +180,15 @@ def _largest_up_to(bound: float, dtype: torch.dtype) -> float:
     return (near if near <= exact else torch.nextafter(near, near.new_tensor(-math.inf))).item()
 
 
-def zero_of(g: Tensor, z: Tensor) -> Tensor | int:
-    """0 in the dtype of g, as a function of z where somebody may ask for its derivative or keep z for it."""
-    return _zero(z).to(g.dtype) if torch.is_grad_enabled() or _is_compiled_for_cpu(z) else 0
+def _zero_of(g: Tensor, z: Tensor) -> Tensor | int:
+    return zero(z).to(g.dtype) if torch.is_grad_enabled() or _is_compiled_for_cpu(z) else 0
 
 
 def _as_numbers(mask: Tensor, z: Tensor) -> Tensor:
-    return mask.to(z.dtype) + _zero(z)
+    return mask.to(z.dtype) + zero(z)
 
 
-def _zero(z: Tensor) -> Tensor:
+def zero(z: Tensor) -> Tensor:
     """0 as a function of z whose derivative is 0 and not missing."""
     return z.sign().clamp(0, 0) if _is_compiled_for_cpu(z) else z.sign() * 0
 

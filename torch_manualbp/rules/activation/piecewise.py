@@ -15,7 +15,6 @@ from torch_manualbp.rules.choice import (
     pass_between,
     pass_beyond,
     pass_positive,
-    zero_of,
 )
 from torch_manualbp.rules.evaluate import are_finite, fits_blocks, formulas_are_compiled
 from torch_manualbp.rules.rule import widened
@@ -120,8 +119,8 @@ class Hardsigmoid(Activation):
         return chosen(da, z, _hardsigmoid_delta, lambda da, z: pass_between(da, z, -3, 3).mul_(1 / 6))
 
 
-def _hardsigmoid_delta(da: Tensor, z: Tensor) -> Tensor:
-    return torch.where((z > -3) & (z < 3), da * (1 / 6), zero_of(da, z))  # a division takes the time of ten products
+def _hardsigmoid_delta(da: Tensor, z: Tensor, zero: Tensor | int) -> Tensor:
+    return torch.where((z > -3) & (z < 3), da * (1 / 6), zero)  # a division takes the time of ten products
 
 
 class Hardswish(Activation):
@@ -163,10 +162,10 @@ def _hardswish_lean_delta(da: Tensor, z: Tensor) -> Tensor:
     return torch.addcmul(da, da, y, value=-1, out=y)
 
 
-def _hardswish_delta(da: Tensor, z: Tensor) -> Tensor:
+def _hardswish_delta(da: Tensor, z: Tensor, zero: Tensor | int) -> Tensor:
     wide = widened(da)
     inside = torch.where(z >= 3, wide, wide * (widened(z) / 3 + 0.5))
-    return torch.where(z <= -3, zero_of(wide, z), inside).to(da.dtype)
+    return torch.where(z <= -3, zero, inside).to(da.dtype)
 
 
 def _hardswish_product(da: Tensor, z: Tensor) -> Tensor:
