@@ -141,7 +141,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 def test_a_gradient_that_passes_keeps_its_bits(dtype: torch.dtype) -> None:
     g = every_number(dtype)
     assert torch.equal(bits(choice.blocked_bits(g, torch.zeros_like(g))), bits(g))
-    for number in (1, -1, 6, math.inf, -math.inf, math.nan, torch.finfo(dtype).smallest_normal):
+    for number in (1, -1, 6, math.inf, -math.inf, math.nan, -0.0, torch.finfo(dtype).smallest_normal):
         blocked = torch.full_like(g, number)
         assert torch.equal(bits(choice.blocked_bits(g, blocked)), bits(torch.zeros_like(g)))
 
@@ -159,7 +159,7 @@ def test_choices_compare_with_the_bound_and_not_with_a_rounded_one(dtype: torch.
                 (choice.pass_between(g, z, -1e-44, bound), (wide > -1e-44) & (wide < bound)),
                 (choice.pass_between(g, z, -abs(bound), abs(bound)), wide.abs() < abs(bound)),
                 (choice.pass_between(g, z, bound, bound), torch.zeros_like(z, dtype=torch.bool)),
-                (choice.pass_beyond(g, z, bound), ~(z.abs() <= bound)),
+                (choice.pass_beyond(g, z, bound), z.abs() > bound),
                 (choice.pass_positive(g, z.relu()), ~(z.relu() <= 0)),
             ]
         for passed, passes in cases:

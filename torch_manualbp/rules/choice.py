@@ -115,16 +115,21 @@ def is_between(z: Tensor, low: float, high: float) -> Tensor:
 
 
 def pass_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    """g where |z| > bound, else 0. Where z is NaN g passes, as in torch outside of its vectors."""
+    """g where |z| > bound, else 0."""
     return chosen(g, z, _choose_beyond, _mask_beyond, bound)
 
 
 def _choose_beyond(g: Tensor, z: Tensor, zero: Tensor | int, bound: float) -> Tensor:
-    return torch.where(z.abs() <= bound, zero, g)  # torch, too, rounds this bound to the dtype of z
+    return torch.where(z.abs() > bound, g, zero)  # torch, too, rounds this bound to the dtype of z
 
 
 def _mask_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    return blocked_bits(g, z.abs().le_(bound))
+    if bound == math.inf:
+        return torch.zeros_like(g)
+    # −|z|, by the bit of its sign. torch.threshold, a choice that costs no more than a product, makes 0 of what is too
+    # low, and leaves NaN.
+    minus_size = z.view(_BITS[z.dtype]).bitwise_or(torch.iinfo(_BITS[z.dtype]).min).view(z.dtype)
+    return blocked_bits(g, torch.threshold_(minus_size, -_next_above(bound, z.dtype), 0.0))
 
 
 def chosen(g: Tensor, z: Tensor, choose: Callable[..., Tensor], lean: Callable[..., Tensor], *bounds: float) -> Tensor:
@@ -150,15 +155,22 @@ _BITS = {
 
 
 def blocked_bits(g: Tensor, fresh: Tensor) -> Tensor:
-    """g where ``fresh`` is 0, and 0 where it is any number that is no subnormal, written over ``fresh``, which has the
-    dtype of g.
+    """g where ``fresh`` is 0.0, and 0 where it is negative (as −0.0 is) or a positive number that is no subnormal,
+    written over ``fresh``, which has the dtype of g.
 
-    As an integer such a number is large or negative: in torch, on the CPU, a shift by either leaves 0 (pytorch#96659).
+    As an integer it is negative or large: in torch, on the CPU, a shift by either leaves 0 (pytorch#96659).
     """
     bits = _BITS[g.dtype]
     places = fresh.view(bits)
     torch.bitwise_left_shift(g.view(bits), places, out=places)
     return fresh
+
+
+@functools.cache
+def _next_above(bound: float, dtype: torch.dtype) -> float:
+    """The number after the bound, which is rounded to the nearest first."""
+    near = torch.tensor(bound, dtype=dtype)
+    return torch.nextafter(near, near.new_tensor(math.inf)).item()
 
 
 @functools.cache  # the bounds of a layer stay, and to look for the next number takes the time of a pass

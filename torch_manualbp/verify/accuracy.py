@@ -382,8 +382,6 @@ def _errors(result: Tensor, reference: Tensor, spacing: Tensor, has_nan: Tensor)
     errors = (result.clamp(-beyond, beyond) - reference.clamp(-beyond, beyond)).abs() / spacing
     errors = torch.where(result.isnan() != reference.isnan(), math.inf, errors)
     errors = torch.where(result.isnan() & reference.isnan(), 0, errors)
-    is_choice = has_nan & result.isfinite() & reference.isfinite()  # at NaN torch's kernels contradict themselves
-    errors = torch.where(is_choice, 0, errors)
     errors = torch.where(overflows, LOST, errors)
     return torch.where(reference.isnan() & ~has_nan, 0, errors)
 

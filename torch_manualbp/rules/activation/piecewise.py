@@ -205,7 +205,7 @@ class Hardshrink(Activation):
         ⇒
         δ = ∂C/∂a  where |z| > λ,  else 0
 
-    At both kinks the derivative is 0; at z = NaN the upstream gradient passes. Kept: z.
+    At both kinks the derivative is 0. Kept: z.
     """
 
     @staticmethod
@@ -226,7 +226,7 @@ class Softshrink(Activation):
         ⇒
         δ = ∂C/∂a  where |z| > λ,  else 0
 
-    At both kinks the derivative is 0; at z = NaN the upstream gradient passes. Kept: z.
+    At both kinks the derivative is 0. Kept: z.
     """
 
     @staticmethod
