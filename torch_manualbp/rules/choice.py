@@ -51,6 +51,8 @@ def step(z: Tensor, below: float, above: float) -> Tensor:
         is_larger = (torch.gt if above >= below else torch.le)(z, 0, out=torch.empty_like(z))
         scaled = is_larger if max(below, above) == 1 else is_larger.mul_(max(below, above))
         return scaled.clamp_(min=min(below, above))
+    if _is_compiled_for_cpu(z):
+        return torch.where(z > 0, zero(z) + above, below)
     positive = is_above(z, 0)
     return (1 - positive).mul_(below).add_(positive, alpha=above)
 
@@ -201,8 +203,8 @@ def _as_numbers(mask: Tensor, z: Tensor) -> Tensor:
 
 
 def zero(z: Tensor) -> Tensor:
-    """0 as a function of z whose derivative is 0 and not missing."""
-    return z.sign().clamp(0, 0) if _is_compiled_for_cpu(z) else z.sign() * 0
+    """0 as a function of z whose derivative is 0 and not missing; torch.compile takes none of a backward pass."""
+    return z.clamp(0, 0) if _is_compiled_for_cpu(z) else z.sign() * 0
 
 
 def _is_compiled_for_cpu(z: Tensor) -> bool:
