@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from torch_manualbp import functional, rules
+from torch_manualbp import functional, nn, rules
 from torch_manualbp.rules import CATALOGUE, Entry, Make, choice, evaluate
 from torch_manualbp.rules.activation import Activation
 from torch_manualbp.rules.evaluate import LARGE
@@ -191,6 +192,72 @@ def test_compiled_formulas_equal_the_plain(rule: type[Activation], special: bool
     kept = rule.forward(kept) if rule.keeps_output else kept
     with torch.no_grad():
         assert_equal_to_rounding(rule.delta(g, kept), row_by_row(entry, kept, g, ()))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+def test_compiled_formulas_take_any_options_dtypes_and_sizes(compiled_formulas: None) -> None:
+    for i in range(1, 12):
+        _assert_as_torch("LeakyReLU", torch.randn(LARGE), 0.01 * i)
+    for dtype in DTYPES:
+        for size in (LARGE, LARGE + 1):
+            _assert_as_torch("ReLU6", torch.randn(size).to(dtype))
+            _assert_as_torch("Hardtanh", torch.randn(size).to(dtype), -1, 1)
+    for dtype in (torch.float16, torch.bfloat16):
+        _assert_as_torch("Hardshrink", torch.full((LARGE,), 0.2).to(dtype), 0.2)  # the bound as the dtype rounds it
+
+
+def _assert_as_torch(name: str, z: Tensor, *options: float) -> None:
+    """The gradients of our layer and of torch's, through the layers."""
+    g = torch.rand(z.shape).to(z.dtype) + 1
+    leaf = z.clone().requires_grad_()
+    ours, theirs = (
+        torch.autograd.grad(getattr(library, name)(*options)(leaf), leaf, g)[0] for library in (nn, torch.nn)
+    )
+    assert_equal_to_rounding(ours, theirs)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.3, 1.0])
+def test_celu_of_any_alpha(alpha: float) -> None:
+    _assert_as_torch("CELU", torch.linspace(-3, 3, 2 * LARGE), alpha)
+
+
+def test_bounds_next_to_0_where_subnormals_are_flushed() -> None:
+    z = torch.randn(2 * LARGE).relu()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals")
+    try:
+        _assert_as_torch("Hardshrink", z, 0.0)
+        _assert_as_torch("Softshrink", z, 0.0)
+        _assert_as_torch("Hardtanh", -z, -1.0, 0.0)
+        _assert_as_torch("ReLU6", z)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+SMALL_AND_LARGE = [64, 2 * LARGE]
+
+
+@pytest.mark.parametrize("size", SMALL_AND_LARGE)
+@pytest.mark.parametrize("name", ["Hardtanh", "ReLU", "ReLU6", "Hardswish", "ELU", "GELU", "LeakyReLU", "Hardshrink"])
+def test_forward_over_reverse_by_dual_numbers(name: str, size: int) -> None:
+    start, tangent = torch.randn(2, size, dtype=torch.float64)
+    products = []
+    for library in (nn, torch.nn):
+        with forward_ad.dual_level():
+            z = forward_ad.make_dual(start.clone().requires_grad_(), tangent)
+            (dz,) = torch.autograd.grad(getattr(library, name)()(z).square().sum(), z)
+            products.append(forward_ad.unpack_dual(dz).tangent)
+    torch.testing.assert_close(products[0], products[1], rtol=1e-6, atol=1e-6)  # Hardswish has float32 constants
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["Hardtanh", "Hardshrink", "Hardsigmoid", "PReLU", "LeakyReLU"])
+def test_compiled_choices_make_no_nan_of_a_gradient_that_is_0(name: str) -> None:
+    layer = getattr(nn, name)()
+    z = torch.tensor([math.nan, 0.5] * 8, requires_grad=True)
+    torch.compile(lambda z: torch.where(z.isnan(), 0, layer(z)).sum(), fullgraph=True)(z).backward()
+    assert z.grad is not None
+    assert not z.grad.isnan().any()
 
 
 class Half(Activation):

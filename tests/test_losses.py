@@ -262,6 +262,15 @@ def test_forward_mode_holds_weights_constant() -> None:
     assert torch.equal(tangent, torch.zeros(5, 4))
 
 
+def test_compiled_huber_and_smooth_l1_take_and_refuse_what_torch_does() -> None:
+    s, y = torch.randn(5), torch.zeros(5)
+    with pytest.raises(RuntimeError, match="non-positive"):
+        torch.compile(lambda s: functional.huber_loss(s, y, delta=-1.0), backend="eager")(s)
+    for beta in (0.3, 1e9, float("inf")):
+        loss = torch.compile(lambda s, beta=beta: functional.smooth_l1_loss(s, y, beta=beta), backend="eager")(s)
+        torch.testing.assert_close(loss, torch_functional.smooth_l1_loss(s, y, beta=beta))
+
+
 COMPLEX = torch.ones(5, 4, dtype=torch.complex64)
 BLOCKS = torch.full((600, 1000), 0.5)
 REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {

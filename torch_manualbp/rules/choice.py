@@ -52,7 +52,7 @@ def step(z: Tensor, below: float, above: float) -> Tensor:
         scaled = is_larger if max(below, above) == 1 else is_larger.mul_(max(below, above))
         return scaled.clamp_(min=min(below, above))
     if _is_compiled_for_cpu(z):
-        return torch.where(z > 0, zero(z) + above, below)
+        return torch.where(z > 0, zero(z) + above, zero(z) + below)  # of numbers themselves a kernel knows but one
     positive = is_above(z, 0)
     return (1 - positive).mul_(below).add_(positive, alpha=above)
 
@@ -105,6 +105,11 @@ def _mask_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
         # more than a product, leaves 0 within, and beyond the number.
         beyond = z if low == -high else torch.threshold(z, _largest_up_to(low, z.dtype), math.inf)
         return blocked_bits(g, torch.hardshrink(beyond, below, out=None if beyond is z else beyond))
+    if _is_next_to_0(low, z.dtype) or _is_next_to_0(high, z.dtype):
+        is_above, is_below = (torch.empty_like(z) for _ in range(2))
+        torch.gt(z, _largest_up_to(low, z.dtype), out=is_above)
+        torch.lt(z, -_largest_up_to(-high, z.dtype), out=is_below)
+        return blocked_bits(g, is_above.mul_(is_below).sub_(1))
     return blocked_bits(g, z.clamp(above, below).ne_(z))
 
 
@@ -118,6 +123,8 @@ def is_between(z: Tensor, low: float, high: float) -> Tensor:
 
 def pass_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
     """g where |z| > bound, else 0."""
+    if formulas_are_compiled() and not torch.compiler.is_compiling():
+        bound = _rounded(bound, z.dtype)  # as torch does; a kernel of one formula compares in float32
     return chosen(g, z, _choose_beyond, _mask_beyond, bound)
 
 
@@ -128,6 +135,8 @@ def _choose_beyond(g: Tensor, z: Tensor, zero: Tensor | int, bound: float) -> Te
 def _mask_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
     if bound == math.inf:
         return torch.zeros_like(g)
+    if _is_next_to_0(bound, z.dtype):
+        return blocked_bits(g, z.abs().gt_(bound).sub_(1))
     # −|z|, by the bit of its sign. torch.threshold, a choice that costs no more than a product, makes 0 of what is too
     # low, and leaves NaN.
     minus_size = z.view(_BITS[z.dtype]).bitwise_or(torch.iinfo(_BITS[z.dtype]).min).view(z.dtype)
@@ -144,7 +153,7 @@ def chosen(g: Tensor, z: Tensor, choose: Callable[..., Tensor], lean: Callable[.
     if not fits_blocks(g, z) or g.dtype != z.dtype:
         return choose(g, z, _zero_of(g, z), *bounds)
     if formulas_are_compiled():
-        return fused(choose, g, z, 0, *bounds)
+        return fused(choose, g, z, 0, *map(float, bounds))
     return lean(g, z, *bounds)
 
 
@@ -175,6 +184,16 @@ def _next_above(bound: float, dtype: torch.dtype) -> float:
     return torch.nextafter(near, near.new_tensor(math.inf)).item()
 
 
+@functools.cache
+def _rounded(bound: float, dtype: torch.dtype) -> float:
+    return torch.tensor(bound, dtype=dtype).item()
+
+
+def _is_next_to_0(bound: float, dtype: torch.dtype) -> bool:
+    """Whether the next number is one that the processor may be told to take for 0 (torch.set_flush_denormal)."""
+    return abs(bound) < torch.finfo(dtype).smallest_normal
+
+
 @functools.cache  # the bounds of a layer stay, and to look for the next number takes the time of a pass
 def _next_to(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
     """The smallest number above ``low``, and the largest below ``high``."""
@@ -203,8 +222,8 @@ def _as_numbers(mask: Tensor, z: Tensor) -> Tensor:
 
 
 def zero(z: Tensor) -> Tensor:
-    """0 as a function of z whose derivative is 0 and not missing; torch.compile takes none of a backward pass."""
-    return z.clamp(0, 0) if _is_compiled_for_cpu(z) else z.sign() * 0
+    """0, also of NaN, as a function of z whose derivative is 0 and not missing."""
+    return z.sign().clamp(0, 0) if _is_compiled_for_cpu(z) else z.sign() * 0
 
 
 def _is_compiled_for_cpu(z: Tensor) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 __all__ = [
@@ -42,6 +43,8 @@ LARGE = 1 << 13
 def records_nothing(*tensors: Any) -> bool:
     """Whether these are plain numbers in the CPU's memory and nobody records what becomes of them."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if forward_ad._current_level >= 0:
         return False
     return not (_written_as == "pure" and is_written_down()) and all(_is_plain(t) for t in tensors)
 
@@ -154,7 +157,7 @@ VECTOR = 16
 
 @functools.cache
 def _kernel(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(formula, fullgraph=True)
+    return torch.compile(formula, dynamic=True)  # beyond the limit of kernels, without fullgraph, torch runs it plainly
 
 
 def fused(formula: Callable[..., Tensor], first: Tensor, *args: Any) -> Tensor:
@@ -168,8 +171,10 @@ def fused(formula: Callable[..., Tensor], first: Tensor, *args: Any) -> Tensor:
 
 
 def _any_rows(t: Tensor) -> Tensor:
-    rows = t.view(-1, VECTOR) if t.numel() % VECTOR == 0 else t.view(-1)
-    torch._dynamo.mark_dynamic(rows, 0)
+    if t.numel() % VECTOR:
+        return t.view(-1)
+    rows = t.view(-1, VECTOR)
+    torch._dynamo.mark_static(rows, 1)
     return rows
 
 

@@ -101,7 +101,7 @@ def _delta_of(derivative: Derivative, lean_delta: Delta | None, write: Write | N
         if not fits_blocks(upstream, kept):
             return product(upstream, kept, *options)
         if formulas_are_compiled():
-            return fused(product, upstream, kept, *options)
+            return fused(product, upstream, kept, *map(float, options))
         if write is not None and upstream.dtype == kept.dtype and kept.dtype in (torch.float32, torch.float64):
             return _written(write, upstream, kept, options, in_blocks)
         if not in_blocks:

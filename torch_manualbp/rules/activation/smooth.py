@@ -233,7 +233,10 @@ class CELU(Activation):
 
     @staticmethod
     def write_derivative(d: Tensor, z: Tensor, alpha: float) -> None:
-        torch.exp(z if alpha == 1 else torch.div(z, alpha, out=d), out=d).clamp_(max=1)
+        if alpha == 1:
+            torch.exp(z, out=d).clamp_(max=1)
+        else:
+            torch.clamp(z, max=0, out=d).div_(alpha).exp_()
 
 
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -258,7 +261,10 @@ class SELU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        return times(step(z, SELU_LAMBDA * SELU_ALPHA, SELU_LAMBDA), z.clamp(max=0).exp_())
+        exp = z.clamp(max=0).exp_()
+        if torch.compiler.is_compiling():  # where a choice costs no more than a product, and z is kept for the exp
+            return torch.where(z > 0, SELU_LAMBDA, exp * (SELU_LAMBDA * SELU_ALPHA))
+        return times(step(z, SELU_LAMBDA * SELU_ALPHA, SELU_LAMBDA), exp)
 
     @staticmethod
     def write_derivative(d: Tensor, z: Tensor) -> None:

@@ -119,7 +119,9 @@ class SmoothAbsoluteError(PointwiseLoss):
 
     @staticmethod
     def forward(s: Tensor, y: Tensor, beta: float, reduction: str) -> Tensor:
-        if torch.compiler.is_compiling():  # whose kernel for C then has the derivative, too, which it would make apart
+        if (
+            torch.compiler.is_compiling() and 0 < beta < 1e4
+        ):  # whose kernel for C then has the derivative, too, which it would make apart
             slope = smooth_absolute_error_derivative(s, y, beta)
             return reduced(slope * ((s - y) - beta / 2 * slope), reduction)
         # Not in blocks: here ATen makes the C_i alone, of which it takes two thirds of the time that blocks take.
@@ -156,7 +158,7 @@ class Huber(PointwiseLoss):
     @staticmethod
     def forward(s: Tensor, y: Tensor, threshold: float, reduction: str) -> Tensor:
         # Of functorch's transforms ATen's function lacks forward mode over forward mode; for torch.compile see above.
-        if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        if (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()) and threshold > 0:
             slope = huber_derivative(s, y, threshold)
             return reduced(slope * ((s - y) - slope / 2), reduction)
         return F.huber_loss(s, y, delta=threshold, reduction=reduction)  # not in blocks, as the smooth absolute error
