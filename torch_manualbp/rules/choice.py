@@ -52,7 +52,7 @@ def step(z: Tensor, below: float, above: float) -> Tensor:
         scaled = is_larger if max(below, above) == 1 else is_larger.mul_(max(below, above))
         return scaled.clamp_(min=min(below, above))
     if _is_compiled_for_cpu(z):
-        return torch.where(z > 0, zero(z) + above, zero(z) + below)  # of numbers themselves a kernel knows but one
+        return torch.where(z > 0, zero(z) + above, zero(z) + below)  # with plain numbers there is a kernel for each
     positive = is_above(z, 0)
     return (1 - positive).mul_(below).add_(positive, alpha=above)
 
@@ -106,10 +106,9 @@ def _mask_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
         beyond = z if low == -high else torch.threshold(z, _largest_up_to(low, z.dtype), math.inf)
         return blocked_bits(g, torch.hardshrink(beyond, below, out=None if beyond is z else beyond))
     if _is_next_to_0(low, z.dtype) or _is_next_to_0(high, z.dtype):
-        is_above, is_below = (torch.empty_like(z) for _ in range(2))
-        torch.gt(z, _largest_up_to(low, z.dtype), out=is_above)
-        torch.lt(z, -_largest_up_to(-high, z.dtype), out=is_below)
-        return blocked_bits(g, is_above.mul_(is_below).sub_(1))
+        passes = is_above(z, _largest_up_to(low, z.dtype))
+        passes.mul_(torch.lt(z, -_largest_up_to(-high, z.dtype), out=torch.empty_like(z)))
+        return blocked_bits(g, passes.sub_(1))
     return blocked_bits(g, z.clamp(above, below).ne_(z))
 
 
