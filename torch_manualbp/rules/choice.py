@@ -136,8 +136,8 @@ def _mask_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
         return torch.zeros_like(g)
     if _is_next_to_0(bound, z.dtype):
         return blocked_bits(g, z.abs().gt_(bound).sub_(1))
-    # −|z|, by the bit of its sign. torch.threshold, a choice that costs no more than a product, makes 0 of what is too
-    # low, and leaves NaN.
+    # −|z|, by the bit of its sign. torch.threshold, a choice that costs no more than a product, makes 0 of it where |z|
+    # is beyond the bound, and leaves NaN.
     minus_size = z.view(_BITS[z.dtype]).bitwise_or(torch.iinfo(_BITS[z.dtype]).min).view(z.dtype)
     return blocked_bits(g, torch.threshold_(minus_size, -_next_above(bound, z.dtype), 0.0))
 

@@ -154,26 +154,18 @@ def linear_input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) 
     """∂C/∂a = δ W: (*, out), (out, in) → (*, in), its numbers in the order of ``like``."""
     W = W.conj() if W.is_complex() else W
     if is_written_down() and W.dim() == 2:
-        return _input_gradient_written_down(delta, W, like)
+        if delta.dim() > 2:
+            rows = None if like is None else _samples_as_rows(like)
+            return linear_input_gradient(_samples_as_rows(delta), W, rows).reshape(*delta.shape[:-1], W.shape[1])
+        if _is_in_columns(like) and records_nothing(delta):
+            return torch.mm(W.t(), delta.t()).t()
+        if delta.dim() == 2 and is_faster_in_onednn(delta.shape[0] * W.numel(), delta, W):
+            return onednn_linear(delta, W.t(), None, "none", [], "")
     if delta.dim() == W.dim() == 2:
         if like is not None and not like.is_contiguous() and like.stride() == (1, like.shape[0]):
             return torch.mm(W.t(), delta.t()).t()  # as ATen does for a transposed input
         return torch.mm(delta, W)
     return torch.matmul(delta, W if W.dim() == 2 else W.unsqueeze(0))
-
-
-def _input_gradient_written_down(delta: Tensor, W: Tensor, like: Tensor | None) -> Tensor:
-    if delta.dim() > 2:
-        rows = None if like is None else _samples_as_rows(like)
-        return _input_gradient_written_down(_samples_as_rows(delta), W, rows).reshape(*delta.shape[:-1], W.shape[1])
-    if delta.dim() < 2:
-        return torch.matmul(delta, W)
-    is_transposed = like is not None and not like.is_contiguous() and like.stride() == (1, like.shape[0])
-    if is_transposed or (_is_in_columns(like) and records_nothing(delta)):
-        return torch.mm(W.t(), delta.t()).t()
-    if is_faster_in_onednn(delta.shape[0] * W.numel(), delta, W):
-        return onednn_linear(delta, W.t(), None, "none", [], "")
-    return torch.mm(delta, W)
 
 
 def linear_weight_gradient(delta: Tensor, a: Tensor) -> Tensor:
