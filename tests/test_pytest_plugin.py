@@ -46,9 +46,12 @@ TESTS = """
 def run(pytester: pytest.Pytester, *arguments: str) -> Any:
     """In a process of its own, as a user does, with the plugin loaded once."""
     pytester.makepyfile(TESTS)
+    return pytester.runpytest_subprocess(*_plugin(), "-p", "no:cacheprovider", *arguments)
+
+
+def _plugin() -> list[str]:
     installed = any(point.value == PLUGIN for point in entry_points(group="pytest11"))
-    load = [] if installed else ["-p", PLUGIN]
-    return pytester.runpytest_subprocess(*load, "-p", "no:cacheprovider", *arguments)
+    return [] if installed else ["-p", PLUGIN]
 
 
 def test_it_is_registered() -> None:
@@ -80,12 +83,72 @@ def test_the_file_has_the_report_of_every_verification(pytester: pytest.Pytester
     ]
 
 
-def test_loading_it_imports_nothing_but_the_package(pytester: pytest.Pytester) -> None:
+def test_it_imports_nothing_until_a_test_asks(pytester: pytest.Pytester) -> None:
     """Every run of pytest loads it, of whatever project."""
+    pytester.makepyfile("""
+        import sys
+
+        HEAVY = ("torch", "numpy", "pytorch_lightning", "rich", "matplotlib", "jinja2")
+
+        def test_of_another_project():
+            assert sys.modules.keys() & {"torch_manualbp.verify.pytest_plugin"}
+            assert not sys.modules.keys() & set(HEAVY)
+
+        def test_that_asks(verify_gradients):
+            from torch_manualbp.rules import Sigmoid
+            import torch
+
+            assert verify_gradients(Sigmoid, torch.randn(3).double().requires_grad_(), checks=["values"]).ok
+    """)
+    result = pytester.runpytest_subprocess(*_plugin(), "-p", "no:xdist", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2)
+
+
+def test_loading_it_imports_nothing_but_the_package(pytester: pytest.Pytester) -> None:
     script = f"""if True:
-        import sys, pytest, torch_manualbp.verify
+        import sys, pytest, json, errno, typing
         before = set(sys.modules)
         import {PLUGIN}
         print(sorted(set(sys.modules) - before))
     """
-    pytester.run(sys.executable, "-c", script).stdout.fnmatch_lines([f"['{PLUGIN}']"])
+    loaded = ["torch_manualbp", "torch_manualbp.verify", PLUGIN]
+    assert pytester.run(sys.executable, "-c", script).outlines == [str(loaded)]
+
+
+# --- a file that cannot be written -----------------------------------------------------------------------------------
+
+UNWRITABLE = {
+    "notes.txt/reports.json": "Not a directory: '*notes.txt'",
+    ".": "Is a directory: '.'",
+    "": "no file can have this name: ''",
+    "/dev/null/reports.json": "Not a directory: '/dev/null'",
+    "notes.txt": "there is another file, which is not overwritten: 'notes.txt'",
+}
+
+
+@pytest.mark.parametrize("path", UNWRITABLE)
+def test_a_file_that_cannot_be_written_is_said_before_the_tests(path: str, pytester: pytest.Pytester) -> None:
+    pytester.makefile(".txt", notes="the user's own")
+    result = run(pytester, "--gradient-report", path)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: argument --gradient-report: *{UNWRITABLE[path]}"])
+    assert len([line for line in result.errlines if line]) == 1
+    result.stdout.no_fnmatch_line("*test_right*")
+    assert (pytester.path / "notes.txt").read_text() == "the user's own"
+
+
+def test_an_earlier_file_of_reports_is_replaced(pytester: pytest.Pytester) -> None:
+    path = pytester.path / "reports.json"
+    for _ in range(2):
+        run(pytester, "--gradient-report", "reports.json", "-k", "test_other").assert_outcomes(passed=1)
+        assert json.loads(path.read_text()) == {"tests": []}
+        path.write_text('{\n "tests": [\n ]\n}')
+
+
+def test_a_disk_that_is_full_in_the_end_is_one_line(pytester: pytest.Pytester) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full on this system")
+    result = run(pytester, "--gradient-report", "/dev/full", "-k", "test_other")
+    result.stdout.fnmatch_lines(["gradient reports are not written: *No space left on device: '/dev/full'"])
+    assert result.ret != 0
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()

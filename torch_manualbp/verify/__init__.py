@@ -11,17 +11,24 @@ The package itself may be called: ``torch_manualbp.verify(target, *inputs)`` is 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch_manualbp.verify.checks import CHECKS
-from torch_manualbp.verify.contract import Matrix, contract_matrix
-from torch_manualbp.verify.gradients import GradientComparison, GradientRow, compare_gradients
-from torch_manualbp.verify.models import verify_model
-from torch_manualbp.verify.report import GradientError, Report, Row
-from torch_manualbp.verify.surroundings import surroundings_matrix
-from torch_manualbp.verify.verifier import verify
+if TYPE_CHECKING:
+    from torch_manualbp.verify.checks import CHECKS as CHECKS
+    from torch_manualbp.verify.contract import Matrix as Matrix
+    from torch_manualbp.verify.contract import contract_matrix as contract_matrix
+    from torch_manualbp.verify.gradients import GradientComparison as GradientComparison
+    from torch_manualbp.verify.gradients import GradientRow as GradientRow
+    from torch_manualbp.verify.gradients import compare_gradients as compare_gradients
+    from torch_manualbp.verify.models import verify_model as verify_model
+    from torch_manualbp.verify.report import GradientError as GradientError
+    from torch_manualbp.verify.report import Report as Report
+    from torch_manualbp.verify.report import Row as Row
+    from torch_manualbp.verify.surroundings import surroundings_matrix as surroundings_matrix
+    from torch_manualbp.verify.verifier import verify as verify
 
 __all__ = [
     "CHECKS",
@@ -38,12 +45,34 @@ __all__ = [
     "verify_model",
 ]
 
+_MODULES = {  # what each brings, when it is first asked for: the plugin of pytest stands here, and must load nothing
+    "checks": ("CHECKS",),
+    "contract": ("Matrix", "contract_matrix"),
+    "gradients": ("GradientComparison", "GradientRow", "compare_gradients"),
+    "models": ("verify_model",),
+    "report": ("GradientError", "Report", "Row"),
+    "surroundings": ("surroundings_matrix",),
+    "verifier": ("verify",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name == module or name in names:
+            found = importlib.import_module(f"{__name__}.{module}")
+            return found if name == module else getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 class _Package(ModuleType):
     """A package that is a function as well, so that the function needs no second name."""
 
     def __call__(self, target: Any, *inputs: Any, **options: Any) -> Report:
-        return verify(target, *inputs, **options)
+        return importlib.import_module(f"{__name__}.verifier").verify(target, *inputs, **options)
 
 
 sys.modules[__name__].__class__ = _Package
