@@ -1,18 +1,18 @@
-"""``engine="derived"``: the training steps of a LightningModule without an autograd graph.
+"""``engine="derived"``: the training steps of a LightningModule without an autograd graph of the model.
 
-Lightning's automatic optimization stays as it is, and asks for the same things in the same order::
+The loss that ``training_step`` returns is a node of autograd's graph whose gradients the program has computed already.
+What Lightning, the module and callbacks do with it is as ever: return it, scale it, add to it, drop it, clip or
+accumulate ``.grad``, make the optimizer's step.
 
-    training_step         runs the derived program: forward, loss, backward, and the update if it is part of it
-    zero_grad, backward   .grad becomes what the program computed
-    clip, step            Lightning's and the optimizer's own
-
-The update is part of the program where nobody needs ``.grad``: there is no clipping and no accumulation, no hook is to
-run between ``training_step`` and the update, and the optimizer's update can be written out. ``.grad`` is None then, so
-that the optimizer's own step has nothing to do.
+The update is part of the program where only code of Lightning's and of this package runs between two training steps,
+there is no clipping, no accumulation and no manual optimization, and the optimizer's update can be written out.
+``.grad`` is None then, so that the optimizer's own step has nothing to do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,96 +20,137 @@ import torch
 from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from torch_manualbp.derive import TrainStep
 from torch_manualbp.derive.derived import KeptLayer
 
 __all__ = ["DerivedEngine", "refuse_what_needs_autograd"]
 
-HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-"""What Lightning calls between ``training_step`` and the update, of callbacks and of the module."""
+OTHERS = ("backward", "optimizer_zero_grad", "configure_gradient_clipping", "clip_gradients", "manual_backward", "log")
+HOOKS = tuple(
+    name
+    for name in sorted({*dir(pl.Callback), *dir(pl.LightningModule)} - {"global_step", "on_gpu"})
+    if (name in OTHERS or name.startswith("on_") or name.endswith("_step"))
+    and not name.startswith(("on_test", "on_predict", "test_", "predict_"))
+)
+"""What Lightning calls of callbacks and of the module in a fit: where code of the user's may look at ``.grad``."""
 
-METHODS = ("backward", "optimizer_zero_grad", "configure_gradient_clipping", "optimizer_step")
-"""And of the module alone."""
+OWN_PACKAGES = ("pytorch_lightning", "lightning", "torch_manualbp")
 
 AUTOGRAD = 'engine="autograd" takes it'
 
 
 class DerivedEngine:
-    """Runs the training steps of a module by :class:`~torch_manualbp.TrainStep`.
+    """Runs the training steps of a module by :class:`~torch_manualbp.TrainStep`."""
 
-    Args:
-        base: the class of the module whose own methods are no reason to leave the update out of the program.
-    """
-
-    def __init__(self, base: type[pl.LightningModule]) -> None:
-        self.base = base
+    def __init__(self) -> None:
         self.step: TrainStep | None = None
         """Of the optimizer of the running fit, or of the last one."""
 
-        self.keep_layers = False
-        """Whether the next training step is to leave what :class:`~torch_manualbp.TrainStep` has of its layers."""
+        self.layers: list[KeptLayer] = []
+        """What :class:`~torch_manualbp.TrainStep` has of its layers, of the training steps since ``keep_layers`` was
+        set, as far as their gradients were asked for."""
 
-        self._is_watched = False
-        self._loss: Tensor | None = None
-        self._gradients: list[tuple[Tensor, Tensor | None]] = []
-
-    @property
-    def layers(self) -> list[KeptLayer]:
-        """Those that the last training step kept."""
-        return [] if self.step is None else self.step.layers
+        self._keep_layers = False
+        self.folded = False
+        """Whether the last training step has made its update."""
 
     def __reduce__(self) -> Any:
         """A copy of the module has parameters of its own, and derives programs of its own."""
-        return type(self), (self.base,)
+        return type(self), ()
 
-    def training_step(self, module: Any, inputs: Any, target: Any, batch_idx: int) -> tuple[Tensor, Any]:
+    @property
+    def keep_layers(self) -> bool:
+        """Whether training steps leave ``layers``."""
+        return self._keep_layers
+
+    @keep_layers.setter
+    def keep_layers(self, value: bool) -> None:
+        self._keep_layers = value
+        if value:
+            self.layers = []
+
+    def training_step(self, module: Any, inputs: Any, target: Any) -> tuple[Tensor, Any]:
         """The loss of the batch, and the model's output if the module has metrics. A loss that is not finite has
         changed nothing."""
+        if any(leaf.requires_grad for leaf in pytree.tree_leaves((inputs, target)) if isinstance(leaf, Tensor)):
+            raise ValueError(
+                f'engine="derived" has the gradients of parameters alone, and the batch asks for its own; {AUTOGRAD}'
+            )
         step = self._step_of(module)
-        step.keep_layers = self.keep_layers
         # TrainStep takes a tuple or a mapping for several arguments of the model; the module's model has one.
         inputs = inputs if isinstance(inputs, Tensor) else (inputs,)
-        if self._folds(step, module.trainer):
-            self._loss, self._gradients = step(inputs, target), []
-            return self._loss, step.output
-        n = module.trainer.accumulate_grad_batches
-        parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
-        if batch_idx % n == 0:
-            for p in parameters:
-                p.grad = None  # as Lightning will have it, but only after this
-        loss = step.backward(inputs, target, 1 / n)
-        # Lightning zeroes .grad now, if this is the first batch of those to accumulate.
-        self._gradients = [(p, p.grad) for p in parameters]
-        for p in parameters:
-            p.grad = None
-        self._loss = loss / n
+        self.folded = _folds(step, module)
+        if self.folded:
+            loss = step(inputs, target)
+            self.layers = [*self.layers, *step.layers]
+        else:
+            loss = self._with_gradients(step, inputs, target)
         return loss, step.output
 
-    def backward(self, loss: Tensor) -> None:
-        """Put the gradients that the program computed into ``.grad``."""
-        if self._loss is None or loss.requires_grad or not torch.equal(loss, self._loss):
-            raise RuntimeError(
-                'engine="derived" has the gradients of loss(model(inputs), target) alone, and the training_step of the '
-                f"subclass returns {'what asks for a gradient' if loss.requires_grad else 'another number'}; {AUTOGRAD}"
-            )
-        for p, gradient in self._gradients:
-            p.grad = gradient
-        self._loss, self._gradients = None, []
+    def _with_gradients(self, step: TrainStep, inputs: Any, target: Any) -> Tensor:
+        """The loss, whose backward pass adds what the program computed to ``.grad``."""
+        parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
+        before = [p.grad for p in parameters]
+        computed: list[Tensor | None] = []
+        try:
+            for p in parameters:
+                p.grad = None
+            loss = step.backward(inputs, target)
+            computed = [p.grad for p in parameters]
+        finally:
+            for p, gradient in zip(parameters, before, strict=True):
+                p.grad = gradient
+        learnt = [(p, gradient) for p, gradient in zip(parameters, computed, strict=True) if gradient is not None]
+        kept = [_copied(layer) for layer in step.layers]
 
-    def _folds(self, step: TrainStep, trainer: Any) -> bool:
-        """Whether the update can be part of the program."""
-        needs_gradients = trainer.accumulate_grad_batches != 1 or trainer.gradient_clip_val or self._is_watched
-        return not needs_gradients and step.folds
+        def on_backward(upstream: Tensor) -> None:
+            self.layers = [*self.layers, *(_scaled(layer, upstream) for layer in kept)]
+
+        with torch.enable_grad():
+            apply: Any = _Computed.apply
+            out: Tensor = apply(loss, [g for _, g in learnt], on_backward, *(p for p, _ in learnt))
+        return out
 
     def _step_of(self, module: Any) -> TrainStep:
-        optimizer = module.trainer.optimizers[0]
-        if self.step is None or self.step.optimizer is not optimizer:
+        optimizers = module.trainer.optimizers
+        if len(optimizers) != 1:
+            raise ValueError(f'engine="derived" trains by one optimizer, and here are {len(optimizers)}; {AUTOGRAD}')
+        step = self.step
+        if step is None or step.optimizer is not optimizers[0]:
             refuse_what_needs_autograd(module.trainer)
-            keep_output = len(module.train_metrics.metrics) > 0
-            self.step = TrainStep(module.model, module.loss, optimizer, skip_nonfinite=True, keep_output=keep_output)
-            self._is_watched = _is_watched(module, self.base)
-        return self.step
+            step = self.step = TrainStep(module.model, module.loss, optimizers[0], skip_nonfinite=True)
+        step.model, step.loss, step.keep_layers = module.model, module.loss, self.keep_layers
+        step.keep_output = len(module.train_metrics.metrics) > 0
+        return step
+
+
+class _Computed(torch.autograd.Function):
+    """A loss whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], on_backward: Any, *parameters: Tensor) -> Tensor:
+        ctx.gradients, ctx.on_backward = gradients, on_backward
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError(f'engine="derived" has no gradients of gradients; {AUTOGRAD}')
+        ctx.on_backward(upstream)
+        return None, None, None, *torch._foreach_mul(ctx.gradients, upstream)
+
+
+def _copied(layer: KeptLayer) -> KeptLayer:
+    """The same with memory of its own, which the next step does not write over."""
+    return layer.of_step(t.clone() for t in layer.numbers())
+
+
+def _scaled(layer: KeptLayer, upstream: Tensor) -> KeptLayer:
+    """The same of a loss that is multiplied by ``upstream``."""
+    delta, da = (None if t is None else t * upstream for t in (layer.delta, layer.da))
+    return replace(layer, delta=delta, da=da)
 
 
 def refuse_what_needs_autograd(trainer: pl.Trainer) -> None:
@@ -132,13 +173,17 @@ def refuse_what_needs_autograd(trainer: pl.Trainer) -> None:
         raise ValueError(f'engine="derived" {problem}; {AUTOGRAD}')
 
 
-def _is_watched(module: Any, base: type[pl.LightningModule]) -> bool:
-    """Whether something is to run between ``training_step`` and the update."""
-    by_module = any(_is_overridden(module, base, name) for name in (*HOOKS, *METHODS))
-    callbacks = [c for c in module.trainer.callbacks if getattr(c, "needs_gradients", True)]
-    return by_module or any(_is_overridden(callback, pl.Callback, name) for callback in callbacks for name in HOOKS)
+def _folds(step: TrainStep, module: Any) -> bool:
+    """Whether the update can be part of the program."""
+    trainer = module.trainer
+    is_plain = trainer.accumulate_grad_batches == 1 and not trainer.gradient_clip_val and module.automatic_optimization
+    return bool(is_plain and step.folds and not _is_watched(module))
 
 
-def _is_overridden(instance: object, base: type, name: str) -> bool:
-    # An attribute of the instance, such as LambdaCallback sets, has no __func__.
-    return getattr(getattr(instance, name), "__func__", None) is not getattr(base, name)
+def _is_watched(module: Any) -> bool:
+    """Whether code that is neither Lightning's nor this package's may look at ``.grad``, or keep the update from being
+    made: a method of a subclass, of a callback, or one that is set on an instance."""
+    callbacks = [callback for callback in module.trainer.callbacks if getattr(callback, "needs_gradients", True)]
+    methods = (getattr(one, name, None) for one in (module, *callbacks) for name in HOOKS)
+    packages = {method.__module__.partition(".")[0] for method in methods if method is not None}
+    return not packages.issubset(OWN_PACKAGES)

@@ -46,9 +46,6 @@ class GradientFlow(pl.Callback):
         ImportError: there is a path and no matplotlib; the message gives the command that installs it.
     """
 
-    needs_gradients = False
-    """It does without ``.grad``, so that ``engine="derived"`` need not store any."""
-
     def __init__(self, path: str | Path | None = None, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps is {every_n_steps}: it takes a number of at least 1, or None")

@@ -55,7 +55,8 @@ class ManualBackpropModule(pl.LightningModule):
         metrics: names and what to measure: ``torchmetrics.Metric`` of (output, target), or configurations of them.
         engine: what trains: "autograd", the rules as nodes of autograd's graph, with every strategy; or "derived",
             :class:`~torch_manualbp.TrainStep`, without a graph, on a single device. Only the speed differs, and what
-            a hook finds in ``.grad`` between ``training_step`` and ``backward``: with "derived", nothing.
+            ``.grad`` holds when training is over: with "derived" nothing where no callback and no method of a subclass
+            could look at it before. A callback that does not says so by ``needs_gradients = False``.
 
     Raises:
         ValueError: a configuration cannot be followed; the message names the place in it.
@@ -89,7 +90,7 @@ class ManualBackpropModule(pl.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._rng_states: list[Tensor] | None = None
-        self._engine = DerivedEngine(ManualBackpropModule) if engine == "derived" else None
+        self._engine = DerivedEngine() if engine == "derived" else None
 
     @property
     def derived_step(self) -> TrainStep | None:
@@ -109,11 +110,11 @@ class ManualBackpropModule(pl.LightningModule):
         """The loss of the batch, checked to be finite."""
         inputs, target = _inputs_and_target(batch, "training_step")
         rng_state = torch.get_rng_state()
-        if self._engine is None:
+        if self._engine is not None and torch.is_grad_enabled() and self._trainer is not None and self.trainer.training:
+            loss, output = self._engine.training_step(self, inputs, target)
+        else:  # such as for a validation_step that asks for the loss of training
             output = self.model(inputs)
-            loss: Tensor = self.loss(output, target)
-        else:
-            loss, output = self._engine.training_step(self, inputs, target, batch_idx)
+            loss = self.loss(output, target)
         if not is_finite(loss):
             cause = cause_of_nonfinite_loss(self.model, self.loss, inputs, target, rng_state)
             value = loss.item() if loss.numel() == 1 else loss.detach()
@@ -122,11 +123,9 @@ class ManualBackpropModule(pl.LightningModule):
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute the gradients, or, with ``engine="derived"``, put those that are computed into ``.grad``."""
-        if self._engine is None:
+        """Put the gradients into ``.grad``, unless ``engine="derived"`` has made the update with them."""
+        if self._engine is None or not self._engine.folded:
             super().backward(loss, *args, **kwargs)
-        else:
-            self._engine.backward(loss)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure the batch."""
