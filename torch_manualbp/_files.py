@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["check_writable", "whole_file", "write_text"]
+__all__ = ["check_writable", "is_to_be_lost", "whole_file", "write_text"]
 
 
 @contextlib.contextmanager
@@ -93,6 +93,11 @@ def check_writable(path: str | os.PathLike[str], *, make_folder: bool = False) -
         raise _error(errno.ENOTDIR, str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "the folder cannot be written to", str(folder))
+
+
+def is_to_be_lost(path: str | os.PathLike[str]) -> bool:
+    """Whether writing there replaces a file with something in it."""
+    return os.path.isfile(path) and not _is_device(os.fspath(path)) and os.path.getsize(path) > 0
 
 
 def _mode(path: str | Path) -> int | None:

@@ -1,15 +1,15 @@
-"""Objects that a command line names, ``package.module:expression``, and what commands print."""
+"""Objects that a command line names, ``package.module:expression``, and data."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import functools
 import importlib
-import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,27 +17,33 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from torch_manualbp import nn
+from torch_manualbp._expressions import data_names, evaluate
+from torch_manualbp._output import one_line
 
 __all__ = [
     "RefusedError",
+    "data",
     "data_named",
     "evaluated",
-    "evaluated_in",
     "loss_named",
     "made",
     "model_named",
     "one_line",
     "optimizer_named",
-    "print_to_the_end",
+    "seed",
     "where_python_looks",
 ]
+
+
+OF_THE_USERS = (Exception, SystemExit)
+"""Whatever the user's own code raises: a module may end the process when it is imported, as a script does."""
 
 
 class RefusedError(Exception):
     """What a command does not take."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def where_python_looks() -> Iterator[None]:
     """Modules of the current folder can be imported, as with ``python -m``."""
     folder = os.getcwd()
@@ -45,11 +51,12 @@ def where_python_looks() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        with contextlib.suppress(ValueError):  # a module that was imported has changed the path
+            sys.path.remove(folder)
 
 
 def evaluated(argument: str, text: str) -> Any:
-    """What ``package.module:expression`` is.
+    """What ``package.module:expression`` is: a name in the module, or a call of one with literal arguments.
 
     Raises:
         RefusedError: it is of another form, or the module or the expression raises.
@@ -59,26 +66,26 @@ def evaluated(argument: str, text: str) -> Any:
         raise RefusedError(f"argument {argument}: {text!r} is not of the form package.module:name")
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # whatever a module raises that is imported
+    except OF_THE_USERS as error:
         raise RefusedError(f"argument {argument}: {name} cannot be imported: {one_line(error)}") from error
-    return evaluated_in(argument, expression, vars(module))
+    return _evaluated(argument, expression, vars(module), own_code=True)
 
 
-def evaluated_in(argument: str, expression: str, names: Mapping[str, Any]) -> Any:
-    """What a Python expression is in these names.
+def data(argument: str, text: str) -> Any:
+    """What an expression is in the names of torch that make data, see :mod:`torch_manualbp._expressions`.
 
     Raises:
-        RefusedError: it raises.
+        RefusedError: it is none, or it raises.
     """
+    return _evaluated(argument, text, data_names())
+
+
+def _evaluated(argument: str, expression: str, names: Mapping[str, Any], *, own_code: bool = False) -> Any:
     try:
-        return eval(expression, {**names})
-    except Exception as error:  # whatever the user's own expression raises
-        raise RefusedError(f"argument {argument}: {expression} raises {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The kind of the error and its message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return evaluate(expression, names, own_code=own_code)
+    except OF_THE_USERS as error:
+        shown = expression if len(expression) <= 200 else f"{expression[:197]}..."
+        raise RefusedError(f"argument {argument}: {shown} raises {one_line(error)}") from error
 
 
 def made(argument: str, given: Any, text: str) -> Any:
@@ -91,7 +98,7 @@ def made(argument: str, given: Any, text: str) -> Any:
         return given
     try:
         return given()
-    except Exception as error:  # whatever a constructor raises
+    except OF_THE_USERS as error:
         raise RefusedError(f"argument {argument}: {text}() raises {one_line(error)}") from error
 
 
@@ -113,7 +120,8 @@ def loss_named(text: str) -> Any:
     Raises:
         RefusedError: there is none.
     """
-    loss = evaluated("--loss", text) if ":" in text else evaluated_in("--loss", text, vars(nn))
+    of_ours = {name: value for name, value in vars(nn).items() if isinstance(value, type)}
+    loss = evaluated("--loss", text) if ":" in text else _evaluated("--loss", text, data_names() | of_ours)
     loss = made("--loss", loss, text) if isinstance(loss, type) else loss
     if not callable(loss):
         raise RefusedError(
@@ -131,7 +139,7 @@ def optimizer_named(text: str, model: Module) -> Optimizer:
     classes = {name: cls for name, cls in vars(torch.optim).items() if isinstance(cls, type) and name != "Optimizer"}
     parameters = [p for p in model.parameters() if p.requires_grad]
     of_model = {name: functools.partial(cls, parameters) for name, cls in classes.items()}
-    optimizer = made("--optimizer", evaluated_in("--optimizer", text, of_model), text)
+    optimizer = made("--optimizer", _evaluated("--optimizer", text, of_model), text)
     if not isinstance(optimizer, Optimizer):
         raise RefusedError(
             f"argument --optimizer: {text} is of class {type(optimizer).__name__}, and not a torch.optim.Optimizer"
@@ -146,11 +154,10 @@ def data_named(inputs: Sequence[str], target: str, model: Module) -> tuple[tuple
         RefusedError: one of them raises.
     """
     with _dtype_of(model):
-        evaluated_inputs = tuple(evaluated_in("--input", text, vars(torch)) for text in inputs)
-        return evaluated_inputs, evaluated_in("--target", target, vars(torch))
+        return tuple(data("--input", text) for text in inputs), data("--target", target)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _dtype_of(model: Module) -> Iterator[None]:
     """Numbers are of the model's dtype, where nothing else is said."""
     before = torch.get_default_dtype()
@@ -161,14 +168,12 @@ def _dtype_of(model: Module) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def print_to_the_end(text: str, in_colours: Callable[[str], None] | None = None) -> None:
-    """Print a text of any letters and length, to a terminal by ``in_colours`` if that is given."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # a console of another encoding could not print δ
+def seed(text: str) -> int:
+    """The type of an option that random numbers start from."""
     try:
-        if in_colours is not None and sys.stdout.isatty():
-            in_colours(text)
-        else:
-            print(text, end="", flush=True)
-    except BrokenPipeError:  # `| head` has seen enough, and the interpreter would complain when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**64 - 1")
+    return number

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch_manualbp._extras import require
+from torch_manualbp._files import write_text
 
 __all__ = ["as_markdown", "print_table", "require_tables", "write"]
 
@@ -37,6 +39,19 @@ def as_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(path: Path, content: str | dict[str, Any]) -> None:
-    """Write a text, or a dictionary as JSON."""
+    """Write a text, or a dictionary as JSON, to a file that is then there as a whole, or as it was.
+
+    Infinities and NaN, which JSON has not, are written as words.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    if not isinstance(content, str):
+        content = json.dumps(_in_json(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, content)
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _in_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from torch_manualbp import __version__
+from torch_manualbp._files import check_writable, is_to_be_lost
+from torch_manualbp._output import discard_output, one_line
 
 __all__ = ["main"]
 
@@ -35,6 +40,10 @@ GROUPS = {"bench": "time what this package does"}
 """What the first words of commands of two words have in common."""
 
 
+FILES = ("json", "markdown", "output")
+"""Options that name a file to be written."""
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, which a page of usage would bury."""
 
@@ -45,25 +54,74 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 if it found or hit what is wrong, 2 for what it does not take, 130
     if interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A console of another encoding could not print δ, and none a lone surrogate.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     command, rest = _command(arguments)
-    module_name, does = COMMANDS[command]
     try:
-        module: Any = importlib.import_module(module_name)
-        parser = Parser(
-            prog=f"{PROGRAM} {command}",
-            description=module.__doc__ or does,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_arguments(parser)
-        status: int = module.main(parser.parse_args(rest))
-    except (ImportError, OSError) as error:
-        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)
-        return 1
+        status = _run(command, rest)
+    except BrokenPipeError:  # nobody reads on
+        status = 1
     except KeyboardInterrupt:
-        print(f"{PROGRAM} {command}: interrupted", file=sys.stderr)
-        return 130
+        status = _say(command, "interrupted", 130)
+    except (ImportError, OSError) as error:
+        status = _say(command, error, 1)
+    except Exception as error:
+        if sys.flags.dev_mode:  # python -X dev
+            raise
+        status = _say(command, one_line(error), 1)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:  # a full disk; the interpreter would try once more at its end
+        discard_output()
+        return status if status or isinstance(error, BrokenPipeError) else _say(command, error, 1)
     return status
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    module_name, does = COMMANDS[command]
+    module: Any = importlib.import_module(module_name)
+    parser = Parser(
+        prog=f"{PROGRAM} {command}",
+        description=module.__doc__ or does,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    files = [action for action in parser._actions if action.dest in FILES]
+    if files:
+        parser.add_argument("--force", action="store_true", help="write over a file that exists")
+    options = parser.parse_args(arguments)
+    given = {action.option_strings[0]: getattr(options, action.dest) for action in files}
+    refusal = _refusal_of_files({option: path for option, path in given.items() if path is not None}, options)
+    if refusal is not None:
+        return _say(command, refusal, 2)
+    try:
+        status: int = module.main(options)
+    except SystemExit as exit:  # of code of the user's, which is not to say that all is well
+        return _say(command, one_line(exit), 1)
+    return status
+
+
+def _say(command: str, what: object, status: int) -> int:
+    print(f"{PROGRAM} {command}: {' '.join(str(what).split())}", file=sys.stderr)
+    return status
+
+
+def _refusal_of_files(given: Mapping[str, Path], options: argparse.Namespace) -> str | None:
+    """What is said before any work where a file would be lost.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    for option, path in given.items():
+        check_writable(path, make_folder=True)
+        if is_to_be_lost(path) and not options.force:
+            return f"argument {option}: {path} exists; --force writes over it"
+    if len(set(map(os.path.realpath, given.values()))) < len(given):
+        return f"arguments {' and '.join(given)}: these are one file"
+    return None
 
 
 def _command(arguments: Sequence[str] | None) -> tuple[str, list[str]]:

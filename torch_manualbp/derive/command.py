@@ -3,8 +3,8 @@
   torch-manualbp derive "torch_manualbp.nn:Sequential(Linear(784, 128), ReLU(), Linear(128, 10))" --input 64,784
   torch-manualbp derive my_package.models:Net --input 64,3 --loss MSELoss --optimizer AdamW --output step.py
 
-After the colon stands a Python expression in the names of that module: a model, its class, or a function that returns
-it. The numbers do not matter: data are zeros, and learning rates and the like are arguments of the program."""
+After the colon stands a name in that module, or a call of one with literal arguments: a model, its class, or a function
+that returns it. The numbers do not matter: data are zeros; learning rates and the like are arguments of the program."""
 
 from __future__ import annotations
 
@@ -19,15 +19,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from torch_manualbp._objects import (
-    RefusedError,
-    loss_named,
-    model_named,
-    one_line,
-    optimizer_named,
-    print_to_the_end,
-    where_python_looks,
-)
+from torch_manualbp._files import check_writable, write_text
+from torch_manualbp._objects import RefusedError, loss_named, model_named, optimizer_named, where_python_looks
+from torch_manualbp._output import one_line, print_to_the_end
 from torch_manualbp.derive.step import TrainStep
 from torch_manualbp.derive.tape import NotDerivableError
 
@@ -58,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Print or write the program; 1 if there is none, 2 if the arguments name what is not there."""
+    if options.output is not None:
+        check_writable(options.output)  # before the work of deriving
     try:
         with where_python_looks():
             model = model_named(options.model)
@@ -85,7 +81,7 @@ def main(options: argparse.Namespace) -> int:
     if options.output is None:
         print_to_the_end(program, _print_in_colours)
     else:
-        options.output.write_text(program, encoding="utf-8")
+        write_text(options.output, program)
         print(f"{options.output}: {len(program.splitlines())} lines")
     return 0
 
@@ -110,7 +106,10 @@ def _zeros(argument: str, text: str, dtype: torch.dtype) -> Tensor:
     found = dtype if name is None else getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
         raise RefusedError(f"argument {argument}: {name!r} is no dtype of torch, such as float32 or int64")
-    return torch.zeros([int(n) for n in shape.split(",")], dtype=found)
+    try:
+        return torch.zeros([int(n) for n in shape.split(",")], dtype=found)
+    except Exception as error:  # more numbers than there is memory for, or a dtype that has no zeros
+        raise RefusedError(f"argument {argument}: there can be no tensor {text}: {one_line(error)}") from error
 
 
 def _target(loss: Any, output: Any) -> Tensor:

@@ -4,9 +4,10 @@
   torch-manualbp verify "torch_manualbp.nn:Linear(16, 4)" --input "randn(8, 16)" --json report.json
   torch-manualbp verify --self-test
 
-After the colon stands a Python expression in the names of that module: an autograd.Function, a module, its class, or a
-callable; an input is one in the names of torch. The exit status is 1 if something is wrong. The self-test has this and
-torch's own gradcheck look for planted mistakes, and takes about a minute."""
+After the colon stands a name in that module, or a call of one with literal arguments: an autograd.Function, a module,
+its class, or a callable; an input is made of numbers and the functions of torch that make tensors. The exit status is 1
+if something is wrong. The self-test has this and torch's own gradcheck look for planted mistakes, and takes about a
+minute."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from torch_manualbp._objects import RefusedError, evaluated, evaluated_in, one_line, where_python_looks
+from torch_manualbp._objects import OF_THE_USERS, RefusedError, data, evaluated, seed, where_python_looks
+from torch_manualbp._output import one_line, print_to_the_end
 from torch_manualbp._tables import write
 from torch_manualbp.verify.checks import CHECKS
 from torch_manualbp.verify.report import Report
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reference", metavar="package.module:name", help="what is differentiated in place of the target's forward")
     add("--batch", type=int, metavar="DIM", help="the dimension of samples that do not see each other")
     add("--budget", type=float, metavar="SECONDS", help="after which no further check is started")
-    add("--seed", type=int, default=0, help="where random numbers start from (default: 0)")
+    add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
     add("--self-test", action="store_true", help="say which planted mistakes are caught, by this and by gradcheck")
     add("--json", type=Path, metavar="FILE", help="write the report there")
 
@@ -61,7 +63,7 @@ def main(options: argparse.Namespace) -> int:
             target = _target(options.target)
             reference = None if options.reference is None else evaluated("--reference", options.reference)
         torch.manual_seed(options.seed)
-        inputs = [evaluated_in("--input", text, vars(torch)) for text in options.input]
+        inputs = [data("--input", text) for text in options.input]
         report = verify(
             target,
             *inputs,
@@ -86,7 +88,7 @@ def _self_test(options: argparse.Namespace) -> int:
         print("torch-manualbp verify: argument --self-test: it takes no target and no input", file=sys.stderr)
         return 2
     result = self_test()
-    print(result)
+    print_to_the_end(f"{result}\n")
     if options.json is not None:
         write(options.json, result.to_json())
     return 0 if result.ok else 1
@@ -99,21 +101,22 @@ def _target(text: str) -> Any:
         return target
     try:
         return target()
-    except Exception as error:  # whatever a constructor raises
+    except OF_THE_USERS as error:
         raise RefusedError(f"argument target: {text}() raises {one_line(error)}: write its arguments") from error
 
 
 def _print(report: Report) -> None:
     """Print it, as a table of rich if that is there and seen."""
-    if sys.stdout.isatty():
+
+    def in_colours(text: str) -> None:
         try:
             from torch_manualbp._tables import print_table
 
             columns, rows = report.table()
             print_table(report.target, columns, rows)
         except ImportError:
-            print(report)
+            print(text, end="")
         else:
             print(*report.notes, report.summary(), sep="\n")
-    else:
-        print(report)
+
+    print_to_the_end(f"{report}\n", in_colours)

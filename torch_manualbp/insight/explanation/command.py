@@ -4,9 +4,9 @@
   torch-manualbp explain "torch_manualbp.nn:Sequential(Linear(4, 3), Tanh(), Linear(3, 3))" 0.weight 0,2 \\
     --input "randn(8, 4)" --target "randint(3, (8,))" --loss CrossEntropyLoss --output weight.html
 
-After the colon stands a Python expression in the names of that module: a model, its class, or a function that returns
-it. Inputs and target are expressions in the names of torch, with the model's dtype for numbers. An index counts from 0;
-with a negative number it needs brackets, as in "(-1, 0)"."""
+After the colon stands a name in that module, or a call of one with literal arguments: a model, its class, or a function
+that returns it. Inputs and target are made of numbers and the functions of torch that make tensors, with the model's
+dtype for numbers. An index counts from 0; with a negative number it needs brackets, as in "(-1, 0)"."""
 
 from __future__ import annotations
 
@@ -17,15 +17,8 @@ from pathlib import Path
 
 import torch
 
-from torch_manualbp._objects import (
-    RefusedError,
-    data_named,
-    loss_named,
-    model_named,
-    one_line,
-    print_to_the_end,
-    where_python_looks,
-)
+from torch_manualbp._objects import RefusedError, data_named, loss_named, model_named, seed, where_python_looks
+from torch_manualbp._output import one_line, print_to_the_end
 from torch_manualbp._tables import write
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.insight.explanation.explain import explain
@@ -55,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--loss", default="MSELoss", metavar="LOSS", help="of torch_manualbp.nn, or package.module:loss")
     add("--paths", type=int, default=5, metavar="N", help="how many of the strongest paths are shown (default: 5)")
     add("--samples", type=int, default=5, metavar="N", help="how many samples are shown (default: 5)")
-    add("--seed", type=int, default=0, help="where random numbers start from (default: 0)")
+    add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
     add("--format", choices=FORMATS, help="what is written (default: what the name of --output says, or text)")
     add("--output", type=Path, metavar="FILE", help="write to this file instead")
 

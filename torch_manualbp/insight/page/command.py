@@ -6,8 +6,9 @@
     --loss CrossEntropyLoss --optimizer "Adam(lr=0.01)" --history run.json --verify
 
 A chain of layers of up to 200 neurons is drawn neuron by neuron; of a larger model the layers are shown. After the
-colon stands a Python expression in the names of that module: a model, its class, or a function that returns it. Inputs
-and target are expressions in the names of torch, with the model's dtype for numbers."""
+colon stands a name in that module, or a call of one with literal arguments: a model, its class, or a function that
+returns it. Inputs and target are made of numbers and the functions of torch that make tensors, with the model's dtype
+for numbers."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ from torch_manualbp._objects import (
     data_named,
     loss_named,
     model_named,
-    one_line,
     optimizer_named,
+    seed,
     where_python_looks,
 )
+from torch_manualbp._output import one_line
 from torch_manualbp.insight.page.make import report
 
 __all__ = ["add_arguments", "main"]
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--verify", action="store_true", help="verify the gradients, too, and show what was found")
     add("--samples", type=int, default=8, metavar="N", help="how many samples are shown one by one (default: 8)")
     add("--title", metavar="TEXT", help="of the page")
-    add("--seed", type=int, default=0, help="where random numbers start from (default: 0)")
+    add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
     add("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 
+from torch_manualbp._files import check_writable, write_text
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.insight.page.autograd import MakesOptimizer, Step, drawing_again, step_of
 from torch_manualbp.insight.page.data import NotDrawableError, network_data, shapes
@@ -66,6 +67,7 @@ def report(
     """
     from torch_manualbp.insight.page.render import render  # it loads jinja2
 
+    check_writable(path, make_folder=True)
     refuse_compiled(model)
     moments = [] if history is None else checked(history)
     if samples < 1:
@@ -94,7 +96,7 @@ def report(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    write_text(path, html)
     return path
 
 

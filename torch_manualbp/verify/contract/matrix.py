@@ -14,6 +14,7 @@ from string import ascii_lowercase
 
 import torch
 
+from torch_manualbp._tables import write
 from torch_manualbp.rules import CATALOGUE, Entry
 from torch_manualbp.verify.contract.case import Case, cases
 from torch_manualbp.verify.contract.check import CHECKS, Check, Outcome, check, check_of_exemption, run
@@ -238,9 +239,9 @@ def main(args: argparse.Namespace) -> int:
 def _finish(matrix: Matrix, args: argparse.Namespace) -> int:
     print(matrix)
     if args.json is not None:
-        args.json.write_text(matrix.to_json() + "\n", encoding="utf-8")
+        write(args.json, matrix.to_json() + "\n")
     if args.markdown is not None:
-        args.markdown.write_text(matrix.to_markdown(), encoding="utf-8")
+        write(args.markdown, matrix.to_markdown())
     return 0 if matrix.ok else 1
 
 
