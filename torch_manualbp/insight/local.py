@@ -11,6 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
+    maybe_get_bdim,
+)
+from torch.autograd import forward_ad
 from torch.nn import Module
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
@@ -49,13 +57,17 @@ def local_gradients(model: Module, *, reduce: Reduce | None = None) -> Iterator[
     through for the first one. Nothing that the code computes changes by a bit; in-place changes after the fact do not
     reach what is recorded. Activations are seen in the thread that enters the block.
 
+    Gradients that the code itself takes and differentiates, by ``torch.autograd.grad(..., create_graph=True)`` or by
+    ``torch.func`` inside of the model, are part of C: δ is ∂C/∂z of the backward pass that comes after. What is called
+    inside of ``vmap`` is recorded with the samples along the first dimension.
+
     Args:
         model: what is trained; it may be wrapped, in DistributedDataParallel for example, but not compiled.
         reduce: what to keep of every tensor in place of it, such as ``torch.linalg.vector_norm`` or
             :func:`~torch_manualbp.insight.summary`. It is called on the tensor as soon as it is there.
 
     Raises:
-        ValueError: the model is compiled or scripted.
+        ValueError: the model is compiled or scripted, or one of its layers is called while a graph is traced.
         NotReachedError: when the block ends, if no gradient came back to any layer.
     """
     with Watch(model, reduce) as watch:
@@ -98,6 +110,12 @@ class Watch(TorchFunctionMode):
         self._held: dict[int, list[tuple[Call, str]]] = {}
         """The gradients of the backward passes that are running."""
 
+        self._provisional: list[tuple[Call, str]] = []
+        """What a pass has left that is itself differentiated."""
+
+        self._is_inner = False
+        """Whether such a pass is running."""
+
         self._batch, self._has_come = 0, False
         """How many times a forward began after gradients had come, and whether some have since."""
 
@@ -121,6 +139,7 @@ class Watch(TorchFunctionMode):
         self._made.clear()  # a graph that is kept knows its hooks, and these the watch
         self._copies.clear()
         self._held.clear()
+        self._provisional.clear()
 
     def refuse_if_empty(self) -> None:
         """Say in one line why there is no δ at all."""
@@ -137,6 +156,9 @@ class Watch(TorchFunctionMode):
         def before(module: Module, args: Any, kwargs: Any) -> None:
             if torch.compiler.is_compiling():
                 raise ValueError(f"{name or 'the model'} is called inside of torch.compile, {ONE_PIECE}")
+            if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+                traced = "is called while make_fx traces it, as torch.func.linearize does"
+                raise ValueError(f"{name or 'the model'} {traced}, {ONE_PIECE}: use torch.func.jvp")
             if module not in self._pending:
                 return
             call = self._new_call(name)
@@ -177,7 +199,7 @@ class Watch(TorchFunctionMode):
         self._take_a(call, made)
         if z is None:
             return
-        if made.shape != z.call.shape or z.is_still(made):
+        if Physical(made).shape != z.call.shape or z.is_still(made):
             self._made[z.key] = z  # what comes next may be its activation
             return
         z.call.f = OfModule(module)
@@ -187,6 +209,8 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function is torch.autograd.grad and kwargs.get("create_graph"):
+            return self._differentiated(args, kwargs)
         z = self._made_as(args[0] if args else kwargs.get("input")) if is_activation(function) else None
         result = function(*args, **kwargs)
         if z is not None and isinstance(result, Tensor):
@@ -194,6 +218,14 @@ class Watch(TorchFunctionMode):
             z.call.f = function_of_entries(function, args, kwargs)
             self._take_a(z.call, result)
         return result
+
+    def _differentiated(self, args: Any, kwargs: Any) -> Any:
+        """The gradients of something inside of C."""
+        before, self._is_inner = self._is_inner, True
+        try:
+            return torch.autograd.grad(*args, **kwargs)
+        finally:
+            self._is_inner = before
 
     def _made_as(self, z: Any) -> _Made | None:
         """What it was made as, unless it is no z, has changed in place since, or has an activation already."""
@@ -208,27 +240,49 @@ class Watch(TorchFunctionMode):
     # Numbers
 
     def _take_z(self, call: Call, z: Tensor) -> None:
-        call.z, call.shape, call.asks = self._copy(z), tuple(z.shape), z.requires_grad
-        self._await(z, call, "_delta")
+        physical = Physical(z)
+        call.z, call.shape, call.asks = self._copy(z), physical.shape, physical.tensor.requires_grad
+        call.is_transformed = physical.tensor is not z
+        call.is_differentiated = forward_ad._current_level >= 0
+        call.is_differentiated = forward_ad._current_level >= 0
+        call.is_of_func = call.is_transformed and not call.asks and z.requires_grad
+        self._await(physical, call, "_delta")
 
     def _take_a(self, call: Call, a: Tensor) -> None:
         call.a, call.is_activated = self._copy(a), True
-        self._await(a, call, "_da")
+        self._await(Physical(a), call, "_da")
 
-    def _await(self, t: Tensor, call: Call, attribute: str) -> None:
+    def _await(self, physical: Physical, call: Call, attribute: str) -> None:
+        t = physical.tensor
         if t.requires_grad and t.is_leaf:  # it outlives the pass
-            self._handles.append(t.register_hook(functools.partial(self._take_gradient_of_leaf, call, attribute)))
+            take = functools.partial(self._take_gradient_of_leaf, call, attribute, physical.order)
+            self._handles.append(t.register_hook(take))
         elif t.requires_grad:
-            t.register_hook(functools.partial(self._take_gradient, call, attribute))
+            t.register_hook(functools.partial(self._take_gradient, call, attribute, physical.order))
 
-    def _take_gradient_of_leaf(self, call: Call, attribute: str, gradient: Tensor) -> None:
+    def _take_gradient_of_leaf(self, call: Call, attribute: str, order: Any, gradient: Tensor) -> None:
         if call.batch == self._batch:  # and not one that has come by another forward
-            self._take_gradient(call, attribute, gradient)
+            self._take_gradient(call, attribute, order, gradient)
 
-    def _take_gradient(self, call: Call, attribute: str, gradient: Tensor) -> None:
-        self._has_come = True
-        before = getattr(call, attribute)
+    def _take_gradient(self, call: Call, attribute: str, order: Any, gradient: Tensor) -> None:
+        if is_batch_of_gradients(gradient):
+            call.is_of_func = call.is_differentiated = True
+            return
+        before, is_provisional = getattr(call, attribute), (call, attribute) in self._provisional
+        if self._is_inner:
+            call.is_differentiated = True
+            if before is not None and not is_provisional:
+                return
+            before = None
+            if not is_provisional:
+                self._provisional.append((call, attribute))
+        else:
+            self._has_come = True
+            if self._provisional:
+                before = None if is_provisional else before
+                self._give_up(call.batch)
         g = gradient.detach().clone() if gradient.requires_grad else gradient
+        g = g if order is None else g.permute(order)
         with torch.no_grad():
             setattr(call, attribute, self.reduce(g) if self.reduce else g if before is None else before + g)
         if self.reduce is None:
@@ -237,6 +291,13 @@ class Watch(TorchFunctionMode):
                 part = functools.partial(self._part_from_parameters, task)
                 torch.autograd.Variable._execution_engine.queue_callback(part)
             self._held.setdefault(task, []).append((call, attribute))
+
+    def _give_up(self, batch: int) -> None:
+        """Forget the gradients of what was inside of the C whose backward pass has come."""
+        for call, attribute in self._provisional:
+            if call.batch == batch:
+                setattr(call, attribute, None)
+        self._provisional = [(call, attribute) for call, attribute in self._provisional if call.batch != batch]
 
     def _part_from_parameters(self, task: int) -> None:
         """Copy what has become a ``.grad``, which clipping would change. Autograd makes none of a tensor that somebody
@@ -251,10 +312,47 @@ class Watch(TorchFunctionMode):
         """Of the numbers of now, which what follows may write over; one for all who ask before that."""
         known, version, copy = self._copies.get(id(t), (_nothing, 0, None))
         if known() is not t or version != _version(t):
-            with torch.no_grad():
-                copy = self.reduce(t.detach()) if self.reduce else t.detach().clone()
+            with torch.no_grad(), torch._C._DisableFuncTorch():
+                numbers = Physical(t).numbers()
+                copy = self.reduce(numbers) if self.reduce else numbers.clone()
             self._copies[id(t)] = weakref.ref(t), _version(t), copy
         return copy
+
+
+def is_batch_of_gradients(gradient: Tensor) -> bool:
+    """Whether it is of many C at a time, by ``is_grads_batched=True`` of autograd or by ``torch.func``."""
+    return is_functorch_wrapped_tensor(gradient) or is_legacy_batchedtensor(gradient)
+
+
+class Physical:
+    """The tensor that autograd knows behind one of ``torch.func``'s, with the dimensions that ``vmap`` hides.
+
+    Args:
+        t: any tensor; itself where it is none of these.
+    """
+
+    def __init__(self, t: Tensor) -> None:
+        hidden: list[int] = []
+        while is_functorch_wrapped_tensor(t):
+            if is_batchedtensor(t):
+                hidden.append(maybe_get_bdim(t))
+            t = get_unwrapped(t)
+        self.tensor = t
+        dims = list(range(t.dim())) if hidden else []
+        order = [dims.pop(dim) for dim in reversed(hidden)] + dims
+        self.order = order if order != sorted(order) else None
+        """Of its dimensions: the hidden ones first; None where they are so."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """With the hidden dimensions first."""
+        shape = tuple(self.tensor.shape)
+        return shape if self.order is None else tuple(shape[dim] for dim in self.order)
+
+    def numbers(self) -> Tensor:
+        """What it holds, without history."""
+        t = self.tensor.detach()
+        return t if self.order is None else t.permute(self.order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,4 +450,7 @@ def _memory(t: Tensor) -> int | None:
 
 
 def _version(t: Tensor | None) -> int:
-    return 0 if t is None or t.is_inference() else t._version
+    if t is None:
+        return 0
+    t = Physical(t).tensor
+    return 0 if t.is_inference() else t._version

@@ -55,6 +55,15 @@ class Call:
     is_recomputed: bool = False
     """Whether the call was made on the way back, as checkpointing does."""
 
+    is_transformed: bool = False
+    """Whether it was called inside of a transform of ``torch.func``."""
+
+    is_of_func: bool = False
+    """Whether ``torch.func`` takes the gradients, or autograd those of many C at a time."""
+
+    is_differentiated: bool = False
+    """Whether gradients of it were taken that are part of C, so that C depends on its weights in other ways as well."""
+
     batch: int = 0
     """Which forward it is part of: one that begins after gradients have come is another."""
 
@@ -94,6 +103,8 @@ class Call:
         name = self.layer or "the model"
         if self.is_under_no_grad:
             return f"{name} was called under torch.no_grad(), so nothing comes back to it: call it with gradients on"
+        if self.is_of_func:
+            return f"gradients of {name} are taken by torch.func or in batches, of no single C: take them by backward()"
         if not self.asks:
             return f"nothing comes back to {name}: neither what goes in nor a parameter of it requires a gradient"
         return f"nothing came back to {name}: call backward() inside the with block, on a loss that depends on it"

@@ -191,7 +191,8 @@ class Measurement:
                 has_bias = isinstance(bias, Tensor) and bias.requires_grad
                 gradient = None if W is None else W.grad
                 self._numbers[name] = dict(layer_statistics(calls, gradient, has_bias, is_linear, learns, scale))
-            for name, kind, share in dead_and_saturated(layers, unit_dims):
+            as_called = {n: calls for n, calls in layers.items() if not any(call.is_transformed for call in calls)}
+            for name, kind, share in dead_and_saturated(as_called, unit_dims):
                 self._numbers[name][kind] = share
 
     def _is_due(self, name: str, ids: set[int] | None) -> bool:
@@ -210,9 +211,11 @@ class Measurement:
         """By layer, those that a gradient came back to."""
         calls: dict[str, list[Call]] = {}
         if self._watch is not None:
+            inside = {call.layer for call in self._watch.record.calls() if call.is_transformed}
             for call in self._watch.record.calls():
                 name = self._of_path[call.layer]
                 if call.is_reached and name in self._modules:
+                    call.is_differentiated |= call.layer in inside
                     calls.setdefault(name, []).append(call)
         elif self.train_step is not None and self.train_step.layers is not self._before[1]:  # it has been called
             for layer in self.train_step.layers:

@@ -163,6 +163,8 @@ def weight_of(module: Module) -> Tensor | None:
 def _rows(calls: Sequence[Call], deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
     """δ and x of the calls, one after another: of one forward they are more rows of the same samples, and of several
     more samples."""
+    if any(call.is_transformed or call.is_differentiated for call in calls):
+        return None  # their ∂C/∂W is another, or their samples lie elsewhere
     batches: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for call, d in zip(calls, deltas, strict=True):
         x = of_this_process(call.x) if isinstance(call.x, Tensor) else None

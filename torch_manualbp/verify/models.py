@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 
@@ -106,6 +107,8 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     upstream: list[Tensor | None] = field(default_factory=list)
+    is_transformed: bool = False
+    """Whether it was inside of a transform of torch.func, where tensors have other sizes than outside."""
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -155,11 +158,16 @@ def _watched(layers: Any, names: Mapping[int, str], calls: list[_Call]) -> Itera
     def before(module: Module, args: Any, kwargs: Any) -> None:
         n = counts[id(module)] = counts.get(id(module), 0) + 1
         name = names[id(module)] + (f"#{n}" if n > 1 else "")
-        calls.append(_Call(name, module, _detached(args), _detached(kwargs)))
+        if _is_transformed((args, kwargs, [*module.parameters()])):
+            calls.append(_Call(name, module, (), {}, is_transformed=True))
+        else:
+            calls.append(_Call(name, module, _detached(args), _detached(kwargs)))
         pending.setdefault(id(module), []).append(calls[-1])
 
     def after(module: Module, args: Any, kwargs: Any, result: Any) -> None:
         call = pending[id(module)].pop()
+        if call.is_transformed:
+            return
         outputs = [t for t in pytree.tree_leaves(result) if is_number(t)]
         call.upstream = [None for _ in outputs]
         for i, output in enumerate(outputs):
@@ -179,9 +187,17 @@ def _watched(layers: Any, names: Mapping[int, str], calls: list[_Call]) -> Itera
 
 def _keeper(call: _Call, i: int) -> Callable[[Tensor], None]:
     def keep(gradient: Tensor) -> None:
-        call.upstream[i] = gradient.detach()
+        if not is_legacy_batchedtensor(gradient):  # and not those of is_grads_batched=True inside
+            call.upstream[i] = gradient.detach()
 
     return keep
+
+
+def _is_transformed(values: Any) -> bool:
+    """Whether it holds what make_fx traces, or a tensor of torch.func."""
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        return True
+    return any(isinstance(t, Tensor) and is_functorch_wrapped_tensor(t) for t in pytree.tree_leaves(values))
 
 
 def _detached(values: Any) -> Any:
@@ -195,6 +211,9 @@ def _of_layer(
     prefix = "" if call.name == "model" else f"{call.name}."
     if deadline is not None and time.perf_counter() > deadline:
         return [Row(call.name, check.name, LEFT_OUT, hint="the budget of time is spent") for check in checks]
+    if call.is_transformed:
+        hint = "it is called inside of torch.func, whose tensors are of no size outside: see the whole model"
+        return [Row(call.name, "", DOES_NOT_APPLY, hint=hint)]
     if not any(u is not None for u in call.upstream):
         return [Row(call.name, "", DOES_NOT_APPLY, hint="no gradient reaches it")]
     try:
