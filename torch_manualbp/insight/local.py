@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from torch_manualbp import nn
+from torch_manualbp._text import visible
 from torch_manualbp.functional.known import OfModule, function_of_entries, is_activation
 from torch_manualbp.insight.record import Call, LocalGradients, NotReachedError
 from torch_manualbp.insight.refusals import ONE_PIECE, refuse_compiled
@@ -155,10 +156,10 @@ class Watch(TorchFunctionMode):
         @_unseen
         def before(module: Module, args: Any, kwargs: Any) -> None:
             if torch.compiler.is_compiling():
-                raise ValueError(f"{name or 'the model'} is called inside of torch.compile, {ONE_PIECE}")
+                raise ValueError(f"{visible(name) or 'the model'} is called inside of torch.compile, {ONE_PIECE}")
             if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
                 traced = "is called while make_fx traces it, as torch.func.linearize does"
-                raise ValueError(f"{name or 'the model'} {traced}, {ONE_PIECE}: use torch.func.jvp")
+                raise ValueError(f"{visible(name) or 'the model'} {traced}, {ONE_PIECE}: use torch.func.jvp")
             if module not in self._pending:
                 return
             call = self._new_call(name)
@@ -243,7 +244,6 @@ class Watch(TorchFunctionMode):
         physical = Physical(z)
         call.z, call.shape, call.asks = self._copy(z), physical.shape, physical.tensor.requires_grad
         call.is_transformed = physical.tensor is not z
-        call.is_differentiated = forward_ad._current_level >= 0
         call.is_differentiated = forward_ad._current_level >= 0
         call.is_of_func = call.is_transformed and not call.asks and z.requires_grad
         self._await(physical, call, "_delta")

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from torch_manualbp._text import visible
+
 __all__ = ["Call", "Layer", "LocalGradients", "NotReachedError"]
 
 
@@ -100,7 +102,7 @@ class Call:
 
     def why_not_reached(self) -> str:
         """Why no gradient came back, in one line."""
-        name = self.layer or "the model"
+        name = visible(self.layer) or "the model"
         if self.is_under_no_grad:
             return f"{name} was called under torch.no_grad(), so nothing comes back to it: call it with gradients on"
         if self.is_of_func:
@@ -130,7 +132,7 @@ class Layer(Sequence[Call]):
         return len(self._calls())
 
     def __repr__(self) -> str:
-        return f"<{self.name or 'the model'}: {self.kind}, called {len(self)} times>"
+        return f"<{visible(self.name) or 'the model'}: {visible(self.kind)}, called {len(self)} times>"
 
     @property
     def x(self) -> Any:
@@ -160,7 +162,7 @@ class Layer(Sequence[Call]):
     def _only(self) -> Call:
         calls = self._calls()
         if len(calls) != 1:
-            name = self.name or "the model"
+            name = visible(self.name) or "the model"
             todo = f": choose one of the calls, as [{self.name!r}][0]" if calls else ""
             raise RuntimeError(f"{name} was called {len(calls)} times{todo}")
         return calls[0]
@@ -210,7 +212,7 @@ class LocalGradients(Mapping[str, Layer]):
     def __str__(self) -> str:
         lines = [("layer", "class", "shape of z", "‖δ‖")]
         lines += [
-            (layer.name or "the model", layer.kind, str(call.shape), _norm(call))
+            (visible(layer.name) or "the model", visible(layer.kind), str(call.shape), _norm(call))
             for layer in self._layers.values()
             for call in layer
         ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import Module
 
+from torch_manualbp._text import visible
+
 __all__ = ["ONE_PIECE", "refuse_compiled"]
 
 ONE_PIECE = "and its layers do not run one by one"
@@ -17,7 +19,7 @@ def refuse_compiled(model: Module) -> None:
         ValueError: the model or one of its modules is compiled or scripted.
     """
     for name, module in model.named_modules():
-        where = f"module {name}" if name else "the model"
+        where = f"module {visible(name)}" if name else "the model"
         if hasattr(module, "_orig_mod"):
             raise ValueError(f"{where} is compiled, {ONE_PIECE}: give the model that it is of, its attribute _orig_mod")
         if getattr(module, "_compiled_call_impl", None) is not None:

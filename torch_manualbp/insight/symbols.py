@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from torch_manualbp._text import in_markdown, visible
 from torch_manualbp.insight.network import Layer
 
 __all__ = ["COST", "LayerSymbols", "Notation", "over", "partial", "plain", "slope", "symbol", "words"]
@@ -35,7 +36,6 @@ LATEX = {
 that no letter after it belongs to its name."""
 
 UNSAFE = re.compile(r"[\\{}$#%&~^`_]")
-MARKDOWN = re.compile(r"([\\`*_<>|\[\]$~#&])")
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,15 @@ class Notation:
 
 def plain(text: str) -> Notation:
     """Numbers and signs as they are, such as `` · `` or ``= 0.5``."""
+    text = visible(text)
     return Notation(text, _escaped(text), html.escape(text))
 
 
 def words(text: str) -> Notation:
     """Words between formulas."""
+    text = visible(text)
     latex = rf"\text{{{UNSAFE.sub('·', text)}}}" if text else ""
-    return Notation(text, latex, html.escape(text), MARKDOWN.sub(r"\\\1", text))
+    return Notation(text, latex, html.escape(text), in_markdown(text))
 
 
 def symbol(letter: str, indices: Sequence[int] = (), above: str = "") -> Notation:
@@ -88,6 +90,7 @@ def symbol(letter: str, indices: Sequence[int] = (), above: str = "") -> Notatio
 
     An index of several digits is set apart by commas: w_12,3.
     """
+    letter, above = visible(letter), visible(above)
     below = [str(i + 1) for i in indices]
     subscript = ("" if all(len(i) == 1 for i in below) else ",").join(below)
     number = re.fullmatch(r"\(\d+\)", above)

@@ -16,6 +16,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 
 from torch_manualbp._objects import one_line
+from torch_manualbp._text import visible
 from torch_manualbp.verify.checks import Check, Trial, chosen
 from torch_manualbp.verify.measure import References
 from torch_manualbp.verify.report import DOES_NOT_APPLY, LEFT_OUT, Report, Row
@@ -131,7 +132,9 @@ def _layers(model: Module, names: Sequence[str] | None) -> dict[str, Module]:
         return {name: module for name, module in modules.items() if not any(True for _ in module.children())}
     for name in names:
         if name not in modules:
-            raise ValueError(f"layers: the model has no layer {name!r}; it has {', '.join(n for n in modules if n)}")
+            raise ValueError(
+                f"layers: the model has no layer {name!r}; it has {', '.join(visible(n) for n in modules if n)}"
+            )
     return {name: modules[name] for name in names}
 
 

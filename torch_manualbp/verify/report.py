@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+
+from torch_manualbp._text import as_json, visible, with_words
 
 __all__ = ["GradientError", "Report", "Row"]
 
@@ -61,9 +62,8 @@ class Row:
         error = "" if self.error_ulps is None else f" by {figure(self.error_ulps)} ulp"
         if self.where:
             error += f" at [{', '.join(map(str, self.where))}]"
-        return (
-            f"{self.check}: {about + ': ' if about else ''}{self.verdict}{error}{'; ' if self.hint else ''}{self.hint}"
-        )
+        said = f"{self.check}: {about + ': ' if about else ''}{self.verdict}{error}{'; ' if self.hint else ''}"
+        return visible(said + " ".join(self.hint.split()))
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,14 @@ class Report:
         return {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in VERDICTS}
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain data; infinities and NaN, which JSON has not, are words."""
-        rows = [
-            {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}
-            for row in self.rows
-        ]
+        """The report as plain data, as it is in JSON."""
+        rows = [with_words(asdict(row)) for row in self.rows]
         about = {"target": self.target, "ok": self.ok, "torch": str(torch.__version__), "seconds": self.seconds}
         return {**about, "counts": self.counts(), "notes": list(self.notes), "rows": rows}
 
     def to_json(self) -> str:
-        """The report as JSON."""
-        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
+        """The report as JSON; numbers that are not finite are the words ``"nan"``, ``"inf"`` and ``"-inf"``."""
+        return as_json(self.as_dict())
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """The columns and the cells: of each check what is wrong, or the largest error of all tensors."""
@@ -137,12 +134,13 @@ class Report:
             "  ".join([*(f"{c:<{w}}" for c, w in zip(line, widths, strict=False)), line[-1]]).rstrip()
             for line in (columns, *cells)
         ]
-        return "\n".join([*lines, "", *self.notes, self.summary()])
+        return "\n".join([*lines, "", *map(visible, self.notes), self.summary()])
 
     def summary(self) -> str:
         """One line: whether it passed, and the counts."""
         counts = ", ".join(f"{n} {verdict}" for verdict, n in self.counts().items() if n)
-        return f"{self.target}: {'correct' if self.ok else 'WRONG'} ({counts or 'nothing ran'}; {self.seconds:.2f} s)"
+        target = visible(self.target)
+        return f"{target}: {'correct' if self.ok else 'WRONG'} ({counts or 'nothing ran'}; {self.seconds:.2f} s)"
 
 
 def _grouped(rows: Sequence[Row]) -> Iterable[list[Row]]:
@@ -164,7 +162,8 @@ def _cells(rows: Sequence[Row]) -> list[str]:
     where = "" if not worst.where or worst.error_ulps == 0 else f"[{', '.join(map(str, worst.where))}]"
     figures = [worst.error_ulps, worst.torch_ulps, worst.error_relative]
     shown = ["" if value is None else figure(value) for value in figures]
-    return [worst.check, name, worst.dtype, *shown, where, worst.verdict, " ".join(worst.hint.split())]
+    cells = [worst.check, name, worst.dtype, *shown, where, worst.verdict, " ".join(worst.hint.split())]
+    return list(map(visible, cells))
 
 
 def figure(value: float) -> str:

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from torch_manualbp._objects import one_line
+from torch_manualbp._text import visible
 from torch_manualbp.verify.functions import applied_in_forward, in_plain_autograd, is_function
 
 __all__ = ["DoesNotApply", "Leaf", "Setting", "Subject", "gradients_of", "is_number", "name_of_dtype", "seed_all"]
@@ -75,7 +76,7 @@ class Subject:
             raise TypeError(
                 f"target is {type(target).__name__}: it must be a module, an autograd.Function or a callable"
             )
-        self.name = name_of(target)
+        self.name = visible(name_of(target))
         self.seed, self.prefix = seed, prefix
         self.only_parameters, self.upstream = only_parameters, upstream
         self._settings: dict[Any, Setting] = {}

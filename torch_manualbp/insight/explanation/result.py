@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from torch_manualbp._text import as_json
 from torch_manualbp.insight.symbols import Notation
 
 __all__ = ["Explanation", "Factor", "MatrixChain", "MatrixFactor", "Path", "Sample"]
@@ -179,8 +179,8 @@ class Explanation:
         return self.to_html(page=False)
 
     def to_json(self) -> str:
-        """As JSON; numbers that are not finite are ``NaN`` and ``Infinity``, as Python writes them."""
-        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
+        """As JSON; numbers that are not finite are the words ``"nan"``, ``"inf"`` and ``"-inf"``."""
+        return as_json(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Names, numbers and the texts of the formulas."""

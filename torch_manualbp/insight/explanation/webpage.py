@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 
+from torch_manualbp._text import visible
 from torch_manualbp.insight.explanation.document import Block, Formula, Heading, Paragraph, Table, document
 from torch_manualbp.insight.explanation.result import Explanation
 
@@ -36,7 +37,7 @@ def to_html(e: Explanation, page: bool) -> str:
     if not page:
         return section
     index = ", ".join(map(str, e.index))
-    title = html.escape(f"∂C/∂ {e.name}[{index}]")
+    title = html.escape(visible(f"∂C/∂ {e.name}[{index}]"))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
+from torch_manualbp._text import visible
 from torch_manualbp.derive.derived import path_of_loss
 
 __all__ = ["Weight", "find_weight"]
@@ -46,14 +47,14 @@ def find_weight(model: Module, loss: Any, name: Any, index: int | Sequence[int])
         raise ValueError(f"the weight is a {type(name).__name__}: give {given}")
     if name not in named:
         raise ValueError(_not_there(name, named, _tensors(model, loss, parameters=False)))
-    parameter = named[name]
+    parameter, shown = named[name], visible(name)
     if is_lazy(parameter):
-        raise ValueError(f"{name} has no shape yet: run the model once before")
+        raise ValueError(f"{shown} has no shape yet: run the model once before")
     if not parameter.requires_grad:
-        raise ValueError(f"{name} is frozen: nothing is learnt of it before requires_grad_(True)")
+        raise ValueError(f"{shown} is frozen: nothing is learnt of it before requires_grad_(True)")
     if parameter.is_complex():
-        raise ValueError(f"{name} is complex: the chain of a weight is one of real numbers")
-    at = _index(name, tuple(parameter.shape), index)
+        raise ValueError(f"{shown} is complex: the chain of a weight is one of real numbers")
+    at = _index(shown, tuple(parameter.shape), index)
     flat = sum(i * step for i, step in zip(at, _steps(parameter.shape), strict=True))
     names = tuple(other for other, tensor in named.items() if tensor is parameter)
     return Weight(parameter, name, names, at, flat)
@@ -71,7 +72,7 @@ def _tensors(model: Module, loss: Any, parameters: bool) -> dict[str, Tensor]:
 
 def _not_there(name: str, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> str:
     if name in buffers:
-        return f"{name} is a buffer of shape {tuple(buffers[name].shape)}: nothing is learnt of it"
+        return f"{visible(name)} is a buffer of shape {tuple(buffers[name].shape)}: nothing is learnt of it"
     if not parameters:
         return f"there is no parameter {name!r}: the model has none"
     near = difflib.get_close_matches(name, parameters, n=3, cutoff=0.4)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp._text import visible
 from torch_manualbp.insight.network import Layer, layers_of
 from torch_manualbp.insight.page.autograd import Step
 from torch_manualbp.insight.page.numbers import for_script
@@ -98,7 +99,7 @@ def _check(trace: Trace, layers: tuple[Layer, ...]) -> None:
 def _column(layer: Layer, step: Step, samples: int) -> dict[str, Any]:
     column: dict[str, Any] = {
         "n": layer.weight.tensor.shape[0],
-        "path": layer.name,
+        "path": visible(layer.name),
         "z": _of_rows(layer.z.tensor, samples),
         "delta": _of_rows(_gradient(layer.z), samples),
         "da": _of_rows(_gradient(layer.a), samples),

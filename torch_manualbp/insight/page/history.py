@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+from torch_manualbp._text import visible
+
 __all__ = ["CHARTS", "SHARES", "TITLES", "Chart", "Moment", "checked", "layers_in", "statistics_in"]
 
 
@@ -89,7 +91,9 @@ def _moment(entry: Any, where: str) -> Moment:
     if not isinstance(layers, Mapping) or not all(isinstance(layer, Mapping) for layer in layers.values()):
         raise ValueError(f"{where}['layers']: it is a dictionary of dictionaries, and not {layers!r:.60}")
     found = {
-        str(name): {str(what): _number(v, f"{where}['layers'][{name!r}][{what!r}]") for what, v in layer.items()}
+        visible(str(name)): {
+            visible(str(what)): _number(v, f"{where}['layers'][{name!r}][{what!r}]") for what, v in layer.items()
+        }
         for name, layer in layers.items()
     }
     loss, noise = (_number(entry.get(what), f"{where}[{what!r}]") for what in ("loss", "noise_scale"))
