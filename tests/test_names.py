@@ -112,6 +112,9 @@ KNOWN_COMMANDS = {
 }
 
 
+FORMULA = r"\$`(.*?)`\$"
+
+
 def check_markdown(text: str) -> None:
     """Tables have as many cells in each row as in their head, fences and formulas end where they begin."""
     assert is_clean(text)
@@ -134,8 +137,9 @@ def check_markdown(text: str) -> None:
         else:
             columns = 0
             assert not line or re.match(r"#{2,3} |[^#\->+]", line), line
-        outside = re.sub(r"\$`(.*?)`\$", lambda m: check_latex(m[1]) or "", line)
-        outside = outside.replace("<br>", "")
+        for formula in re.findall(FORMULA, line):
+            check_latex(formula)
+        outside = re.sub(FORMULA, "", line).replace("<br>", "")
         assert not re.search(r"(?<!\\)(?:\\\\)*[`*_<>$~\[]", outside), (i, outside)
     assert not in_formula
 
@@ -169,7 +173,7 @@ def model(name: str) -> Module:
             self.register_parameter(path + "p", torch.nn.Parameter(torch.ones(4)))
 
         def forward(self, x: Any) -> Any:
-            h = torch.tanh(self._modules[path](x)) * self._parameters[path + "p"]  # type: ignore[misc]
+            h = torch.tanh(self.get_submodule(path)(x)) * self.get_parameter(path + "p")
             return self.get_submodule("inner")[f"{path} 2"](h)  # type: ignore[index]
 
     return named(Network, name)
