@@ -5,6 +5,10 @@
 ``init_args`` are keywords, or a list of positional arguments, and may hold further configurations::
 
     {"class_path": "torch_manualbp.nn.Sequential", "init_args": [{"class_path": "torch_manualbp.nn.ReLU"}, ...]}
+
+A configuration may come out of a checkpoint, whose author must not choose what is run. So its classes are those that
+are defined in :data:`PACKAGES`, which are loaded already, and in what the caller allows by name; nothing else is
+imported, or looked into.
 """
 
 from __future__ import annotations
@@ -12,51 +16,52 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import pkgutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["instantiate", "plain_copy"]
+__all__ = ["PACKAGES", "instantiate", "plain_copy"]
 
-# A configuration may come out of a checkpoint, whose author must not choose what to run: subprocess.Popen is a class.
+PACKAGES = (
+    "torch.nn",
+    "torch.optim",
+    "torch_manualbp.nn",
+    # All but those that load a model by its name: audio, image, multimodal, text, video.
+    *(f"torchmetrics.{part}" for part in ("aggregation", "classification", "clustering", "collections", "detection")),
+    *(f"torchmetrics.{part}" for part in ("nominal", "regression", "retrieval", "segmentation", "shape", "wrappers")),
+)
+"""Where classes may be defined without being allowed by name."""
+
 BASES = (torch.nn.Module, torch.optim.Optimizer, LRScheduler)
+MOST_LEVELS, MOST_ENTRIES = 100, 1_000_000
+"""Of a configuration: beyond that it holds itself, or was made to fill the memory."""
 
 
-def instantiate(config: Mapping[str, Any], *args: Any, path: str = "config") -> Any:
+def instantiate(
+    config: Mapping[str, Any],
+    *args: Any,
+    path: str = "config",
+    allow: str | Sequence[str] = (),
+    kind: Any = BASES,
+) -> Any:
     """The object that ``config`` describes; ``args`` come before its own arguments.
 
     Args:
         config: ``class_path`` names a subclass of ``torch.nn.Module`` (which losses and metrics are too),
             ``torch.optim.Optimizer`` or ``LRScheduler``.
         path: what the errors call ``config``.
+        allow: packages, modules or classes besides :data:`PACKAGES`, by name; they are imported if they are named.
+        kind: the class, or classes, that the object is one of.
 
     Raises:
-        ValueError: ``config`` is not of this form, or the class does not take its ``init_args``; in one line, with the
-            place in the configuration, the value there, and what would do.
+        ValueError: ``config`` is not of this form, its class is not allowed or does not take its ``init_args``; in one
+            line, with the place in the configuration, the value there, and what would do.
     """
-    unknown = sorted(map(str, config.keys() - {"class_path", "init_args"}))
-    if unknown or "class_path" not in config:
-        found = f"has the unknown key {unknown[0]!r}" if unknown else "lacks 'class_path'"
-        raise ValueError(f"{path} {found}: it takes {{'class_path': 'package.Class', 'init_args': {{...}} or [...]}}")
-    cls = _resolve(config["class_path"], f"{path}.class_path")
-    init_args = config.get("init_args") or {}
-    if isinstance(init_args, Mapping):
-        kwargs = {name: _nested(value, f"{path}.init_args.{name}") for name, value in init_args.items()}
-    elif isinstance(init_args, list | tuple):
-        args += tuple(_nested(value, f"{path}.init_args[{i}]") for i, value in enumerate(init_args))
-        kwargs = {}
-    else:
-        raise ValueError(f"{path}.init_args is {init_args!r}: it takes a mapping of keywords, or a list")
-    _check_arguments(cls, args, kwargs, path)
-    try:
-        return cls(*args, **kwargs)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: {config['class_path']} refuses init_args {init_args!r}: {reason}") from error
+    refuse_too_large(config, path)
+    return _instantiate(config, args, path, (allow,) if isinstance(allow, str) else tuple(allow), kind)
 
 
 def plain_copy(value: Any) -> Any:
@@ -78,49 +83,130 @@ def plain_copy(value: Any) -> Any:
     raise TypeError(f"{type(value).__qualname__} is not plain data")
 
 
-def _nested(value: Any, path: str) -> Any:
+def refuse_too_large(value: Any, path: str) -> None:
+    """Say that a configuration is too large to be followed: a list may hold itself, or the same list many times.
+
+    Raises:
+        ValueError: it is.
+    """
+    level, levels = [value], 0
+    entries = 0
+    while level:
+        entries += len(level)
+        levels += 1
+        if levels > MOST_LEVELS or entries > MOST_ENTRIES:
+            what = f"{MOST_LEVELS} levels" if levels > MOST_LEVELS else f"{MOST_ENTRIES:,} entries"
+            raise ValueError(f"{path} has more than {what}, and is no configuration")
+        level = [
+            item
+            for holder in level
+            if isinstance(holder, Mapping | list | tuple)
+            for item in (holder.values() if isinstance(holder, Mapping) else holder)
+        ]
+
+
+def _instantiate(config: Mapping[str, Any], args: tuple[Any, ...], path: str, allow: tuple[str, ...], kind: Any) -> Any:
+    unknown = sorted(map(str, config.keys() - {"class_path", "init_args"}))
+    if unknown or "class_path" not in config:
+        found = f"has the unknown key {unknown[0]!r}" if unknown else "lacks 'class_path'"
+        raise ValueError(f"{path} {found}: it takes {{'class_path': 'package.Class', 'init_args': {{...}} or [...]}}")
+    class_path, init_args = config["class_path"], config.get("init_args") or {}
+    cls = _resolve(class_path, f"{path}.class_path", allow)
+    kwargs: dict[str, Any] = {}
+    if isinstance(init_args, Mapping):
+        for name, value in init_args.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{path}.init_args has the key {_shown(name)}, which is no name of an argument")
+            kwargs[name] = _nested(value, f"{path}.init_args.{name}", allow)
+    elif isinstance(init_args, list | tuple):
+        args += tuple(_nested(value, f"{path}.init_args[{i}]", allow) for i, value in enumerate(init_args))
+    else:
+        raise ValueError(f"{path}.init_args is {_shown(init_args)}: it takes a mapping of keywords, or a list")
+    _check_arguments(cls, args, kwargs, path)
+    try:
+        built = cls(*args, **kwargs)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: {class_path} refuses init_args {_shown(init_args)}: {reason}") from error
+    if not isinstance(built, kind):
+        wanted = " or ".join(c.__qualname__ for c in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{path}.class_path is {class_path!r}, of which an object is no {wanted}")
+    return built
+
+
+def _nested(value: Any, path: str, allow: tuple[str, ...]) -> Any:
     if isinstance(value, Mapping):
         if "class_path" in value:
-            return instantiate(value, path=path)
-        return {key: _nested(item, f"{path}.{key}") for key, item in value.items()}
+            return _instantiate(value, (), path, allow, BASES)
+        return {key: _nested(item, f"{path}.{key}", allow) for key, item in value.items()}
     if isinstance(value, list):
-        return [_nested(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        return [_nested(item, f"{path}[{i}]", allow) for i, item in enumerate(value)]
     return value
 
 
-def _resolve(class_path: Any, path: str) -> Any:
+def _resolve(class_path: Any, path: str, allow: tuple[str, ...]) -> Any:
+    """The class, found without an import, except of what the caller allows."""
     if not isinstance(class_path, str) or not class_path:
-        raise ValueError(f"{path} is {class_path!r}: it takes the full name of a class, such as 'torch.optim.SGD'")
+        raise ValueError(
+            f"{path} is {_shown(class_path)}: it takes the full name of a class, such as 'torch.optim.SGD'"
+        )
     first, *rest = class_path.split(".")
-    found = _import(first)
-    if found is None:
-        tops = {name for name in sys.modules if "." not in name and not name.startswith("_")}
-        raise ValueError(f"{path} is {class_path!r}, and no {first!r} can be imported{_hint(first, tops, '')}")
-    name = first
+    roots = {name.partition(".")[0] for name in (*PACKAGES, *allow)}
+    if first not in roots:
+        raise ValueError(f"{path} is {class_path!r}, {_no_class(allow)}{_hint(first, roots, '')}; {_way_out(first)}")
+    name, found = first, _module(first, allow)
     for part in rest:
-        inner = getattr(found, part, None) if part else None
-        if inner is None and part and inspect.ismodule(found):
-            inner = _import(f"{name}.{part}")
+        inner = vars(found).get(part) if inspect.ismodule(found) or inspect.isclass(found) else None
+        if inspect.ismodule(inner) and inner.__name__.partition(".")[0] not in roots:  # such as torch.os
+            inner = None
+        if inner is None and part and (found is None or inspect.ismodule(found)):
+            inner = _module(f"{name}.{part}", allow)
+        if inner is None and inspect.ismodule(found) and _is_in(name, allow):
+            inner = getattr(found, part, None)  # a package may import on demand
         if inner is None:
-            known = {*dir(found), *(module.name for module in pkgutil.iter_modules(getattr(found, "__path__", ())))}
-            raise ValueError(f"{path} is {class_path!r}, and {name} has no {part!r}{_hint(part, known, f'{name}.')}")
+            hint = _hint(part, vars(found) if found is not None else (), f"{name}.")
+            raise ValueError(f"{path} is {class_path!r}, and {name} has no {part!r}{hint}")
         name, found = f"{name}.{part}", inner
     if not (inspect.isclass(found) and issubclass(found, BASES)):
-        raise ValueError(f"{path} is {class_path!r}, which is not a class of modules, optimizers or schedulers")
+        raise ValueError(f"{path} is {class_path!r}, {_no_class(allow)}")
+    if not _is_in(f"{found.__module__}.{found.__qualname__}", (*PACKAGES, *allow)):
+        raise ValueError(f"{path} is {class_path!r}, {_no_class(allow)}; {_way_out(found.__module__)}")
     return found
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # it is there, and lacks something itself
-        return None
+def _is_in(name: str, packages: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
+def _module(name: str, allow: tuple[str, ...]) -> Any:
+    """A module that is loaded, or that the caller allows, with the packages that it is in."""
+    allowed = _is_in(name, allow) or any(_is_in(entry, (name,)) for entry in allow)
+    if name not in sys.modules and allowed and not name.rpartition(".")[2].startswith("__"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # it is there, and lacks something itself
+    return sys.modules.get(name)
+
+
+def _no_class(allow: tuple[str, ...]) -> str:
+    others = "".join(f", {name}" for name in allow)
+    return f"which is not a class of modules, optimizers or schedulers of torch, torch_manualbp, torchmetrics{others}"
+
+
+def _way_out(name: str) -> str:
+    return f"classes of another package are taken with allow=({name!r},)"
+
+
+def _shown(value: Any) -> str:
+    """In one line of some length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _hint(name: str, known: Iterable[str], prefix: str) -> str:
-    public = [k for k in known if not k.startswith("_")]
+    public = [k for k in known if not k.startswith("_") and k != name]
     close = difflib.get_close_matches(name, public, 1)
     if not close:  # in other letters' case: 'relu' for 'ReLU'
         close = [k for k in public if k.lower() == name.lower()][:1]

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from torch_manualbp.derive import TrainStep
-from torch_manualbp.lightning.config import instantiate, plain_copy
+from torch_manualbp.lightning.checkpoints import (
+    CheckpointError,
+    contents,
+    hyper_parameters,
+    prepare,
+    random_states,
+    read,
+)
+from torch_manualbp.lightning.config import instantiate, plain_copy, refuse_too_large
 from torch_manualbp.lightning.derived import DerivedEngine, refuse_what_needs_autograd
 from torch_manualbp.lightning.metrics import EpochMetrics
 from torch_manualbp.lightning.nonfinite import NonFiniteLossError, cause_of_nonfinite_loss, is_finite
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ManualBackpropModule"]
 
 Config = Mapping[str, Any]
 ADAM: Config = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
+
+KINDS: dict[str, Any] = {"loss": Module, "optimizer": Optimizer, "scheduler": (LRScheduler, ReduceLROnPlateau)}
+"""What a configuration describes, where a function would do as well."""
 
 _RNG_STATES = "torch_manualbp.rng_states"
 _GIVEN_AS_OBJECT = "given_as_object"
@@ -36,6 +52,7 @@ class ManualBackpropModule(pl.LightningModule):
     Each argument is a configuration (see :mod:`torch_manualbp.lightning.config`) or an object. What was given by
     configuration is saved in the checkpoint: given everything so, ``ManualBackpropModule.load_from_checkpoint(path)``
     needs no more. What was given as an object is then passed again: ``load_from_checkpoint(path, model=...)``.
+    Checkpoints are written whole or not at all.
 
     Logged over each epoch, on all samples of all processes: ``train_loss``, ``val_loss``, ``test_loss``, and under
     ``train_<name>``, ``val_<name>``, ``test_<name>`` the metrics.
@@ -57,6 +74,8 @@ class ManualBackpropModule(pl.LightningModule):
             :class:`~torch_manualbp.TrainStep`, without a graph, on a single device. Only the speed differs, and what
             ``.grad`` holds when training is over: with "derived" nothing where no callback and no method of a subclass
             could look at it before. A callback that does not says so by ``needs_gradients = False``.
+        allow: packages, modules or classes that configurations may name, besides those of torch, torchmetrics and this
+            package, such as ``("my_package",)``. It is not saved: whoever loads a checkpoint allows anew.
 
     Raises:
         ValueError: a configuration cannot be followed; the message names the place in it.
@@ -73,6 +92,7 @@ class ManualBackpropModule(pl.LightningModule):
         scheduler: Callable[[Optimizer], Any] | Config | None = None,
         metrics: Mapping[str, Metric | Config] | None = None,
         engine: str = "autograd",
+        allow: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
         given: dict[str, Any] = {"model": model, "loss": loss, "optimizer": optimizer, "scheduler": scheduler}
@@ -80,13 +100,14 @@ class ManualBackpropModule(pl.LightningModule):
         _refuse_missing(given)
         if engine not in ("autograd", "derived"):
             raise ValueError(f"engine is {engine!r}: it takes 'autograd' or 'derived'")
-        self.save_hyperparameters({name: _hyperparameter(value) for name, value in given.items()})
-        self.model: Module = _built("model", model, Module, "a torch.nn.Module")
-        self.loss = _built("loss", loss, Callable, "a function of (output, target)")
-        measured = _built_metrics(metrics)
+        self.save_hyperparameters({name: _hyperparameter(name, value) for name, value in given.items()})
+        self.model: Module = _built("model", model, Module, "a torch.nn.Module", allow)
+        self.loss = _built("loss", loss, Callable, "a function of (output, target)", allow)
+        measured = _built_metrics(metrics, allow)
         self.train_metrics = EpochMetrics("train", measured)
         self.val_metrics = EpochMetrics("val", measured)
         self.test_metrics = EpochMetrics("test", measured)
+        self._allow = allow
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._rng_states: list[Tensor] | None = None
@@ -101,6 +122,55 @@ class ManualBackpropModule(pl.LightningModule):
     def derived_engine(self) -> DerivedEngine | None:
         """What runs the training steps of ``engine="derived"``."""
         return self._engine
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        *,
+        allow: str | Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Self:
+        """The module of a checkpoint, as Lightning loads it, of an author who need not be trusted.
+
+        Args:
+            weights_only: False for a checkpoint of a trusted author that holds more than tensors and plain data.
+            allow: packages, modules or classes whose objects the checkpoint may ask for, besides those of torch,
+                torchmetrics and this package.
+            kwargs: what the checkpoint does not hold, or what is to take its place, such as ``model``.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is no checkpoint of this module.
+            TypeError: an object is missing that the checkpoint does not hold.
+            OSError: there is no such file.
+        """
+        name = "the checkpoint" if hasattr(checkpoint_path, "read") else str(checkpoint_path)
+        data = read(checkpoint_path)
+        held = contents(data, name, weights_only is not False)
+        given = {**hyper_parameters(held), **kwargs}
+        _refuse_missing(given)
+        safely = {} if weights_only is None else {"weights_only": weights_only}
+        try:
+            if not allow and hparams_file is None:
+                _refuse_another_size(given.get("model"), held["state_dict"], strict is not False)
+            return super().load_from_checkpoint(
+                # What LightningCLI leaves in a checkpoint has Lightning make objects of any class.
+                io.BytesIO(data),
+                map_location,
+                hparams_file,
+                strict,
+                allow=allow,
+                _instantiator=None,
+                **safely,
+                **kwargs,
+            )
+        except Exception as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise CheckpointError(f"{name} is no checkpoint of {cls.__name__}: {message}") from error
 
     def forward(self, inputs: Any) -> Any:
         """The model's output."""
@@ -142,7 +212,12 @@ class ManualBackpropModule(pl.LightningModule):
         return self.model(batch if isinstance(batch, Tensor) else _inputs_and_target(batch, "predict_step")[0])
 
     def setup(self, stage: str) -> None:
-        """Refuse a trainer that the engine cannot train by."""
+        """Refuse a trainer that the engine cannot train by, or whose checkpoints cannot be written.
+
+        Raises:
+            OSError: a folder of checkpoints cannot be written to.
+        """
+        prepare(self.trainer)
         if self._engine is not None and stage == TrainerFn.FITTING:
             refuse_what_needs_autograd(self.trainer)
 
@@ -172,14 +247,16 @@ class ManualBackpropModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of all parameters, and the scheduler with Lightning's settings for it."""
-        optimizer = _built("optimizer", self._optimizer, Callable, "a function of the parameters", self.parameters())
+        optimizer = _built(
+            "optimizer", self._optimizer, Callable, "a function of the parameters", self._allow, self.parameters()
+        )
         if self._scheduler is None:
             return optimizer
         scheduler, settings = self._scheduler, {}
         if isinstance(scheduler, Mapping):
             settings = {k: v for k, v in scheduler.items() if k in ("interval", "frequency", "monitor")}
             scheduler = {k: v for k, v in scheduler.items() if k not in settings}
-        built = _built("scheduler", scheduler, Callable, "a function of the optimizer", optimizer)
+        built = _built("scheduler", scheduler, Callable, "a function of the optimizer", self._allow, optimizer)
         if isinstance(built, ReduceLROnPlateau):
             settings.setdefault("monitor", "val_loss")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": built, **settings}}
@@ -193,13 +270,13 @@ class ManualBackpropModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the random state out of the checkpoint, if it is to go on training from."""
         resumed = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        self._rng_states = checkpoint.get(_RNG_STATES) if resumed else None
+        self._rng_states = random_states(checkpoint.get(_RNG_STATES)) if resumed else None
 
     def on_train_start(self) -> None:
         """Go on with the checkpoint's random numbers, now that the loaders and the callbacks have drawn theirs."""
         states, self._rng_states = self._rng_states, None
         if states is not None and self.global_rank < len(states):
-            torch.set_rng_state(states[self.global_rank].cpu())
+            torch.set_rng_state(states[self.global_rank])
 
     def _evaluate(self, batch: Any, step: str, metrics: EpochMetrics) -> None:
         inputs, target = _inputs_and_target(batch, step)
@@ -223,16 +300,16 @@ def _batch_size(inputs: Any, target: Any) -> int:
     return next(sizes, 1)
 
 
-def _built(name: str, given: Any, kind: Any, accepted: str, *args: Any) -> Any:
+def _built(name: str, given: Any, kind: Any, accepted: str, allow: str | Sequence[str], *args: Any) -> Any:
     """What the argument ``name`` stands for; ``args`` are what a configuration or a function of them lacks."""
     if isinstance(given, Mapping):
-        return instantiate(given, *args, path=name)
+        return instantiate(given, *args, path=name, allow=allow, kind=KINDS.get(name, kind))
     if not isinstance(given, kind) or (inspect.isclass(given) and not args):
         raise TypeError(f"{name} is {given!r}: it takes {accepted}, or {{'class_path': ..., 'init_args': ...}}")
     return given(*args) if args else given
 
 
-def _built_metrics(given: Any) -> dict[str, Metric]:
+def _built_metrics(given: Any, allow: str | Sequence[str]) -> dict[str, Metric]:
     if given is None:
         return {}
     if not isinstance(given, Mapping) or "class_path" in given:
@@ -240,17 +317,34 @@ def _built_metrics(given: Any) -> dict[str, Metric]:
     if "loss" in given:
         raise ValueError("metrics has the name 'loss', which is the loss's own; call the metric otherwise")
     return {
-        name: _built(f"metrics[{name!r}]", metric, Metric, "a torchmetrics.Metric") for name, metric in given.items()
+        name: _built(f"metrics[{name!r}]", metric, Metric, "a torchmetrics.Metric", allow)
+        for name, metric in given.items()
     }
 
 
-def _hyperparameter(given: Any) -> Any:
+def _hyperparameter(name: str, given: Any) -> Any:
     """The argument as plain data if it is, or else what class it was of."""
+    refuse_too_large(given, name)
     try:
         return plain_copy(given)
     except TypeError:
         cls = given if inspect.isclass(given) or inspect.isfunction(given) else type(given)
         return {_GIVEN_AS_OBJECT: f"{cls.__module__}.{cls.__qualname__}"}
+
+
+def _refuse_another_size(model: Any, state: Mapping[str, Any], strict: bool) -> None:
+    """Say that a model given by configuration is not the one whose state is there, before memory is taken for it."""
+    if not isinstance(model, Mapping):
+        return
+    with torch.device("meta"):
+        expected = {f"model.{name}": t for name, t in instantiate(model, path="model").state_dict().items()}
+    for name, t in expected.items():
+        if not isinstance(t, Tensor) or isinstance(t, UninitializedTensorMixin):
+            continue
+        if name not in state and strict:
+            raise ValueError(f"it lacks {name} of the model")
+        if name in state and t.shape != state[name].shape:
+            raise ValueError(f"{name} is of shape {tuple(state[name].shape)}, and the model's of {tuple(t.shape)}")
 
 
 def _refuse_missing(given: dict[str, Any]) -> None:
