@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp import nn
+from torch_manualbp._files import check_writable, is_to_be_lost
 from torch_manualbp.insight import report
 from torch_manualbp.rules.activation import ReLU, Sigmoid, Tanh
 from torch_manualbp.rules.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
@@ -415,6 +416,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of A10's random start (default: 0)")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="A10 ends where ‖∇C‖ is less (default: 0.001)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the known case as a page for the browser, too")
+    parser.add_argument("--force", action="store_true", help="write over a page that exists")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # a console of another encoding could not print δ
     options = parser.parse_args()
@@ -422,6 +424,13 @@ def main() -> None:
         parser.error(f"argument --seed: {options.seed} is not from 0 to 2**63 - 1")
     if not 0 < options.tolerance < math.inf:
         parser.error(f"argument --tolerance: {options.tolerance} is not a number greater than 0")
+    if options.page is not None:
+        try:
+            check_writable(options.page, make_folder=True)
+        except OSError as error:
+            parser.error(f"argument --page: {error}")
+        if is_to_be_lost(options.page) and not options.force:
+            parser.error(f"argument --page: {options.page} exists; --force writes over it")
     torch.set_num_threads(1)  # a product this small is no work to share: A10 took 0.7 s, not 7 to 50, on two busy cores
 
     print("Backpropagation, worked through by hand. The code of it all: forward_and_back in examples/article.py")

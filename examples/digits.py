@@ -25,7 +25,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from torch_manualbp._extras import require
+from torch_manualbp._files import check_writable, write_text
 from torch_manualbp.lightning import DigitsDataModule, GradientFlow, ManualBackpropModule, NonFiniteLossError
+from torch_manualbp.lightning.checkpoints import CheckpointError
 from torch_manualbp.lightning.config import instantiate
 from torch_manualbp.verify import compare_gradients
 
@@ -37,6 +39,7 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, float]]] = {  # the class, and the de
     "sgd": ("SGD", {"lr": 0.1, "weight_decay": 5e-3, "momentum": 0.9}),
 }
 ENGINES = ("autograd", "derived")
+FILES = ("last.ckpt", "best.ckpt", "gradient_flow.png")
 DTYPES = {  # of the parameters
     "32-true": torch.float32,
     "64-true": torch.float64,
@@ -98,10 +101,10 @@ def gradients_agree(module: ManualBackpropModule, data: DigitsDataModule, option
 
 def run(options: argparse.Namespace) -> int:
     """Compare, train, test and draw. Returns the exit status."""
-    last, best, figure = (options.output / name for name in ("last.ckpt", "best.ckpt", "gradient_flow.png"))
+    last, best, figure = (options.output / name for name in FILES)
     if not options.resume:
         last.unlink(missing_ok=True)
-        (options.output / "options.json").write_text(json.dumps(of_the_run(options)))
+        write_text(options.output / "options.json", json.dumps(of_the_run(options)))
     if max(options.hidden) <= 512:
         # Products this small are no work to share: on two busy cores, two threads took 97 s where one took 21.
         torch.set_num_threads(1)
@@ -202,7 +205,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         for file in (options.output / "last.ckpt", options.output / "options.json"):
             if not file.is_file():
                 parser.error(f"argument --resume: there is no {file}; --output takes the folder of an interrupted run")
-        started = json.loads((options.output / "options.json").read_text())
+        started = options_of_run(options.output / "options.json", parser)
         parser.set_defaults(**started)
         options = parser.parse_args(arguments)
         for name, value in of_the_run(options).items():
@@ -216,9 +219,29 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"argument --momentum: {options.optimizer} has none; it goes with --optimizer sgd or rmsprop")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --output: {options.output} is no folder to write to: {error.strerror}")
+        check_writable(options.output / "options.json")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        parser.error(f"argument --output: {options.output} is no folder to write to: {reason}")
+    if not (options.output / "options.json").exists():  # no earlier run, which is replaced
+        for file in (options.output / name for name in FILES):
+            if file.exists():
+                parser.error(f"argument --output: {file} exists, and is of no earlier run; choose another folder")
     return options
+
+
+def options_of_run(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The options that a run began with, in the form that the parser takes."""
+    try:
+        started = json.loads(path.read_text(encoding="utf-8"))
+        for action in parser._actions:
+            kind: Any = action.type or str
+            for value in started.get(action.dest, []) if action.nargs else [started.get(action.dest)]:
+                if action.dest in started and kind(str(value)) != value:
+                    raise ValueError(f"{action.dest} is {value!r}")
+    except (AttributeError, TypeError, ValueError, OSError, argparse.ArgumentTypeError) as error:
+        parser.error(f"argument --resume: {path} does not hold the options of a run: {error}")
+    return {name: value for name, value in started.items() if name not in ("output", "resume")}
 
 
 def of_the_run(options: argparse.Namespace) -> dict[str, Any]:
@@ -239,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return run(options)
-    except (ImportError, OSError, NonFiniteLossError) as error:
+    except (ImportError, OSError, NonFiniteLossError, CheckpointError) as error:
         print(f"digits.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -24,12 +24,15 @@ from torch import Tensor
 
 from torch_manualbp import nn
 from torch_manualbp._extras import require
+from torch_manualbp._files import check_writable, is_to_be_lost
 from torch_manualbp.insight import RunStatistics, report
+from torch_manualbp.insight.figures import save
 from torch_manualbp.insight.network import layers_of
 from torch_manualbp.insight.trace import trace
 
 HIDDEN, WIDTH = 10, 32
 BATCH, EPSILON = 128, 0.01
+FILES = ("delta.png", "factors.png", "cost.png", "sigmoid.html", "relu.html")
 
 
 def network(activation: type[torch.nn.Module]) -> torch.nn.Sequential:
@@ -210,7 +213,7 @@ def draw(runs: list[Run], folder: Path) -> list[Path]:
         axes.semilogy(numbers, [row.delta for row in run.start], "o-", color=colours[run.name], label=run.name)
     axes.set_xticks(numbers)
     axes.legend()
-    fig.savefig(paths[-1], dpi=150)
+    save(fig, paths[-1])
 
     fig, axes = figure("factors", "What one layer leaves of ‖δ‖", "layer", "‖δ⁽ˡ⁾‖ / ‖δ⁽ˡ⁺¹⁾‖")
     for run in runs:
@@ -220,14 +223,14 @@ def draw(runs: list[Run], folder: Path) -> list[Path]:
     axes.axhline(1, color="grey", linewidth=1)
     axes.set_xticks(numbers)
     axes.legend(fontsize="small", loc="center right", bbox_to_anchor=(1, 0.42))  # between the two networks
-    fig.savefig(paths[-1], dpi=150)
+    save(fig, paths[-1])
 
     fig, axes = figure("cost", "Training", "step", "C")
     for run in runs:
         axes.plot(range(1, len(run.costs) + 1), run.costs, color=colours[run.name], label=run.name)
     axes.axhline(math.log(10), color="grey", linewidth=1, linestyle=":", label="log 10, a guess")
     axes.legend()
-    fig.savefig(paths[-1], dpi=150)
+    save(fig, paths[-1])
     plt.close("all")
     return paths
 
@@ -256,6 +259,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of training (default: 600)")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # a console of another encoding could not print δ
+    parser.add_argument("--force", action="store_true", help="write over figures and pages that exist")
     options = parser.parse_args()
     if not 0 <= options.seed < 2**63:
         parser.error(f"argument --seed: {options.seed} is not from 0 to 2**63 - 1")
@@ -264,9 +268,13 @@ def main() -> None:
     torch.set_num_threads(1)  # products this small are no work to share
     try:
         options.output.mkdir(parents=True, exist_ok=True)
+        for path in (options.output / name for name in FILES):
+            check_writable(path)
+            if is_to_be_lost(path) and not options.force:
+                parser.error(f"argument --output: {path} exists; --force writes over it")
         data = digits(options.seed)
         require("matplotlib", "plots")
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"vanishing.py: {error}")
 
     print(f"{len(data.x)} handwritten digits; 64 → {HIDDEN} layers of {WIDTH} → 10; gradient descent, ε = {EPSILON:g}")
@@ -280,8 +288,11 @@ def main() -> None:
     )
     print("f' is 1 for about half of the neurons and the weights make up for the other half, ‖δ‖ stays what it is.\n")
     runs = [sigmoid, relu]
-    for path in (*draw(runs, options.output), *pages(runs, data, options.output)):
-        print(path)
+    try:
+        for path in (*draw(runs, options.output), *pages(runs, data, options.output)):
+            print(path)
+    except OSError as error:
+        sys.exit(f"vanishing.py: {error}")
 
 
 if __name__ == "__main__":

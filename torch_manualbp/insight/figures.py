@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch_manualbp._extras import require
+from torch_manualbp._files import check_writable, whole_file
 
-__all__ = ["draw"]
+__all__ = ["draw", "refuse_path", "save"]
 
 MOST_IN_LEGEND = 12
 """Layers; of more the first and the last are named."""
@@ -24,9 +26,12 @@ def draw(history: Sequence[Mapping[str, Any]], path: str | Path | None = None) -
 
     Raises:
         ImportError: matplotlib is missing; the message gives the command that installs it.
+        OSError: the file cannot be written; what was there before is there still.
+        ValueError: the suffix of ``path`` is that of no format.
     """
+    if path is not None:
+        refuse_path(path)
     # Without pyplot, which would keep the figure in a global list and choose a backend for the whole process.
-    require("matplotlib", "plots")
     figure = require("matplotlib.figure", "plots").Figure(figsize=(11, 7.5), layout="constrained")
     colormap = require("matplotlib", "plots").colormaps["viridis"]
     layers = list(dict.fromkeys(layer for entry in history for layer in entry["layers"]))
@@ -47,9 +52,42 @@ def draw(history: Sequence[Mapping[str, Any]], path: str | Path | None = None) -
         shown = lines if len(lines) <= MOST_IN_LEGEND else [lines[0], lines[-1]]
         figure.legend(handles=shown, title="layer", loc="outside right upper")
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        save(figure, path)
     return figure
+
+
+def save(figure: Any, path: str | Path) -> None:
+    """Save a figure of matplotlib in the format of the suffix, as a whole file; missing folders are made."""
+    path = _file(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=_format(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(picture.getbuffer())
+
+
+def refuse_path(path: str | Path) -> None:
+    """Say before hours of training that no figure can be saved there.
+
+    Raises:
+        ImportError: matplotlib is missing; the message gives the command that installs it.
+        OSError: the file cannot be written.
+        ValueError: its suffix is that of no format.
+    """
+    path = _file(path)
+    known = require("matplotlib.figure", "plots").Figure().canvas.get_supported_filetypes()
+    if _format(path) not in known:
+        raise ValueError(f"{path}: {path.suffix!r} is the suffix of no figure; there are {', '.join(sorted(known))}")
+    check_writable(path, make_folder=True)
+
+
+def _file(path: str | Path) -> Path:
+    """Without a suffix it is a PNG, as for matplotlib."""
+    return Path(path) if Path(path).suffix else Path(f"{path}.png")
+
+
+def _format(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
 
 
 def _over_steps(axes: Any, history: Any, colors: Mapping[str, Any], name: str, linestyle: str = "-") -> list[Any]:

@@ -50,6 +50,20 @@ class WholeCheckpointIO(TorchCheckpointIO):
         with whole_file(local) as file:
             file.write(content.getbuffer())
 
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What a checkpoint holds.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another form.
+        """
+        try:
+            held = super().load_checkpoint(path, *args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:  # whatever a damaged file makes torch raise
+            raise CheckpointError(f"{path} cannot be read, such as where it is cut off: {one_line(error)}") from error
+        return checked(held, str(path))
+
 
 def prepare(trainer: pl.Trainer) -> None:
     """Have the trainer write whole checkpoints, unless it was given another way to write them.
@@ -83,10 +97,10 @@ def read(where: str | os.PathLike[str] | IO[bytes]) -> bytes:
 
 
 def contents(data: bytes, name: str, weights_only: bool) -> dict[str, Any]:
-    """What a checkpoint holds, in the form that Lightning takes.
+    """What a checkpoint holds.
 
     Raises:
-        CheckpointError: it is cut off, or of another form.
+        CheckpointError: it is cut off, or of another form than Lightning's.
     """
     try:
         held = torch.load(io.BytesIO(data), map_location="cpu", weights_only=weights_only)
@@ -99,6 +113,15 @@ def contents(data: bytes, name: str, weights_only: bool) -> dict[str, Any]:
         ) from error
     except Exception as error:  # whatever a damaged file makes torch raise
         raise CheckpointError(f"{name} cannot be read, such as where it is cut off: {one_line(error)}") from error
+    return checked(held, name)
+
+
+def checked(held: Any, name: str) -> dict[str, Any]:
+    """What a checkpoint holds, if it has the form that Lightning takes.
+
+    Raises:
+        CheckpointError: it has another.
+    """
     if not isinstance(held, dict):
         raise CheckpointError(f"{name} is no checkpoint of Lightning: it holds a {type(held).__name__}, and no dict")
     for key in ("state_dict", *HYPER_PARAMETERS):

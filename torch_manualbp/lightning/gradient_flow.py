@@ -9,8 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.optim import Optimizer
 
-from torch_manualbp._extras import require
-from torch_manualbp.insight.figures import draw
+from torch_manualbp.insight.figures import draw, refuse_path
 from torch_manualbp.insight.refusals import ONE_PIECE, refuse_compiled
 from torch_manualbp.insight.run import Measurement, NoiseScales
 from torch_manualbp.lightning.module import ManualBackpropModule
@@ -42,8 +41,10 @@ class GradientFlow(pl.Callback):
         every_n_steps: how often to measure (default: ``Trainer.log_every_n_steps``).
 
     Raises:
-        ValueError: ``every_n_steps`` is less than 1; or, when training starts, the model is compiled.
+        ValueError: ``every_n_steps`` is less than 1; the path has the suffix of no figure; or, when training starts,
+            the model is compiled.
         ImportError: there is a path and no matplotlib; the message gives the command that installs it.
+        OSError: no file can be written at the path.
     """
 
     def __init__(self, path: str | Path | None = None, every_n_steps: int | None = None) -> None:
@@ -56,7 +57,7 @@ class GradientFlow(pl.Callback):
         self._due = self._step = 0
         self._measurement: Measurement | None = None
         if path is not None:
-            require("matplotlib", "plots")  # say so now rather than after training
+            refuse_path(path)  # now rather than after training
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse what has no layers to look at."""
