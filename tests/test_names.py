@@ -173,7 +173,7 @@ def model(name: str) -> Module:
             self.register_parameter(path + "p", torch.nn.Parameter(torch.ones(4)))
 
         def forward(self, x: Any) -> Any:
-            h = torch.tanh(self.get_submodule(path)(x)) * self.get_parameter(path + "p")
+            h = torch.tanh(self.get_submodule(path)(x)) * getattr(self, path + "p")
             return self.get_submodule("inner")[f"{path} 2"](h)  # type: ignore[index]
 
     return named(Network, name)
