@@ -11,16 +11,22 @@ in place does not reach the other. Where no rule computes what the arguments ask
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Number
+from types import EllipsisType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_manualbp import functional, rules
+from torch_manualbp.derive.program import leaves_of
 from torch_manualbp.functional import activation
 
 __all__ = ["IN_PLACE", "OPERATIONS", "NoRule", "is_in_place"]
@@ -111,7 +117,9 @@ def _reshaping(function: Function) -> Function:
     def reshape(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
             raise NoRule("view as another dtype has no rule; write input.to(dtype) if the numbers are meant")
-        return rules.Reshape.apply(input, _shape(function(_without_numbers(input), *args, **kwargs)))
+        with torch._C.DisableTorchFunction():  # of another tensor, too, only the shape is read
+            shape = _shape(function(_without_numbers(input), *args, **kwargs))
+        return rules.Reshape.apply(input, shape)
 
     return reshape
 
@@ -125,7 +133,8 @@ def _swapaxes(input: Tensor, axis0: int, axis1: int) -> Tensor:
 
 
 def _t(input: Tensor) -> Tensor:
-    _without_numbers(input).t()  # which takes matrices and vectors alone
+    with torch._C.DisableTorchFunction():
+        _without_numbers(input).t()  # which takes matrices and vectors alone
     return rules.Transpose.apply(input, 0, 1) if input.dim() == 2 else rules.Identity.apply(input)
 
 
@@ -217,35 +226,111 @@ def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 def _getitem(input: Tensor, index: Any) -> Tensor:
-    """As torch does it: numbers, slices and None first, then tensors of what these leave."""
-    written = index if isinstance(index, tuple) else (index,)
-    items = [torch.tensor(i, device=input.device) if isinstance(i, list) else i for i in written]
-    _refuse_booleans(items)
-    if any(i is Ellipsis for i in items):
-        at = next(k for k, i in enumerate(items) if i is Ellipsis)
-        left_out = input.dim() - sum(i is not None and i is not Ellipsis for i in items)
-        items[at : at + 1] = [slice(None)] * left_out
-    basic = tuple(slice(None) if isinstance(i, Tensor) else i for i in items)
-    tensors = [i if isinstance(i, Tensor) else None for i in items if not isinstance(i, int)]
-    if all(t is None for t in tensors) or any(not _is_whole(i) for i in basic):
-        input = rules.Slice.apply(input, basic)
-    for k in reversed(range(len(tensors))):  # a number that stands in a tensor takes its dimension away by itself
-        t = tensors[k]
-        if t is not None and not t.dim():
-            input = rules.Index.apply(input, *[None] * k, t)
-            del tensors[k]
-    while tensors and tensors[-1] is None:
-        tensors.pop()
-    return rules.Index.apply(input, *tensors) if tensors else input
+    """torch takes the index apart, however it is written; each of its own steps is then one of a rule."""
+    grid = _Grid(input.dim())
+    for step in _steps_of_index(input, index):
+        if isinstance(step, list):
+            input = rules.Index.apply(grid.of(input), *step)
+            grid = _Grid(input.dim())
+        elif not grid.takes(*step):
+            input = grid.of(input)
+            grid = _Grid(input.dim())
+            grid.takes(*step)
+    return grid.of(input)
 
 
-def _refuse_booleans(items: Sequence[Any]) -> None:
-    if any(isinstance(i, bool) or (isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)) for i in items):
+class _Grid:
+    """Integers, slices and None that come one after the other, as one index."""
+
+    def __init__(self, dims: int) -> None:
+        self.items: list[Any] = [slice(None)] * dims
+
+    def takes(self, dim: int, item: Any) -> bool:
+        """Put an item where this dimension of what is left is, unless another is there already."""
+        left = [k for k, other in enumerate(self.items) if not isinstance(other, int)]
+        k = left[dim] if dim < len(left) else len(self.items)
+        if item is None:
+            self.items.insert(k, None)
+        elif self.items[k] != slice(None):
+            return False
+        else:
+            self.items[k] = item
+        return True
+
+    def of(self, input: Tensor) -> Tensor:
+        while self.items and self.items[-1] == slice(None):
+            self.items.pop()
+        return rules.Slice.apply(input, tuple(self.items)) if self.items else input
+
+
+class _Steps(TorchDispatchMode):
+    """Takes down what torch makes of an index: a dimension and the item for it, or the tensors of all dimensions."""
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.given = set(map(id, given))
+        self.steps: list[Any] = []
+        self.number: Tensor | None = None
+        """The tensor without dimensions, of those that are given, whose number torch selects by."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        step, args_of_step = function.overloadpacket.__name__, args[1:]
+        if step == "_local_scalar_dense":
+            self.number = args[0] if id(args[0]) in self.given else None
+        elif step == "select":
+            dim, i = args_of_step
+            self.steps.append((dim, i) if self.number is None else [*[None] * dim, self.number])
+            self.number = None
+        elif step == "slice":
+            dim, start, end, stride = (*args_of_step, *(0, 0, _ENDLESS, 1)[len(args_of_step) :])
+            self.steps.append(
+                (dim, slice(start or None, None if end == _ENDLESS else end, stride if stride > 1 else None))
+            )
+        elif step == "unsqueeze":
+            self.steps.append((*args_of_step, None))
+        elif step == "index":
+            self.steps.append(list(args_of_step[0]))
+        return function(*args, **(kwargs or {}))
+
+
+_ENDLESS = 2**63 - 1
+
+
+def _steps_of_index(input: Tensor, index: Any) -> list[Any]:
+    given = list(leaves_of(index, Tensor))
+    if any(t.dtype in (torch.bool, torch.uint8) for t in given):
         raise NoRule("an index of booleans has no rule: the shape of its result depends on numbers; multiply by them")
+    if not _is_plain(index):
+        raise NoRule("an index of which torch reads numbers has no rule; write integers, or a tensor by itself")
+    written = _Steps(given)
+    with torch._C.DisableTorchFunction(), torch.no_grad(), written:
+        input.new_empty(()).expand(input.shape)[index]
+    used = {id(t) for step in written.steps if isinstance(step, list) for t in step}
+    if not used.issuperset(map(id, given)):
+        raise NoRule("an index of which torch reads numbers has no rule; write integers, or a tensor by itself")
+    for step in written.steps:
+        if isinstance(step, list):
+            for k, t in reversed([*enumerate(step)]):
+                if t is not None and not any(t is other for other in given):
+                    step[k : k + 1] = _written_out(t)
+    return written.steps
 
 
-def _is_whole(i: Any) -> bool:
-    return isinstance(i, slice) and i == slice(None)
+def _is_plain(item: Any) -> bool:
+    """Whether no tensor is hidden in it."""
+    if isinstance(item, tuple | list):
+        return all(map(_is_plain, item))
+    if isinstance(item, slice):
+        return not any(True for _ in leaves_of(item, Tensor))
+    return isinstance(item, Tensor | range | Number | EllipsisType | None) or hasattr(item, "dtype")
+
+
+def _written_out(t: Tensor) -> list[Tensor]:
+    """What torch has made of lists and arrays, as the program can make it: of booleans the places of those that are."""
+    with torch._C.DisableTorchFunction():
+        parts = t.nonzero(as_tuple=True) if t.dtype in (torch.bool, torch.uint8) else (t,)
+        numbers = [(part.tolist(), part.shape) for part in parts]
+    return [torch.tensor(n, dtype=torch.int64, device=t.device).reshape(shape) for n, shape in numbers]
 
 
 def _along(input: Tensor, dim: int, i: Any) -> tuple[Any, ...]:
@@ -273,7 +358,8 @@ def _dims(dim: Any) -> tuple[int, ...] | None:
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if not 0 <= p <= 1:
-        F.dropout(input, p, training)  # says what is wrong
+        with torch._C.DisableTorchFunction():
+            F.dropout(input, p, training)  # says what is wrong
     if p == 0 or not training or not input.numel():
         return input
     if p == 1:
@@ -522,7 +608,9 @@ def _without_numbers(t: Tensor) -> Tensor:
 
 def _integers(*given: Any) -> tuple[int, ...]:
     """Integers, or one sequence of them."""
-    return tuple(given[0]) if len(given) == 1 and not isinstance(given[0], int) else tuple(given)
+    with contextlib.suppress(TypeError):
+        return tuple(map(operator.index, given))
+    return tuple(map(operator.index, *given))
 
 
 def _brief(value: Any) -> str:
