@@ -10,9 +10,11 @@ A step as it was written down makes a new tensor at every call. Here
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,7 +22,10 @@ from torch import Tensor
 
 from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, Call, Memory, Program, Value, mapped, words
 
-__all__ = ["CASTS", "Plan", "plan"]
+__all__ = ["CASTS", "LITERAL", "Plan", "plan"]
+
+LITERAL = 1 << 14
+"""Numbers of a NumPy array up to which it is written out."""
 
 POINTWISE = words(
     "add sub mul div neg exp expm1 log log1p tanh sigmoid erf sqrt rsqrt reciprocal abs sign sgn clamp "
@@ -30,7 +35,7 @@ POINTWISE = words(
 )
 """Operations entry by entry that take ``out=``, which may be one of their arguments."""
 
-OTHERS = words("mm addmm bmm baddbmm softmax log_softmax gather cat stack index_select")
+OTHERS = words("mm addmm bmm baddbmm softmax log_softmax gather cat stack index_select sum linear mse_loss")
 """Other operations that take ``out=``."""
 
 ALLOCATIONS = words("empty empty_like new_empty empty_strided")
@@ -66,6 +71,9 @@ class Plan:
 
     into: dict[Call, Value] = field(default_factory=dict)
     """The calls of the step whose result is written into memory that is there: the value whose it is."""
+
+    with_out: dict[Call, Any] = field(default_factory=dict)
+    """And the functions that do so."""
 
 
 def plan(program: Program, results: Iterable[Value], pinned: Iterable[Value] = (), lean: bool = True) -> Plan:
@@ -149,7 +157,12 @@ def _needed(calls: list[Call], roots: list[Value]) -> list[Call]:
 def _without_likeness(call: Call) -> Call:
     """``torch.zeros(shape)`` for ``torch.zeros_like(t)``: of t it takes the shape alone."""
     name = call.name
-    t = call.results[0].tensor if call.results else None
+    t = call.results[0].tensor if call.results and not call.written else None
+    if t is not None and call.function in (torch.tensor, torch.as_tensor, torch.asarray):
+        data = next(iter((*call.args, *call.kwargs.values())))
+        if type(data).__module__ == "numpy" and data.size <= LITERAL:
+            call.function, call.args, call.kwargs = torch.tensor, (data.tolist(),), _options(t)
+        return call
     number = call.args[-1] if name in ("full", "new_full", "full_like") and call.args else None
     if t is not None and t.is_contiguous() and type(number) in (bool, int, float):
         call.function, call.args, call.kwargs = torch.full, (tuple(t.shape), number), _options(t)
@@ -171,23 +184,31 @@ def _options(t: Tensor) -> dict[str, Any]:
 
 
 def _key(call: Call) -> Any:
-    function = call.function.__self__ if call.name == "__get__" else call.function
-    return call.name, str(function) if call.name == "__get__" else call.name, _frozen(call.args), _frozen(call.kwargs)
+    # Of functions that are written in Python several have one name.
+    return call.name, isinstance(call.function, FunctionType) and call.function, _frozen((call.args, call.kwargs))
 
 
 def _frozen(tree: Any) -> Any:
     if isinstance(tree, Value):
         return id(tree)
     if isinstance(tree, tuple | list):
-        return tuple(_frozen(item) for item in tree)
+        return tuple([_frozen(item) for item in tree])
     if isinstance(tree, dict):
-        return tuple((key, _frozen(item)) for key, item in tree.items())
-    return (type(tree).__name__, repr(tree))
+        return tuple([(key, _frozen(item)) for key, item in tree.items()])
+    if isinstance(tree, slice):
+        return slice, _frozen((tree.start, tree.stop, tree.step))
+    return (type(tree), repr(tree)) if isinstance(tree, _ALL_IN_REPR) else id(tree)
+
+
+_ALL_IN_REPR = (
+    bool | int | float | complex | str | torch.dtype | torch.device | torch.layout | torch.memory_format | None
+)
 
 
 def _without_repetition(calls: list[Call], results: list[Value], tenants: _Tenants) -> list[Call]:
     """Each thing once: of two equal calls between which nothing changes that they read, and whose results nothing
     changes, the second takes the first's results."""
+    wanted = set(results)
     last_write: dict[Memory, int] = {}
     for i, call in enumerate(calls):
         for memory in call.written:
@@ -199,7 +220,7 @@ def _without_repetition(calls: list[Call], results: list[Value], tenants: _Tenan
         _substitute(call, instead)
         is_pure = not call.written and call.results and not _is_random(call) and call.name not in ALLOCATIONS
         unchanged = is_pure and (call.is_view or all(last_write.get(value.memory, -1) < i for value in call.results))
-        if not unchanged or any(value in results for value in call.results):
+        if not unchanged or not wanted.isdisjoint(call.results):
             kept.append(call)
             continue
         key = _key(call)
@@ -214,18 +235,23 @@ def _without_repetition(calls: list[Call], results: list[Value], tenants: _Tenan
 
 def _without_copies(calls: list[Call], roots: list[Value], tenants: _Tenants) -> list[Call]:
     """Without the copies that are only made so that a rule returns a tensor of its own."""
-    live = {value.memory for value in roots}
+    wanted, live = set(roots), {value.memory for value in roots}
     kept: list[Call] = []
     instead: dict[Value, Value] = {}
+    last_read: dict[Memory, int] = defaultdict(int)
+    last_write: dict[Memory, int] = defaultdict(int)
+    for i, call in enumerate(calls):
+        last_read.update(dict.fromkeys(_reads(call), i))
+        last_write.update(dict.fromkeys(call.written, i))
     for i, call in enumerate(calls):
         _substitute(call, instead)
-        if call.name == "clone" and call.made and isinstance(call.args[0], Value) and call.results[0] not in roots:
+        if call.name == "clone" and call.made and isinstance(call.args[0], Value) and call.results[0] not in wanted:
             source, copy = call.args[0], call.results[0]
-            later = calls[i + 1 :]
-            changed = {memory for c in later for memory in c.written}
-            is_read = source.memory in live or source.memory.origin != MADE
-            is_read = is_read or any(source.memory in _reads(c) for c in later)
-            if source.is_like(copy) and source.memory not in changed and not (copy.memory in changed and is_read):
+            a, b = source.memory, copy.memory
+            is_read = a in live or a.origin != MADE or last_read[a] > i
+            if source.is_like(copy) and last_write[a] <= i and not (last_write[b] > i and is_read):
+                for last in (last_read, last_write):
+                    last[a] = max(last[a], last[b])
                 _merge(tenants, (copy,), (source,), instead)
                 continue
         kept.append(call)
@@ -252,7 +278,9 @@ def _merge(
 def _rewritten(call: Call, program: Program) -> Call:
     """The same in a form that is called faster, or that takes ``out=``."""
     name, args = call.name, call.args
-    if name == "relu":
+    if call.kwargs.get("inplace") is False:
+        call.kwargs = {key: value for key, value in call.kwargs.items() if key != "inplace"}
+    if name == "relu" and not call.kwargs and not call.written:
         call.function, call.args = torch.clamp_min, (args[0], 0)
     elif name in ("rsub",) and len(args) == 2 and not call.kwargs and isinstance(args[1], int | float):
         call.function, call.args = torch.sub, (args[1], args[0])
@@ -343,7 +371,18 @@ class _Planner:
 
         self.last_use: dict[Memory, int] = {}
         self._find_last_uses()
+        self._ends: dict[int, set[Memory]] = defaultdict(set)
+        """What is read for the last time by the call of this number, unless something moves in."""
+
+        self._free: dict[Any, list[tuple[int, Value]]] = defaultdict(list)
+        """The memory that nobody reads any more, by what fits in: a heap, in the order in which it was made."""
+
+        self._order: dict[Memory, int] = {}
         for i, call in enumerate(calls):
+            for memory in self._ends.pop(i - 1, ()):
+                if self.last_use[memory] < i:
+                    owner = self.owned[memory]
+                    heapq.heappush(self._free[_fit(owner)], (self._order[memory], owner))
             self._place(i, call)
 
     def _find_last_uses(self) -> None:
@@ -366,7 +405,7 @@ class _Planner:
             self._once(call, constant=all(self._is_constant(value) for value in arguments))
         elif call.name in ALLOCATIONS and call.made and self.lean and call.results[0].memory not in self.results:
             self._once(call)
-            self.owned[call.results[0].memory] = call.results[0]
+            self._hold(call.results[0])
         elif self._is_made_once(call, arguments):
             self._once(call, constant=True)
         elif call.name in FILLED and call.made and self.lean and call.results[0].memory not in self.results:
@@ -412,11 +451,12 @@ class _Planner:
         value = call.results[0]
         if value.memory in self.results or not value.is_whole:
             return False
-        if call.name == "sum":
-            return len(call.args) >= 2 or "dim" in call.kwargs
-        if call.name == "linear":
-            return len(call.args[0].tensor.shape) == 2
-        return call.name in OTHERS or (call.name in POINTWISE and _has_out(call))
+        if call.name == "linear" and len(call.args[0].tensor.shape) != 2:
+            return False
+        function = _function_with_out(call) if call.name in OTHERS | POINTWISE else None
+        if function is not None:
+            self.plan.with_out[call] = function
+        return function is not None
 
     def _is_copy(self, call: Call) -> bool:
         if call.name not in COPIES or not call.made or call.written or not isinstance(call.args[0], Value):
@@ -438,22 +478,28 @@ class _Planner:
                         if argument in self.fresh:
                             self.plan.into[call] = argument
                         return
-            for memory, owner in self.owned.items():
-                if self.last_use[memory] < i and memory not in self.pinned and _fits(value, owner):
-                    self._share(value, owner)
-                    return
+            if free := self._free[_fit(value)]:
+                self._share(value, heapq.heappop(free)[1])
+                return
         self._own(value)
 
     def _own(self, value: Value) -> None:
-        self.owned[value.memory] = value
+        self._hold(value)
         self.stays.add(value)
         self.plan.memory.append(value)
+
+    def _hold(self, value: Value) -> None:
+        self.owned[value.memory] = value
+        self._order[value.memory] = len(self._order)
+        self._ends[self.last_use[value.memory]].add(value.memory)
 
     def _share(self, value: Value, other: Value) -> None:
         """Have a value live where another one lived."""
         last = self.last_use[value.memory]
         self.tenants.move(value.memory, other.memory)
         self.last_use[other.memory] = max(last, self.last_use[other.memory])
+        if other.memory in self.owned:
+            self._ends[self.last_use[other.memory]].add(other.memory)
         if other in self.fresh:
             self.fresh.add(value)
         else:
@@ -461,26 +507,52 @@ class _Planner:
             self.plan.once.append((value, other))
 
 
-def _fits(value: Value, owner: Value) -> bool:
-    """Whether a value can live in the memory that was made for another."""
-    a, b = value.tensor, owner.tensor
-    rows = a.is_contiguous() and b.is_contiguous() and a.numel() == b.numel()
-    return value.is_like(owner) or (rows and a.dtype == b.dtype and a.device == b.device)
+def _fit(value: Value) -> Any:
+    """What two values have in common of which one can live in the memory that was made for the other."""
+    t = value.tensor
+    shape: Any = t.numel() if t.is_contiguous() else (t.shape, t.stride())
+    return shape, t.dtype, t.device, t.is_conj(), t.is_neg()
 
 
-def _has_out(call: Call) -> bool:
-    """Whether there is a function of the same arguments that takes ``out=``."""
-    return function_with_out(call) is not None
+def _function_with_out(call: Call) -> Any:
+    """torch's function, for a method or an operator too, that takes the arguments of the call and ``out=``."""
+    function, name = call.function, call.name
+    if function == getattr(torch.nn.functional, name, None) and isinstance(function, FunctionType):
+        function = getattr(torch._C._nn, name, None) if len(call.args) == 1 else None
+    elif getattr(Tensor, getattr(function, "__name__", ""), None) is function or isinstance(function, _METHOD):
+        function = getattr(torch, name, None)
+    elif function not in (getattr(torch, name, None), getattr(torch._C._nn, name, None), torch.nn.functional.linear):
+        function = None
+    if function is None:
+        return None
+    key = function, _kind(call.args), _kind(call.kwargs)
+    if key not in _takes_out:
+        _takes_out[key] = _runs_with_out(function, call)
+    return function if _takes_out[key] else None
 
 
-def function_with_out(call: Call) -> Any:
-    """torch's function, for a method or an operator too, that takes ``out=``."""
-    function = call.function
-    if getattr(torch.nn.functional, call.name, None) is function:
-        nn = getattr(torch._C._nn, call.name, None)
-        if function is nn:
-            return function
-        return nn if not call.kwargs and len(call.args) == 1 else None
-    if call.name in ("linear", "mse_loss"):
-        return function
-    return getattr(torch, call.name, None)
+_METHOD = type(torch._C.TensorBase.add)
+_takes_out: dict[Any, bool] = {}
+
+
+def _runs_with_out(function: Any, call: Call) -> bool:
+    """Whether torch makes the call with ``out=``: it says so of itself only when it is called."""
+    result = call.results[0].tensor
+    args, kwargs = mapped((call.args, call.kwargs), Value, lambda value: value.tensor)
+    try:
+        with torch.no_grad():
+            made = function(*args, **kwargs, out=torch.empty_like(result))
+    except (TypeError, RuntimeError, ValueError):
+        return False
+    return isinstance(made, Tensor) and made.shape == result.shape
+
+
+def _kind(tree: Any) -> Any:
+    """What of arguments decides about whether a function takes them."""
+    if isinstance(tree, Value):
+        return tree.tensor.dim(), tree.tensor.dtype, tree.tensor.device.type
+    if isinstance(tree, tuple | list):
+        return tuple([_kind(item) for item in tree])
+    if isinstance(tree, dict):
+        return tuple([(key, _kind(item)) for key, item in tree.items()])
+    return type(tree)

@@ -23,6 +23,7 @@ __all__ = [
     "Call",
     "Formula",
     "Memory",
+    "NoMemoryError",
     "Program",
     "Text",
     "Value",
@@ -31,6 +32,12 @@ __all__ = [
     "values_in",
     "words",
 ]
+
+
+
+class NoMemoryError(NotImplementedError):
+    """A tensor that no program can hold."""
+
 
 UNTOUCHED = 1 << 16
 """Numbers in a matrix from which on it has pages of memory to itself."""
@@ -135,6 +142,9 @@ class Call:
     """The tensors that it returns, in order."""
 
     is_tuple: bool = False
+    returned: Any = None
+    """What it returns, with values in place of tensors, where these are not all."""
+
     made: frozenset[Memory] = frozenset()
     written: frozenset[Memory] = frozenset()
     section: str = ""
@@ -161,7 +171,7 @@ class Call:
         """Whether it only looks at memory in another way."""
         return bool(self.results) and not self.made and not self.written
 
-    def arguments(self) -> Iterator[Value]:
+    def arguments(self) -> list[Value]:
         """The values among the arguments, each time that they stand there."""
         return values_in((self.args, self.kwargs))
 
@@ -171,27 +181,47 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def leaves_of(tree: Any, kinds: Any) -> Iterator[Any]:
+def leaves_of(tree: Any, kinds: Any) -> list[Any]:
     """The items of these kinds in nested tuples, lists, dicts and slices."""
-    if isinstance(tree, kinds):
-        yield tree
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from leaves_of(item, kinds)
-    elif isinstance(tree, dict):
-        yield from leaves_of(tuple(tree.values()), kinds)
-    elif isinstance(tree, slice):
-        yield from leaves_of((tree.start, tree.stop, tree.step), kinds)
+    found: list[Any] = []
+    left = [tree]
+    while left:  # for every argument of every call, several times: recursion takes twice as long
+        item = left.pop()
+        kind = type(item)
+        if kind in _ATOMS:
+            continue
+        if kind is tuple or kind is list:
+            left.extend(reversed(item))
+        elif kind is dict:
+            left.extend(reversed(item.values()))
+        elif isinstance(item, kinds):
+            found.append(item)
+        elif kind is slice:
+            left += (item.step, item.stop, item.start)
+        elif isinstance(item, _SEQUENCES):
+            left.extend(reversed(item))
+        elif isinstance(item, dict):
+            left.extend(reversed(item.values()))
+    return found
 
 
-def values_in(tree: Any) -> Iterator[Value]:
+_SEQUENCES = tuple, list
+_ATOMS = {int, float, bool, str, type(None), torch.dtype}
+
+
+def values_in(tree: Any) -> list[Value]:
     """The values there, also in formulas."""
-    for leaf in leaves_of(tree, (Value, Formula)):
-        yield from leaf.values if isinstance(leaf, Formula) else (leaf,)
+    leaves = leaves_of(tree, _HOLDS_VALUES)
+    return [value for leaf in leaves for value in (leaf.values if isinstance(leaf, Formula) else (leaf,))]
+
+
+_HOLDS_VALUES = Value, Formula
 
 
 def mapped(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     """The tree with ``function`` of each item of ``kind`` in its place."""
+    if type(tree) in _ATOMS:
+        return tree
     if isinstance(tree, kind):
         return function(tree)
     if isinstance(tree, Formula):
@@ -221,8 +251,10 @@ class Program:
         """Whether random numbers were drawn for a tensor, whose layout decides about their order."""
 
         self._values: dict[int, Value] = {}
+        self._producers: dict[Value, Call] = {}
         self._memories: dict[int, Memory] = {}
         self._numbers: dict[Any, Value] = {}
+        self._number_names: dict[str, Any] = {}
         self._read: set[Memory] = set()
         self._loops = 0
         self._alive: list[Any] = []  # so that no id comes twice
@@ -235,10 +267,13 @@ class Program:
 
     def number(self, number: float, like: Tensor) -> Value:
         """A Python number as a tensor of no dimension, one for all calls that have it."""
-        key = (number, like.dtype, like.device)
+        key = (number, repr(number)[0], like.dtype, like.device)  # since 0.0 == -0.0
         if key not in self._numbers:
             value = self._new(torch.tensor(number, dtype=like.dtype, device=like.device), CONSTANT)
-            value.name, value.is_named, value.number = _number_name(number), True, number
+            name = _number_name(number)
+            while self._number_names.setdefault(name, key[:2]) != key[:2]:
+                name += "_"  # of another with the same first digits
+            value.name, value.is_named, value.number = name, True, number
             self._numbers[key] = value
         return self._numbers[key]
 
@@ -272,8 +307,11 @@ class Program:
         output = self._run(function, args, kwargs)
         is_random = not torch.equal(drawn, torch.get_rng_state())
         outputs = [output] if isinstance(output, Tensor) else list(leaves_of(output, Tensor))
+        if any(t.layout is not torch.strided for t in outputs):
+            raise NoMemoryError("it makes a tensor that is sparse, which no program holds; make it dense beforehand")
         written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         written += _written_by_schema(function, args)
+        written += leaves_of(kwargs.get("out"), Tensor)  # of which composite functions do not count the version up
         if not outputs and not written:
             return output
         arguments = mapped((args, kwargs), Tensor, self.value)
@@ -295,6 +333,7 @@ class Program:
                 arguments[1],
                 tuple(results),
                 is_tuple=not isinstance(output, Tensor),
+                returned=mapped(output, Tensor, self.value),
                 made=frozenset(made),
                 written=frozenset(self.value(t).memory for t in written),
                 section=self.section,
@@ -333,6 +372,7 @@ class Program:
 
     def _add(self, call: Call) -> None:
         self.calls.append(call)
+        self._producers.update(dict.fromkeys(call.results, call))
         self._read.update(value.memory for value in call.arguments())
 
     def is_read(self, value: Value) -> bool:
@@ -341,7 +381,7 @@ class Program:
 
     def producer(self, value: Value) -> Call | None:
         """The call that made this value."""
-        return next((call for call in reversed(self.calls) if value in call.results), None)
+        return self._producers.get(value)
 
     def _recognise(self, outputs: list[Tensor], arguments: Any) -> None:
         """Take a view of all of an argument, in its shape, for the argument itself."""
@@ -371,5 +411,5 @@ def _written_by_schema(function: Any, args: tuple[Any, ...]) -> list[Tensor]:
 def _number_name(number: float) -> str:
     words = {1: "one", 2: "two", 0: "zero", 0.5: "half", 3: "three", 6: "six"}
     if abs(number) in words:
-        return ("minus_" if number < 0 else "") + words[abs(number)]
+        return ("minus_" if repr(number)[0] == "-" else "") + words[abs(number)]
     return "c_" + re.sub(r"\W", "_", f"{number:.6g}".replace("-", "minus_").replace("+", ""))

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, watched
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
-from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, PARAMETER, Program, Value, leaves_of, words
+from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, NoMemoryError, PARAMETER, Program, Value, leaves_of, words
 from torch_manualbp.functional.known import function_of_entries, is_activation
 from torch_manualbp.rules.evaluate import write_down
 from torch_manualbp.rules.linear import Linear
@@ -305,11 +305,19 @@ class Tape(TorchFunctionMode):
 
     def _plainly(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Write down a call of which nothing is learnt."""
-        needs_gradient = self._need_gradient(args, kwargs) and getattr(function, "__name__", "") not in SHAPED
+        name = getattr(function, "__name__", "")
+        needs_gradient = self._need_gradient(args, kwargs) and name not in SHAPED
         given = list(leaves_of((args, kwargs), Tensor))
-        versions = [t._version for t in given]
-        with torch.no_grad(), torch.autocast(self.device, enabled=False):
-            output = self.program.call(function, args, kwargs)
+        versions, shapes = [t._version for t in given], [t.shape for t in given]
+        try:
+            with torch.no_grad(), torch.autocast(self.device, enabled=False):
+                output = self.program.call(function, args, kwargs)
+        except NoMemoryError as error:
+            what, _, todo = str(error).partition("; ")
+            self._refuse(f"{_named(function)}: {what}", todo)
+            raise NotDerivableError(self.problems) from None
+        if name.endswith("_") and shapes != [t.shape for t in given]:
+            self._refuse(f"{_named(function)} changes the shape of a tensor in place", "write it out of place")
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         if changed and (needs_gradient or any(map(self._is_held, changed))):
             self._refuse(f"{_named(function)} changes a tensor in place", "write it out of place")
@@ -588,7 +596,7 @@ def _counts(name: str, args: Any, kwargs: Any) -> bool:
     """Whether the shape of the result is a matter of numbers."""
     if name == "__getitem__":
         items = args[1] if isinstance(args[1], tuple | list) else (args[1],)
-        masks = any(isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) for item in items)
+        masks = any(item.dtype in (torch.bool, torch.uint8) for item in leaves_of(items, Tensor))
         return masks or any(True for item in items if isinstance(item, slice) for _ in leaves_of(item, Tensor))
     if name == "where":
         return len(args) + len(kwargs) == 1
@@ -597,7 +605,8 @@ def _counts(name: str, args: Any, kwargs: Any) -> bool:
     if name == "full":
         args = args[:1]
     sizes = args[0 if name in _MADE_OF_SIZES else 1 :]
-    return name in _MADE_OF_SIZES | _SIZED and any(True for _ in leaves_of((sizes, kwargs), Tensor))
+    given = sizes, {key: value for key, value in kwargs.items() if key != "out"}
+    return name in _MADE_OF_SIZES | _SIZED and any(True for _ in leaves_of(given, Tensor))
 
 
 _MADE_OF_SIZES = words("arange linspace logspace range zeros ones empty full rand randn randint randperm eye")
