@@ -21,6 +21,8 @@ def visible(text: str) -> str:
 
         visible("fc\\x1b[31m\\n") == r"fc\\x1b[31m\\n"
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

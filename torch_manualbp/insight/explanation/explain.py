@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_manualbp.insight.explanation.chain import uses_of
 from torch_manualbp.insight.explanation.numbers import digits_of
+from torch_manualbp.insight.explanation.progress import Progress
 from torch_manualbp.insight.explanation.reference import autograd_value
 from torch_manualbp.insight.explanation.result import Explanation
 from torch_manualbp.insight.explanation.story import Story
@@ -80,8 +81,9 @@ def explain(
             f"C does not depend on {asked.name}{list(asked.index)}: the forward does not use it, or detaches what it "
             "makes of it, or runs under no_grad"
         )
-    story = Story(passed, quantity, asked, uses, digits_of(asked.parameter.dtype))
-    return story.told(reference, paths, samples)
+    with Progress("explain") as progress:
+        story = Story(passed, quantity, asked, uses, digits_of(asked.parameter.dtype), progress)
+        return story.told(reference, paths, samples)
 
 
 def _quantity(passed: Trace, asked: Weight) -> Quantity | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from torch_manualbp.insight.explanation.local import Edges, TooMuchError, edges, wide
+from torch_manualbp.insight.explanation.progress import Progress
 from torch_manualbp.insight.network import is_of_loss
 from torch_manualbp.insight.trace import Quantity, Trace
 
@@ -32,12 +35,23 @@ class Graph:
     ends: dict[Quantity, Tensor]
     """∂C/∂(each entry) by way of the loss alone, of the quantities that the loss takes."""
 
+    @cached_property
+    def leaving(self) -> dict[Quantity, list[int]]:
+        """Which of the edges begin at each quantity."""
+        leaving: dict[Quantity, list[int]] = defaultdict(list)
+        for number, part in enumerate(self.edges):
+            leaving[part.source].append(number)
+        return leaving
 
-def graph_from(trace: Trace, source: Quantity, start: int, through_loss: bool) -> Graph:
+
+def graph_from(
+    trace: Trace, source: Quantity, start: int, through_loss: bool, progress: Progress | None = None
+) -> Graph:
     """What ``start`` reaches.
 
     Args:
         through_loss: go through the single operations of the loss, too, up to C.
+        progress: what is told of the operations.
 
     Raises:
         TooMuchError: that is too much to be looked at entry by entry.
@@ -45,7 +59,9 @@ def graph_from(trace: Trace, source: Quantity, start: int, through_loss: bool) -
     reached: dict[Quantity, Tensor] = {source: torch.tensor([start])}
     found: list[Edges] = []
     count = 0
-    for stage in trace.stages:
+    for n, stage in enumerate(trace.stages):
+        if progress is not None:
+            progress.at(f"operation {n} of {len(trace.stages)}")
         if is_of_loss(trace, stage) and not through_loss:
             continue
         if all(output.gradient is None for output in stage.outputs):

@@ -7,13 +7,13 @@ with such a tangent, whichever are fewer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from torch_manualbp.insight.trace import Quantity, Stage
 from torch_manualbp.rules import (
@@ -38,6 +38,9 @@ MOST_PRODUCTS = 1 << 13
 
 MOST_NUMBERS = 1 << 28
 """How many numbers these may have together: about a second."""
+
+AT_ONCE = 1 << 20
+"""And how many numbers are computed at once."""
 
 FEW = 64
 """Entries of an output up to which rows are taken: ``backward`` is what the gradients come from."""
@@ -98,29 +101,48 @@ def edges(stage: Stage, source: Quantity, reached: Tensor) -> list[Edges]:
         value = wide(stage.backward(torch.ones_like(stage.output.tensor))[source])[reached]
         return [Edges(stage, source, stage.output, reached, reached, value)]
     entries = sum(output.tensor.numel() for output in stage.outputs)
-    if entries <= max(FEW, len(reached)):
+    try:
+        found = list((_by_rows if entries <= max(FEW, len(reached)) else _by_columns)(stage, source, reached))
+    except NotImplementedError:  # there is no jvp
         found = list(_by_rows(stage, source, reached))
-    else:
-        found = list(_by_columns(stage, source, reached))
     return [_joined(stage, source, output, [e for e in found if e.target is output]) for output in stage.outputs]
 
 
 def _by_rows(stage: Stage, source: Quantity, reached: Tensor) -> Iterator[Edges]:
     for i, output in enumerate(stage.outputs):
         _refuse_many(stage, output.tensor.numel())
-        for q in range(output.tensor.numel()):
-            row = wide(_row(stage, i, q)[source])[reached]
-            there = row != 0
-            p = reached[there]
-            yield Edges(stage, source, output, p, torch.full_like(p, q), row[there])
+        for some in torch.arange(output.tensor.numel()).split(_at_once(stage, source)):
+            (rows,) = _together(partial(_row, stage, i, source), output.tensor, some)
+            row, at = rows[:, reached].nonzero(as_tuple=True)
+            yield Edges(stage, source, output, reached[at], some[row], rows[row, reached[at]])
 
 
 def _by_columns(stage: Stage, source: Quantity, reached: Tensor) -> Iterator[Edges]:
     _refuse_many(stage, len(reached))
-    for p in reached.tolist():
-        for output, of_output in zip(stage.outputs, column(stage, source, p), strict=True):
-            q = of_output.ne(0).nonzero().view(-1)
-            yield Edges(stage, source, output, torch.full_like(q, p), q, of_output[q])
+    for some in reached.split(_at_once(stage, source)):
+        of_outputs = _together(partial(_column, stage, source), source.tensor, some)
+        for output, columns in zip(stage.outputs, of_outputs, strict=True):
+            at, q = columns.nonzero(as_tuple=True)
+            yield Edges(stage, source, output, some[at], q, columns[at, q])
+
+
+def _at_once(stage: Stage, source: Quantity) -> int:
+    """How many rows or columns are computed together."""
+    size = source.tensor.numel() + sum(output.tensor.numel() for output in stage.outputs)
+    return max(1, AT_ONCE // max(size, 1))
+
+
+def _together(of: Callable[[Tensor], Sequence[Tensor]], like: Tensor, entries: Tensor) -> list[Tensor]:
+    """For each of the entries what ``of`` makes of a tensor that is 1 there and 0 elsewhere, as a row each."""
+    ones = torch.zeros(len(entries), *like.shape, dtype=like.dtype, device=like.device)
+    ones.view(len(entries), -1).scatter_(1, entries.to(like.device)[:, None], 1)
+    try:
+        found: Any = torch.func.vmap(of)(ones)
+    except NotImplementedError:
+        raise
+    except Exception:  # it asks what no map can answer, such as whether a number is 0
+        found = [torch.stack(tensors) for tensors in zip(*map(of, ones), strict=True)]
+    return [t.detach().reshape(len(entries), -1).to("cpu", torch.float64) for t in found]
 
 
 def _is_argument_alone(stage: Stage, quantity: Quantity, position: int) -> bool:
@@ -136,17 +158,15 @@ def _through_weights(stage: Stage, a: Quantity, reached: Tensor) -> Edges:
     return Edges(stage, a, stage.output, reached.repeat_interleave(out), q.reshape(-1), W.t()[k].reshape(-1))
 
 
-def _row(stage: Stage, output: int, q: int) -> dict[Quantity, Tensor]:
-    """The row of the Jacobian of entry q of an output."""
+def _row(stage: Stage, output: int, source: Quantity, one: Tensor) -> list[Tensor]:
+    """The row of the Jacobian of the entry of an output where ``one`` is 1."""
     upstream: list[Tensor | None] = [None] * len(stage.outputs)
-    one = torch.zeros_like(stage.outputs[output].tensor, memory_format=torch.contiguous_format)
-    one.view(-1)[q] = 1
     upstream[output] = one
-    return stage.backward(*upstream)
+    return [stage.backward(*upstream)[source]]
 
 
 def column(stage: Stage, quantity: Quantity, p: int) -> list[Tensor]:
-    """How each output answers to entry p of an argument: one column of the Jacobian, by the rule's ``jvp``.
+    """How each output answers to entry p of an argument: one column of the Jacobian.
 
     Raises:
         TooMuchError: the rule has no jvp, and so many outputs that rows would take too long.
@@ -154,27 +174,29 @@ def column(stage: Stage, quantity: Quantity, p: int) -> list[Tensor]:
     one = torch.zeros_like(quantity.tensor, memory_format=torch.contiguous_format)
     one.view(-1)[p] = 1
     try:
-        with torch.no_grad(), forward_ad.dual_level():
-            tangents = _tangents(stage, quantity, one)
+        return [wide(t) for t in _column(stage, quantity, one)]
     except NotImplementedError as error:
         _refuse_many(stage, sum(output.tensor.numel() for output in stage.outputs), error)
-        return [
-            torch.stack([wide(_row(stage, i, q)[quantity])[p] for q in range(output.tensor.numel())])
-            for i, output in enumerate(stage.outputs)
-        ]
-    zeros = [torch.zeros(output.tensor.numel(), dtype=torch.float64) for output in stage.outputs]
+    found = [torch.zeros(output.tensor.numel(), dtype=torch.float64) for output in stage.outputs]
+    for e in _by_rows(stage, quantity, torch.tensor([p])):
+        found[stage.outputs.index(e.target)][e.q] = e.value
+    return found
+
+
+def _column(stage: Stage, quantity: Quantity, tangent: Tensor) -> list[Tensor]:
+    """By the rule's ``jvp`` how each output answers to a tangent of an argument."""
+
+    def result(moved: Tensor) -> tuple[Tensor, ...]:
+        learning = stage.inputs
+        args = [moved if arg is quantity and arg in learning else getattr(arg, "tensor", arg) for arg in stage.args]
+        out = stage.rule.apply(*args)
+        return out if isinstance(out, tuple) else (out,)
+
+    with torch.no_grad():
+        pair: Any = torch.func.jvp(result, (quantity.tensor.detach(),), (tangent,))
     # A rule with byproducts hands out its first output alone; the others take no gradient.
-    return [zero if t is None else wide(t) for zero, t in zip(zeros, [*tangents, *zeros][: len(zeros)], strict=True)]
-
-
-def _tangents(stage: Stage, quantity: Quantity, tangent: Tensor) -> list[Tensor | None]:
-    learning = stage.inputs
-    args: list[Any] = []
-    for arg in stage.args:
-        t = arg.tensor.detach() if isinstance(arg, Quantity) else arg
-        args.append(forward_ad.make_dual(t, tangent) if arg is quantity and arg in learning else t)
-    result = stage.rule.apply(*args)
-    return [forward_ad.unpack_dual(t).tangent for t in (result if isinstance(result, tuple) else (result,))]
+    zeros = [torch.zeros_like(output.tensor) for output in stage.outputs]
+    return [*pair[1], *zeros[len(pair[1]) :]]
 
 
 def _joined(stage: Stage, source: Quantity, target: Quantity, parts: list[Edges]) -> Edges:

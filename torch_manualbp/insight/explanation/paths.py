@@ -7,7 +7,6 @@ on by one of the k strongest of the entry that comes next (Viterbi's argument: |
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,12 +62,9 @@ class _Best:
 
 def strongest_ways(graph: Graph, k: int) -> list[Way]:
     """The k ways of the largest |product|, the largest first."""
-    leaving: dict[Quantity, list[int]] = defaultdict(list)
-    for number, part in enumerate(graph.edges):
-        leaving[part.source].append(number)
     best: dict[Quantity, _Best] = {}
     for quantity in _from_C_back(graph):
-        best[quantity] = _best_from(graph, quantity, leaving[quantity], best, k)
+        best[quantity] = _best_from(graph, quantity, graph.leaving[quantity], best, k)
     start = best[graph.source]
     row = int(torch.searchsorted(start.entries, graph.start))
     return [_way(graph, best, row, rank) for rank in range(int(start.is_there[row].sum()))]
@@ -92,9 +88,8 @@ def _summed(graph: Graph, of: Callable[[Tensor], Tensor]) -> float:
     total: dict[Quantity, Tensor] = {}
     for quantity in _from_C_back(graph):
         sums = of(graph.ends[quantity]) if quantity in graph.ends else torch.zeros(quantity.tensor.numel()).double()
-        for part in graph.edges:
-            if part.source is quantity:
-                sums = sums.index_add(0, part.p, of(part.value) * total[part.target][part.q])
+        for part in (graph.edges[number] for number in graph.leaving[quantity]):
+            sums = sums.index_add(0, part.p, of(part.value) * total[part.target][part.q])
         total[quantity] = sums
     return float(total[graph.source][graph.start])
 

@@ -85,10 +85,9 @@ def routes(graph: Graph) -> list[Route]:
 def _ways_from(graph: Graph, quantity: Quantity) -> Iterator[tuple[Edges, ...]]:
     if quantity in graph.ends:
         yield ()
-    for part in graph.edges:
-        if part.source is quantity:
-            for rest in _ways_from(graph, part.target):
-                yield (part, *rest)
+    for part in (graph.edges[number] for number in graph.leaving[quantity]):
+        for rest in _ways_from(graph, part.target):
+            yield (part, *rest)
 
 
 def _route(graph: Graph, parts: tuple[Edges, ...]) -> Route:

@@ -12,6 +12,7 @@ from torch_manualbp.insight.explanation.local import Edges, TooMuchError, is_dia
 from torch_manualbp.insight.explanation.names import Names, described
 from torch_manualbp.insight.explanation.origins import Origins
 from torch_manualbp.insight.explanation.paths import Way, count_ways, strongest_ways
+from torch_manualbp.insight.explanation.progress import Progress
 from torch_manualbp.insight.explanation.result import (
     Explanation,
     Factor,
@@ -52,11 +53,14 @@ class _Found:
 class Story:
     """The parts of an explanation of one weight."""
 
-    def __init__(self, trace: Trace, quantity: Quantity, asked: Weight, uses: list[Use], digits: int) -> None:
+    def __init__(
+        self, trace: Trace, quantity: Quantity, asked: Weight, uses: list[Use], digits: int, progress: Progress
+    ) -> None:
         self.trace = trace
         self.quantity = quantity
         self.asked = asked
         self.digits = digits
+        self.progress = progress
         self.names = Names(trace)
         self.origins = Origins(trace, self.names, digits)
         self.uses = uses
@@ -74,7 +78,8 @@ class Story:
         found = _Found()
         notes: list[str] = []
         try:
-            for i in searched:  # one at a time, since of a large network a graph takes 100 MB
+            for n, i in enumerate(searched, 1):  # one at a time, since of a large network a graph takes 100 MB
+                self.progress.part = f"the paths of term {n} of {len(searched)}"
                 self._search(i, self._graph(i), count_paths, found)
         except TooMuchError as error:
             notes.append(f"Paths were not looked for: {error}.")
@@ -166,7 +171,9 @@ class Story:
 
     def _graph(self, i: int) -> Graph:
         use, t = self.terms[i]
-        return graph_from(self.trace, use.output, int(use.position[t]), is_of_loss(self.trace, use.stage))
+        return graph_from(
+            self.trace, use.output, int(use.position[t]), is_of_loss(self.trace, use.stage), self.progress
+        )
 
     def _search(self, i: int, graph: Graph, count: int, found: _Found) -> None:
         """Add what there is of one sample; products of matrices are those of the first."""
