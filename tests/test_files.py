@@ -157,6 +157,13 @@ def test_what_cannot_be_written_is_said_beforehand(name: str, tmp_path: Path) ->
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no folder that even the administrator cannot use")
+@pytest.mark.parametrize("make_folder", [True, False])
+def test_a_folder_that_nobody_can_write_to_is_said_beforehand(make_folder: bool) -> None:
+    with pytest.raises(OSError, match=r"the folder cannot be written to: .*: '/proc'"):
+        check_writable("/proc/folder/file" if make_folder else "/proc/file", make_folder=make_folder)
+
+
 def test_missing_folders_may_be_allowed(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b" / "file", make_folder=True)
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -64,7 +65,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def check_writable(path: str | os.PathLike[str], *, make_folder: bool = False) -> None:
-    """Say what will keep a file from being written, before hours of work go into it. Nothing is written or made.
+    """Say what will keep a file from being written, before hours of work go into it. Nothing is left behind.
 
     Args:
         make_folder: missing folders will be made.
@@ -91,8 +92,12 @@ def check_writable(path: str | os.PathLike[str], *, make_folder: bool = False) -
         raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(folder))
     if not stat.S_ISDIR(mode):
         raise _error(errno.ENOTDIR, str(folder))
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "the folder cannot be written to", str(folder))
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # which has no name where the system can do without
+            pass
+    except OSError as error:
+        reason = f"the folder cannot be written to: {error.strerror}"
+        raise OSError(error.errno, reason, str(folder)) from error
 
 
 def is_to_be_lost(path: str | os.PathLike[str]) -> bool:

@@ -19,7 +19,7 @@ def one_line(error: BaseException) -> str:
 def print_to_the_end(text: str, in_colours: Callable[[str], None] | None = None) -> None:
     """Print a text of any length, to a terminal by ``in_colours`` if that is given."""
     try:
-        if in_colours is not None and sys.stdout.isatty():
+        if in_colours is not None and sys.stdout is not None and sys.stdout.isatty():
             in_colours(text)
         else:
             print(text, end="", flush=True)

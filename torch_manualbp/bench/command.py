@@ -43,8 +43,8 @@ def publish(
 
 def count(text: str) -> int:
     """The type of an option that counts."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1, and of 9 digits at most")
     return int(text)
 
 

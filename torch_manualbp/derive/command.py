@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,11 @@ def _zeros(argument: str, text: str, dtype: torch.dtype) -> Tensor:
     if not isinstance(found, torch.dtype):
         raise RefusedError(f"argument {argument}: {name!r} is no dtype of torch, such as float32 or int64")
     try:
-        return torch.zeros([int(n) for n in shape.split(",")], dtype=found)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of dtypes that torch is about to drop
+            return torch.zeros([int(n) for n in shape.split(",")], dtype=found)
     except Exception as error:  # more numbers than there is memory for, or a dtype that has no zeros
-        raise RefusedError(f"argument {argument}: there can be no tensor {text}: {one_line(error)}") from error
+        raise RefusedError(f"argument {argument}: there can be no tensor {text}: {one_line(error)[:200]}") from error
 
 
 def _target(loss: Any, output: Any) -> Tensor:

@@ -12,6 +12,7 @@ minute."""
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--leave-out", action="append", default=[], metavar="NAME", help="not this check")
     add("--reference", metavar="package.module:name", help="what is differentiated in place of the target's forward")
     add("--batch", type=int, metavar="DIM", help="the dimension of samples that do not see each other")
-    add("--budget", type=float, metavar="SECONDS", help="after which no further check is started")
+    add("--budget", type=_seconds, metavar="SECONDS", help="after which no further check is started")
     add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
     add("--self-test", action="store_true", help="say which planted mistakes are caught, by this and by gradcheck")
     add("--json", type=Path, metavar="FILE", help="write the report there")
@@ -64,6 +65,8 @@ def main(options: argparse.Namespace) -> int:
             reference = None if options.reference is None else evaluated("--reference", options.reference)
         torch.manual_seed(options.seed)
         inputs = [data("--input", text) for text in options.input]
+        if options.check and not set(options.check) - set(options.leave_out):
+            raise RefusedError("argument --leave-out: no check is left")
         report = verify(
             target,
             *inputs,
@@ -81,6 +84,16 @@ def main(options: argparse.Namespace) -> int:
     if options.json is not None:
         write(options.json, report.to_json() + "\n")
     return 0 if report.ok else 1
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 def _self_test(options: argparse.Namespace) -> int:

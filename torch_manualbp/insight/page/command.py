@@ -34,6 +34,9 @@ from torch_manualbp.insight.page.make import report
 
 __all__ = ["add_arguments", "main"]
 
+MOST_BYTES = 256 * 2**20
+"""Of a history; what has no end, such as ``/dev/zero``, has more."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torch-manualbp report``."""
@@ -85,8 +88,12 @@ def main(options: argparse.Namespace) -> int:
 
 def _history(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise RefusedError(f"argument --history: {path} is not JSON: {one_line(error)}") from error
 
 
