@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from torch_manualbp import local_gradients
+from torch_manualbp.insight import NotReachedError
 
 
 class Swish(Module):
@@ -209,3 +211,40 @@ def test_clipping_after_a_pass_that_failed() -> None:
     before = record["made"][1].delta.clone()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
     assert torch.equal(record["made"][1].delta, before)
+
+
+def test_calls_of_other_threads_are_not_recorded() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    x = torch.randn(5, 3)
+    errors: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            for _ in range(30):
+                with local_gradients(model) as record:
+                    model(x).sum().backward()
+                assert [len(layer) for layer in record.values()] == [1, 1, 1]
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=train) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_thread_that_was_begun_inside_is_named() -> None:
+    model = torch.nn.Linear(3, 4)
+
+    def train() -> None:
+        with local_gradients(model):
+            thread = threading.Thread(target=lambda: model(torch.randn(5, 3)).sum().backward())
+            thread.start()
+            thread.join()
+
+    refused = "^no layer of the model was called inside the with block by the thread that entered it$"
+    with pytest.raises(NotReachedError, match=refused):
+        train()

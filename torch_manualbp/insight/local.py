@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def local_gradients(model: Module, *, reduce: Reduce | None = None) -> Iterator[
     a function; a = z where there is none. Of a layer without weights z goes in, and a comes out. A module that is
     called several times has several calls, ``record["fc1"][0]`` and so on. Outputs that are no tensor are looked
     through for the first one. Nothing that the code computes changes by a bit; in-place changes after the fact do not
-    reach what is recorded. Activations are seen in the thread that enters the block.
+    reach what is recorded. Calls are those of the thread that enters the block.
 
     Gradients that the code itself takes and differentiates, by ``torch.autograd.grad(..., create_graph=True)`` or by
     ``torch.func`` inside of the model, are part of C: δ is ∂C/∂z of the backward pass that comes after. What is called
@@ -117,6 +118,9 @@ class Watch(TorchFunctionMode):
         self._is_inner = False
         """Whether such a pass is running."""
 
+        self._thread, self._is_called_elsewhere = threading.get_ident(), False
+        """Whose calls are recorded, and whether others were made."""
+
         self._batch, self._has_come = 0, False
         """How many times a forward began after gradients had come, and whether some have since."""
 
@@ -146,7 +150,8 @@ class Watch(TorchFunctionMode):
         """Say in one line why there is no δ at all."""
         calls = list(self.record.calls())
         if not calls:
-            raise NotReachedError("no layer of the model was called inside the with block")
+            where = " by the thread that entered it" if self._is_called_elsewhere else ""
+            raise NotReachedError(f"no layer of the model was called inside the with block{where}")
         if not any(call.is_reached for call in calls):
             raise NotReachedError(calls[-1].why_not_reached())
 
@@ -160,7 +165,7 @@ class Watch(TorchFunctionMode):
             if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
                 traced = "is called while make_fx traces it, as torch.func.linearize does"
                 raise ValueError(f"{visible(name) or 'the model'} {traced}, {ONE_PIECE}: use torch.func.jvp")
-            if module not in self._pending:
+            if module not in self._pending or self._is_of_another_thread():
                 return
             call = self._new_call(name)
             first = args[0] if args else None
@@ -175,6 +180,12 @@ class Watch(TorchFunctionMode):
 
         return before
 
+    def _is_of_another_thread(self) -> bool:
+        """Whether somebody else calls the model meanwhile. The engine recomputes in threads of its own."""
+        is_other = threading.get_ident() != self._thread and torch._C._current_graph_task_id() == -1
+        self._is_called_elsewhere |= is_other
+        return is_other
+
     def _new_call(self, name: str) -> Call:
         is_recomputed = torch._C._current_graph_task_id() != -1
         if self._has_come and not is_recomputed:
@@ -184,7 +195,7 @@ class Watch(TorchFunctionMode):
 
     @_unseen
     def _after(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
-        if module not in self._pending:
+        if not self._pending.get(module) or self._is_of_another_thread():  # it may have begun before the block
             return
         call, z = self._pending[module].pop()
         self.record.add(call, type(module).__name__)
