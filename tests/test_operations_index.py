@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Module
 
+from torch_manualbp import TrainStep
+from torch_manualbp.derive import NotDerivableError
 from torch_manualbp.derive.operations import OPERATIONS, NoRule
 
 getitem = OPERATIONS[Tensor.__getitem__]
@@ -36,7 +39,7 @@ def random_item(draw: random.Random, n: int) -> Any:
         lambda: numbers,
         lambda: numbers.astype(draw.choice([np.int32, np.int16, np.float64])),
         lambda: numbers.tolist(),
-        lambda: (*numbers.tolist(),) if shape else numbers.tolist(),
+        lambda: tuple(numbers) if shape else numbers.tolist(),
         lambda: [np.int64(i) for i in numbers.reshape(-1)],
         lambda: torch.from_numpy(numbers.copy()),
         lambda: torch.from_numpy(numbers.astype(np.int32)),
@@ -107,3 +110,56 @@ def test_random_indices() -> None:
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_many_random_indices(seed: int) -> None:
     fuzz(seed, 10_000)
+
+
+class Indexing(Module):
+    """Takes parts of what learns, and of an input."""
+
+    def __init__(self, shape: tuple[int, ...], index: Any) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, int(np.prod(shape)), dtype=torch.float64)
+        self.shape, self.index = shape, (index,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (index,) = self.index
+        learnt, given = self.layer(x[0]).reshape(self.shape)[index], x.new_ones(self.shape)[index]
+        given = given * (x.flatten()[: int(np.prod(self.shape))].reshape(self.shape) * 2)[index]
+        return (learnt * given * torch.linspace(1, 2, learnt.numel(), dtype=x.dtype).reshape(learnt.shape)).sum() + 1
+
+
+def steps_by_indices(seed: int, number: int) -> int:
+    draw, equal = random.Random(seed), 0
+    for _ in range(number):
+        shape = tuple(draw.randrange(1, 4) for _ in range(draw.randrange(1, 4)))
+        index = random_index(draw, shape)
+        torch.manual_seed(seed)
+        models = [Indexing(shape, index) for _ in range(2)]
+        models[1].load_state_dict(models[0].state_dict())
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+        step = TrainStep(models[0], torch.nn.MSELoss(), optimizers[0])
+        for _ in range(2):
+            x, y = torch.randn(7, 4, dtype=torch.float64), torch.randn((), dtype=torch.float64)
+            try:
+                torch.nn.functional.mse_loss(models[1](x), y).backward()
+            except (IndexError, TypeError, ValueError):
+                break
+            optimizers[1].step()
+            optimizers[1].zero_grad()
+            try:
+                step(x, y)
+            except NotDerivableError:
+                break
+            for p, q in zip(*(model.parameters() for model in models), strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12, msg=str((shape, index)))
+            equal += 1
+    return equal
+
+
+def test_steps_by_random_indices() -> None:
+    assert steps_by_indices(0, 30) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_many_steps_by_random_indices(seed: int) -> None:
+    steps_by_indices(seed, 250)

@@ -151,7 +151,7 @@ def test_an_exception_at_any_line_leaves_no_parameter_half_updated(optimizer: An
             _interrupted(step, n, x, y)
         after = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
         model.load_state_dict(before[0])
-        step.optimizer.load_state_dict(before[1])
+        step.optimizer.load_state_dict(copy.deepcopy(before[1]))  # whose tensors it takes
         if n > update:  # what has begun is finished before the exception goes on
             step(x, y)
             before = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
@@ -210,7 +210,7 @@ def test_an_exception_out_of_any_call_of_the_update_leaves_it_whole(
     for name in calls:
         for nth in itertools.count():
             model.load_state_dict(state[0])
-            step.optimizer.load_state_dict(state[1])
+            step.optimizer.load_state_dict(copy.deepcopy(state[1]))  # whose tensors it takes
             with monkeypatch.context() as patch:
                 host = torch if name.startswith("_") else Tensor
                 failing = _Failing(getattr(host, name), nth, when)

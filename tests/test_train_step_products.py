@@ -144,7 +144,7 @@ def test_an_exception_at_any_line_of_any_turn_leaves_no_parameter_half_updated(m
     while True:
         events += 1
         model.load_state_dict(state[0])
-        step.optimizer.load_state_dict(state[1])
+        step.optimizer.load_state_dict(copy.deepcopy(state[1]))
         line = _interrupted(step, events, x, y)
         if line is None:
             break

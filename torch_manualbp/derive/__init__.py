@@ -1,12 +1,17 @@
 """A training step without an autograd graph, derived from the rules, that a person can read.
 
 - ``operations``: which rules compute the functions of torch that a model calls
-- ``tape``: runs the rules forward and backward in autograd's place, and writes their torch calls down
-- ``program``: those calls, on named values
+- ``tape``: runs the rules forward and backward in autograd's place, and records their torch calls
+- ``draws``, ``effects``: random numbers meanwhile, and what a forward does besides computing
+- ``program``, ``recording``: those calls, on named values, and which of these are what
+- ``reads``: what a forward reads from Python
+- ``check``: the program's numbers held against autograd's
 - ``update``: what becomes of the gradients
 - ``plan``: what is done once, and where the values live
 - ``source``: the program as Python
-- ``derived``, ``step``: the program at work, and :class:`TrainStep`, which derives it
+- ``deriving``: all of this in order
+- ``derived``, ``interruptions``: the program at work, all of it or none
+- ``step``: :class:`TrainStep`, which derives programs and keeps them
 - ``command``: ``torch-manualbp derive``, which prints it
 """
 

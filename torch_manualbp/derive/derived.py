@@ -1,12 +1,14 @@
-"""One derived program: written down, planned, compiled, and what it needs to run."""
+"""One derived program: planned, written, compiled, and what it needs to run."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import linecache
 import operator
 import weakref
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,15 +21,15 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from torch_manualbp.derive.effects import DRAWS
+from torch_manualbp.derive.check import rounding
+from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.plan import plan
-from torch_manualbp.derive.program import CONSTANT, STATE, Blocks, Call, Program, Value
+from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, STATE, Blocks, Call, Memory, Program, Value
+from torch_manualbp.derive.recording import KeptLayer, Recording, called, named_tensors, path_of_loss
 from torch_manualbp.derive.source import Source, used_values, write_source
-from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
-from torch_manualbp.derive.update import forms_of, leave_gradient
-from torch_manualbp.rules.linear import Linear
+from torch_manualbp.derive.update import forms_of, has_odd_state, kind_of, leave_gradient
 
-__all__ = ["Derived", "How", "KeptLayer", "called", "named_tensors", "path_of_loss"]
+__all__ = ["Derived", "How", "KeptLayer", "OddStateError", "called", "named_tensors", "path_of_loss"]
 
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
 _numbers = itertools.count(1)
@@ -58,33 +60,6 @@ class How:
 
 
 @dataclass(frozen=True)
-class KeptLayer:
-    """One use of a linear layer, with the activation that takes its z, if one does. What it keeps are values of the
-    program, and of a step its tensors: x, z, a, δ = ∂C/∂z, ∂C/∂a. None is what the step does without."""
-
-    path: str
-    x: Any
-    z: Any
-    a: Any
-    delta: Any
-    da: Any
-    f: Callable[[Tensor], Tensor] | None
-    """The activation, if it acts on each entry alone."""
-
-    def numbers(self) -> tuple[Any, ...]:
-        """What of it is a value or a tensor."""
-        return tuple(item for item in self._fields() if item is not None)
-
-    def of_step(self, tensors: Iterator[Tensor]) -> KeptLayer:
-        """The same with the tensors of a step, in the order of ``numbers``."""
-        x, z, a, delta, da = (None if item is None else next(tensors) for item in self._fields())
-        return KeptLayer(self.path, x, z, a, delta, da, self.f)
-
-    def _fields(self) -> tuple[Any, ...]:
-        return self.x, self.z, self.a, self.delta, self.da
-
-
-@dataclass(frozen=True)
 class _Statement:
     """A line of the update, in the turn of the loop that it stands in."""
 
@@ -109,125 +84,169 @@ class Derived:
     """A program, bound to the parameters of a model and the state of an optimizer.
 
     Args:
-        gradients: the tensors that ``.grad`` is to be, by parameter; those that are missing are added.
+        recording: of the model and the loss; it is planned, and so of no use afterwards.
+        named: the parameters and buffers by name.
+        held: other tensors that the model and the loss hold, by name.
+        uneven: which of the data have entries that share memory, or gaps.
+        heading: what the program is.
     """
 
     def __init__(
         self,
-        model: Module,
-        loss: Callable[..., Tensor],
+        recording: Recording,
         optimizer: Optimizer,
-        inputs: Any,
-        target: Any,
         how: How,
-        gradients: dict[Tensor, Tensor],
+        named: Mapping[str, Tensor],
+        held: Mapping[str, Tensor],
+        uneven: list[int],
+        heading: list[str],
     ) -> None:
         self.how = how
         self.optimizer = optimizer
-        named = named_tensors(model, loss)
-        tape, C, output, leaves = _run_on_tape(model, loss, named, inputs, target, how)
-        program = tape.program
-        given = (leaf for leaf in pytree.tree_leaves((inputs, target)) if isinstance(leaf, Tensor))
-        self.uneven = [i for i, (t, copy) in enumerate(zip(given, leaves, strict=True)) if t.stride() != copy.stride()]
-        """Which of the data have entries that share memory, or gaps, which the program knows nothing of."""
+        self.device = recording.device
+        self.uneven = uneven
+        """Which of the data the program gets copies of, since it knows nothing of gaps and shared entries."""
 
-        self.device = tape.device
-        self.names = {id(p): name for name, p in named.items()}
-        order = {id(p): n for n, p in enumerate(named.values())}
-        learnt = sorted(tape.gradients.items(), key=lambda item: order[id(item[0].tensor)])
-        self.parameters = [W.tensor for W, _ in learnt]
-        groups = _groups(optimizer, self.parameters, self.names, how.folds)
+        self.rounded = rounding(recording.program.dtypes())
+        """The part of itself that a number may be off by in rounding."""
+
+        program = recording.program
+        named = {**named, **held}
+        names = {id(t): name for name, t in named.items()}
+        self.parameters = [W.tensor for W, _ in recording.learnt]
+        groups = _groups(optimizer, self.parameters, names, how.folds)
         self.settings = [(i, name) for i, form in groups for name in form.settings]
         settings = [name + form.suffix for _, form in groups for name in form.settings]
-
+        self._forms: dict[Tensor, tuple[int, Any, dict[str, str]]] = {}
         state: dict[str, Value] = {}
-        tensors_of_state: dict[str, Tensor] = {}
-        self.state: dict[Tensor, dict[str, Tensor]] = {}
-        self.gradients: dict[Tensor, Tensor] = {}
-
-        def held(name: str, tensor: Tensor, letters: str) -> Value:
-            tensors_of_state[name] = tensor
-            state[name] = program.add(tensor, STATE, letters)
-            return state[name]
-
         program.section, program.title = ("update" if how.folds else "gradients"), ()
         for i, form in groups:
             items = []
-            for W, g in learnt:
-                if any(W.tensor is p for p in optimizer.param_groups[i]["params"]):
-                    self.state[W.tensor] = _shared(form.new_state(W.tensor), optimizer.state.get(W.tensor, {}))
-                    name = self.names[id(W.tensor)]
-                    names = [(key, f"{LETTERS[key]}_{W.name}", t) for key, t in self.state[W.tensor].items()]
-                    items.append((W, g, {key: held(f"{name} {key}", t, letters) for key, letters, t in names}))
+            of_group = set(map(id, optimizer.param_groups[i]["params"]))
+            for W, g in recording.learnt:
+                if id(W.tensor) in of_group:
+                    keys = {key: f"{names[id(W.tensor)]} {key}" for key in form.kinds(W.tensor)}
+                    self._forms[W.tensor] = i, form, keys
+                    of_W = {}
+                    for key, tensor in _state_for(form, W.tensor, optimizer.state.get(W.tensor, {})).items():
+                        of_W[key] = state[keys[key]] = program.add(tensor, STATE, f"{LETTERS[key]}_{W.name}")
+                    items.append((W, g, of_W))
             form.fold(program, items, pure=how.compile)
-        for W, g in learnt if not how.folds else []:
-            self.gradients[W.tensor] = gradients.setdefault(W.tensor, torch.zeros_like(W.tensor).detach())
-            grad = held(f"{self.names[id(W.tensor)]} grad", self.gradients[W.tensor], f"grad_{W.name}")
-            leave_gradient(program, grad, g, how.adds)
+        inputs = [*recording.inputs]
+        gradients: list[Value] = []
+        if not how.folds and how.adds:
+            for W, g in recording.learnt:
+                inputs.append(program.add(torch.zeros_like(W.tensor).detach(), INPUT, f"grad_{W.name}"))
+                leave_gradient(program, inputs[-1], g)
+        elif not how.folds:
+            gradients = _fresh(program, recording.learnt)
 
-        deltas = _deltas(tape, path_of_loss(model)) if how.keep_deltas else {}
-        self.deltas = list(deltas)
-        self.layers = _layers(tape) if how.keep_layers else []
-        kept = [*deltas.values(), *(value for layer in self.layers for value in layer.numbers())]
-        leaves_of_output, self._output_spec = _flat(output if how.keep_output else None)
-        self._output = [program.value(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves_of_output]
+        self.deltas = list(recording.deltas) if how.keep_deltas else []
+        self.layers = recording.layers if how.keep_layers else ()
+        kept = [recording.deltas[path] for path in self.deltas]
+        kept += [value for layer in self.layers for value in layer.numbers()]
+        leaves_of_output, self._output_spec = _flat(recording.output if how.keep_output else None)
+        self._output = leaves_of_output
         outputs = [leaf for leaf in self._output if isinstance(leaf, Value)]
-        planned = plan(program, [C, *outputs], kept, lean=not how.compile)
-        self.written = [*self.parameters, *(t for state in self.state.values() for t in state.values())]
-        self.addresses = {t.untyped_storage().data_ptr() for t in self.written}
-        ids = set(map(id, self.written))
-        update = [call for call in planned.steps if call.section == "update"]
-        self._writes = [[v.tensor for v in call.results if id(v.tensor) in ids] for call in update]
-        tensors, own, constants = _given(planned, program, named, outputs)
+        planned = plan(program, [recording.C, *outputs, *gradients], kept, lean=not how.compile)
+        self._count_of_gradients = len(gradients)
+        tensors, own, constants = _given(planned, program, named, [*outputs, *gradients])
+        self._tensors = tensors
         self.source: Source = write_source(
             planned,
             own,
             state,
             constants,
-            [program.value(leaf) for leaf in leaves],
+            inputs,
             settings,
-            (C, *kept, *outputs),
-            heading=_heading(model, loss, optimizer, how),
-            skips=how.skip_nonfinite,
+            (recording.C, *kept, *outputs, *gradients),
+            heading=heading,
+            skips=how.skip_nonfinite and (how.folds or how.adds),
+            held=held,
         )
         self.filename = f"<derived step {next(_numbers)}>"
-        linecache.cache[self.filename] = (
-            len(self.source.text),
-            None,
-            self.source.text.splitlines(True),
-            self.filename,
-        )
+        lines = self.source.text.splitlines(True)
+        linecache.cache[self.filename] = (len(self.source.text), None, lines, self.filename)
         weakref.finalize(self, linecache.cache.pop, self.filename, None)
         namespace: dict[str, Any] = {}
         exec(compile(self.source.text, self.filename, "exec"), namespace)
-        self.step = namespace["build"](tensors, tensors_of_state)
+        self._build = namespace["build"]
+        update = [call.results for call in planned.steps if call.section == "update"]
+        keys = {value: key for key, value in state.items()}
+        ids = set(map(id, self.parameters))
+        self._changes: list[list[Tensor | str]] = [
+            [keys.get(v, v.tensor) for v in values if v in keys or id(v.tensor) in ids] for values in update
+        ]
+        """What each line of the update changes: parameters, and state by its key."""
+
         self._compiled_settings: tuple[list[float], list[Tensor]] = ([], [])
-        if how.compile:
+        self._bind()
+
+    def _bind(self) -> None:
+        """Bind the program to the state that the optimizer has, or to a new one."""
+        self.state = {
+            parameter: _state_for(form, parameter, self.optimizer.state.get(parameter) or {})
+            for parameter, (_, form, _) in self._forms.items()
+        }
+        given = {keys[key]: t for p, (_, _, keys) in self._forms.items() for key, t in self.state[p].items()}
+        self.step = self._build(self._tensors, given)
+        self.written = [*self.parameters, *given.values()]
+        self._given_state = given
+        self._stateful = [(p, ours) for p, ours in self.state.items() if ours]
+        self._is_new = True
+        """Whether the program has not written to the state yet."""
+
+        cells = [cell.cell_contents for cell in self.step.__closure__ or ()]
+        self.addresses = {t.untyped_storage().data_ptr() for t in (*cells, *self.written) if isinstance(t, Tensor)}
+        """The memory that the program reads and writes while it runs."""
+
+        if self.how.compile:
             self.step = torch.compile(self.step, fullgraph=True)
 
     def run(self, leaves: list[Tensor]) -> Any:
         """What the program returns. An exception leaves everything as it was before; one that comes once parameters
-        have begun to change is raised when all have."""
+        have begun to change is raised when all have. Signals wait until the update is made."""
         for i in self.uneven:
             leaves[i] = leaves[i].clone()
-        groups = self.optimizer.param_groups  # which load_state_dict replaces
-        settings: list[Any] = [_setting(groups[i], name) for i, name in self.settings]
-        if self.state and not self._take_state():
-            settings = [0.0 if name == "dampening" else x for (_, name), x in zip(self.settings, settings, strict=True)]
-        if self.how.compile:
-            settings = self._as_tensors(settings)
-        versions = list(map(_version, self.written))
-        try:
-            with torch.autocast(self.device, enabled=False) if _is_autocast_enabled() else contextlib.nullcontext():
-                # The casts are in the program.
-                result = self.step(*leaves, *settings)
-        except BaseException as error:
-            if self.how.folds and self._complete(error.__traceback__, versions):
+        if not self.how.folds:
+            return self._run(leaves, [])
+        with Uninterrupted():
+            firsts = self._take_state()
+            groups = self.optimizer.param_groups  # which load_state_dict replaces
+            settings: list[Any] = [_setting(groups[i], name) for i, name in self.settings]
+            if firsts:  # where v ← g and not (1 − d) g
+                at = zip(self.settings, settings, strict=True)
+                settings = [0.0 if name == "dampening" and i in firsts else x for (i, name), x in at]
+            if self.how.compile:
+                settings = self._as_tensors(settings)
+            versions = list(map(_version, self.written))
+            try:
+                result = self._run(leaves, settings)
+            except BaseException as error:
+                if self._complete(error.__traceback__, versions):
+                    self._commit()
+                raise
+            if not (self.how.skip_nonfinite and _is_skipped(result)):
                 self._commit()
-            raise
-        if self.how.folds and not (self.how.skip_nonfinite and _is_skipped(result)):
-            self._commit()
-        return result
+            return result
+
+    def _run(self, leaves: list[Tensor], settings: list[Any]) -> Any:
+        # The casts are in the program.
+        with torch.autocast(self.device, enabled=False) if _is_autocast_enabled() else contextlib.nullcontext():
+            return self.step(*leaves, *settings)
+
+    def gradients(self, result: Any) -> list[Tensor]:
+        """The gradients among what the program returned, in the order of ``parameters``."""
+        return list(result[-self._count_of_gradients :]) if self._count_of_gradients else []
+
+    def text_to_save(self) -> str:
+        """The source, with the numbers of the tensors in it that are neither parameters nor buffers."""
+        lines = [*self.source.lines]
+        for key, line in self.source.held.items():
+            wanted = f"parameters[{key!r}]"
+            t = self._tensors[key].detach()
+            lines[line - 1] = lines[line - 1].replace(wanted, f"parameters.get({key!r}, {_literal(t)})", 1)
+        return "\n".join(lines) + "\n"
 
     def _as_tensors(self, settings: list[float]) -> list[Tensor]:
         """The hyperparameters as torch.compile takes them without compiling a program for each of their values."""
@@ -241,30 +260,31 @@ class Derived:
         leaves = [next(rest) if isinstance(leaf, Value) else leaf for leaf in self._output]
         return pytree.tree_unflatten(leaves, self._output_spec)
 
-    def _take_state(self) -> bool:
-        """Take over the state that the optimizer has: its own, or what somebody loaded into it. Returns whether it has
-        any: on the first step v ← g and not (1 − d) g."""
-        has_state = True
+    def _take_state(self) -> set[int]:
+        """Work on the state that the optimizer has: its own, or what somebody loaded into it. Returns the groups whose
+        parameters have none yet."""
+        if not self._stateful:
+            return set()
         theirs = self.optimizer.state
-        for parameter, ours in self.state.items():
-            of_parameter = theirs.get(parameter) or {}
-            for name, tensor in ours.items():
-                found = of_parameter.get(name)
-                if found is not tensor:
-                    if found is None:
-                        tensor.zero_()
-                        has_state = False
-                    else:
-                        tensor.copy_(found)
-        return has_state
+        if not all(self._has_state_of(p) for p, _ in self._stateful):
+            if not self._is_new or any(map(theirs.get, self.state)):
+                if has_odd_state(self.optimizer):
+                    raise OddStateError
+                self._bind()
+            lacks = (p for p, ours in self._stateful if any((theirs.get(p) or {}).get(name) is None for name in ours))
+            return {self._forms[p][0] for p in lacks}
+        return set()
+
+    def _has_state_of(self, parameter: Tensor) -> bool:
+        theirs = self.optimizer.state.get(parameter) or {}
+        return all(theirs.get(name) is tensor for name, tensor in self.state[parameter].items())
 
     def _commit(self) -> None:
+        self._is_new = False
         theirs = self.optimizer.state
-        for parameter, ours in self.state.items():
-            of_parameter = theirs[parameter]
-            for name, tensor in ours.items():
-                if of_parameter.get(name) is not tensor:
-                    of_parameter[name] = tensor
+        for parameter, ours in self._stateful:
+            if not self._has_state_of(parameter):
+                theirs[parameter].update(ours)
         self.optimizer._opt_called = True  # type: ignore[attr-defined] # which learning rate schedulers look at
 
     def _complete(self, traceback: TracebackType | None, versions: list[int]) -> bool:
@@ -285,7 +305,8 @@ class Derived:
 
     def _update(self) -> Iterator[_Statement]:
         """The update, with its loops unrolled."""
-        lines = zip(self.source.update, self._writes, strict=True)
+        written = [[self._given_state[t] if isinstance(t, str) else t for t in changed] for changed in self._changes]
+        lines = zip(self.source.update, written, strict=True)
         for loop, of_loop in itertools.groupby(lines, key=lambda item: item[0][1]):
             body = [(line, writes) for (line, _), writes in of_loop]
             for rows in [None] if loop is None else loop.slices():
@@ -317,116 +338,11 @@ def _is_skipped(result: Any) -> bool:
     return not torch.isfinite(C)
 
 
-def named_tensors(model: Module, loss: Any) -> dict[str, Tensor]:
-    """The parameters and buffers of the model, and of a loss that is a module, by name."""
-    named: dict[str, Tensor] = {}
-    for prefix, root in (("", model), (path_of_loss(model), loss)):
-        if isinstance(root, Module):
-            named |= dict(root.named_parameters(prefix=prefix))
-            named |= dict(root.named_buffers(prefix=prefix))
-    return named
-
-
-def path_of_loss(model: Module) -> str:
-    """What the loss is called beside the modules of the model."""
-    return next(name for name in ("loss", "loss_", "loss__") if not hasattr(model, name))
-
-
-def _run_on_tape(*args: Any) -> tuple[Tape, Value, Any, list[Tensor]]:
-    """Forward and backward on copies of the data. Returns the tape, the loss, the output and the copies."""
-    for _ in range(3):  # since another thread will hardly draw random numbers each time
-        result = _run_laid_out(*args)
-        if not result[0].may_draw:
-            return result
-    raise NotDerivableError([DRAWS])
-
-
-def _run_laid_out(
-    model: Module, loss: Callable[..., Tensor], named: dict[str, Tensor], inputs: Any, target: Any, how: How
-) -> tuple[Tape, Value, Any, list[Tensor]]:
-    """With numbers in torch's order where something depends on it."""
-    device = next((t.device.type for t in named.values()), "cpu")
-    tape = Tape("pure" if how.compile else "lean", device)
-    try:
-        result = _run(tape, model, loss, named, inputs, target, how)
-    except Exception:
-        if not tape.minds_columns:
-            raise
-    else:
-        if not tape.minds_columns:
-            return result
-    return _run(Tape("rows", device), model, loss, named, inputs, target, how)
-
-
-def _run(
-    tape: Tape, model: Module, loss: Callable[..., Tensor], named: dict[str, Tensor], inputs: Any, target: Any, how: How
-) -> tuple[Tape, Value, Any, list[Tensor]]:
-    program = tape.program
-    for name, tensor in named.items():
-        tape.parameter(tensor, _letter(name))
-    copies = []
-    for letter, tree in (("x", inputs), ("y", target)):
-        flat, spec = pytree.tree_flatten(tree)
-        count = sum(isinstance(leaf, Tensor) for leaf in flat)
-        for i, leaf in enumerate(flat):
-            if isinstance(leaf, Tensor):
-                if leaf.layout is not torch.strided or leaf.is_nested:
-                    raise ValueError(f"{letter}: a {leaf.layout} tensor of shape {tuple(leaf.shape)}; make it dense")
-                if leaf.requires_grad:
-                    raise ValueError(f"{letter}: a tensor of shape {tuple(leaf.shape)} asks for a gradient; detach it")
-                flat[i] = leaf.detach().clone()
-                copies.append(flat[i])
-                tape.input(flat[i], letter if count == 1 else f"{letter}{i + 1}")
-        if letter == "x":
-            inputs = pytree.tree_unflatten(flat, spec)
-        else:
-            target = pytree.tree_unflatten(flat, spec)
-    random = torch.get_rng_state()
-    path = path_of_loss(model)
-    try:
-        with tape.running(("", model), (path, loss)):
-            program.section = "forward"
-            output = called(model, inputs)
-            program.section = "loss"
-            with tape.within(path):
-                C = loss(output, target)
-        if tape.problems:
-            raise NotDerivableError(tape.problems)
-        if not isinstance(C, Tensor) or C.numel() != 1:
-            found = f"a tensor of shape {tuple(C.shape)}" if isinstance(C, Tensor) else f"a {type(C).__name__}"
-            raise ValueError(f"the loss returns {found}: a step takes one number, such as the mean")
-        with tape.running():
-            program.section, program.title = "backward", ()
-            tape.backward(C, how.share)
-        if tape.problems:
-            raise NotDerivableError(tape.problems)
-        value = program.value(C)
-        producer = program.producer(value)
-        if producer is None or value.memory not in producer.made:
-            # A parameter, or a view: the caller gets a tensor of his own, which no later step changes.
-            value = program.value(program.call(torch.clone, (C,), {}))
-        value.name, value.is_named = "C", True
-    except Exception as error:
-        if tape.problems and not isinstance(error, NotDerivableError):
-            raise NotDerivableError(tape.problems) from error
-        raise
-    finally:
-        torch.set_rng_state(random)
-    return tape, value, output, copies
-
-
-def called(model: Module, inputs: Any) -> Any:
-    """A tuple are several inputs, and a mapping inputs by name."""
-    if isinstance(inputs, tuple):
-        return model(*inputs)
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-
-
 def _flat(output: Any) -> tuple[list[Any], Any]:
     """The model's output as a list of tensors and constants, and how they are put together."""
     leaves, spec = pytree.tree_flatten(output)
     for leaf in leaves:
-        if not isinstance(leaf, Tensor | bool | int | float | str | None):
+        if not isinstance(leaf, Value | bool | int | float | str | None):
             raise ValueError(
                 f"keep_output: the model returns a {type(leaf).__name__}, which may hold other numbers at each step; "
                 "have it return tensors, or tuples, lists or dicts of them"
@@ -452,14 +368,56 @@ def _groups(optimizer: Optimizer, learnt: list[Tensor], names: dict[int, str], f
     return list(zip(used, forms_of(optimizer, used), strict=True)) if folds else []
 
 
-def _shared(new: dict[str, Tensor], theirs: dict[str, Any]) -> dict[str, Tensor]:
-    """The optimizer's own state where it is of the kind that the program takes, so that all programs have one."""
-    kinds = {name: (t.shape, t.stride(), t.dtype, t.device) for name, t in new.items()}
-    found = {name: theirs.get(name) for name in new}
-    return {
-        name: t if isinstance(t, Tensor) and (t.shape, t.stride(), t.dtype, t.device) == kinds[name] else new[name]
-        for name, t in found.items()
-    }
+class OddStateError(RuntimeError):
+    """The optimizer's state is of a kind that no program takes: its own step says what becomes of it."""
+
+
+def _state_for(form: Any, parameter: Tensor, theirs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The optimizer's own state, so that all programs have one; zeros where there is none.
+
+    Raises:
+        OddStateError: it is of another kind than torch makes it.
+    """
+    state = {}
+    for name, kind in form.kinds(parameter).items():
+        found = theirs.get(name)
+        if found is None:
+            shape, stride, dtype, device = kind
+            found = torch.empty_strided(shape, stride, dtype=dtype, device=device).zero_()
+        elif not isinstance(found, Tensor) or kind_of(found) != kind:
+            raise OddStateError
+        state[name] = found
+    return state
+
+
+def _fresh(program: Program, learnt: Iterable[tuple[Value, Value]]) -> list[Value]:
+    """Each gradient in memory of its own, laid out as its parameter, as autograd leaves it in ``.grad``."""
+    taken: set[Memory] = set()
+    gradients = []
+    for W, g in learnt:
+        made_by = program.producer(g)
+        is_new = made_by is not None and g.memory in made_by.made and g.is_whole and g.memory not in taken
+        if not is_new or g.tensor.stride() != W.tensor.stride():
+            with torch.no_grad():
+                shape, stride = tuple(W.tensor.shape), W.tensor.stride()
+                options = {"dtype": g.tensor.dtype, "device": g.tensor.device}
+                room = program.call(torch.empty_strided, (shape, stride), options)
+                program.call(Tensor.copy_, (room, g.tensor), {})
+            g, name = program.value(room), f"d{W.name}"
+            g.name = name
+        taken.add(g.memory)
+        gradients.append(g)
+    return gradients
+
+
+def _literal(t: Tensor) -> str:
+    """An expression of the tensor's numbers, which needs torch alone."""
+    if t.numel() <= 64 and not t.is_complex() and torch.isfinite(t.float()).all():
+        return f"torch.tensor({t.tolist()!r}, dtype={t.dtype})"
+    raw = t.detach().cpu().contiguous().view(torch.uint8) if t.dim() else t.detach().cpu().reshape(1).view(torch.uint8)
+    packed = base64.b85encode(zlib.compress(bytes(raw.reshape(-1).tolist()))).decode()
+    unpacked = f'__import__("zlib").decompress(__import__("base64").b85decode({packed!r}))'
+    return f"torch.frombuffer(bytearray({unpacked}), dtype={t.dtype}).view({tuple(t.shape)})"
 
 
 def _setting(group: dict[str, Any], name: str) -> float:
@@ -468,30 +426,8 @@ def _setting(group: dict[str, Any], name: str) -> float:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _deltas(tape: Tape, path: str) -> dict[str, Value]:
-    """∂C/∂z of each module's output z, by its path: of a module that applies several rules the last one's. ``path`` is
-    that of the loss."""
-    nodes = [node for node in tape.nodes if node.path and node.path != path and node.delta is not None]
-    return {node.path: node.delta for node in nodes if node.delta is not None}
-
-
-def _layers(tape: Tape) -> list[KeptLayer]:
-    """The uses of linear layers that a gradient came back to."""
-    deltas = {node.outputs[0]: node.delta for node in tape.nodes if node.delta is not None}
-    layers = []
-    for node in tape.nodes:
-        if node.rule is not Linear or node.delta is None:
-            continue
-        x, z = node.ctx.saved_tensors[0], node.outputs[0]
-        a, f = tape.activations.get(z, (z, None))
-        layers.append(
-            KeptLayer(node.path, None if x is None else tape.program.value(x), z, a, node.delta, deltas.get(a), f)
-        )
-    return layers
-
-
 def _given(
-    planned: Any, program: Program, named: dict[str, Tensor], outputs: list[Value]
+    planned: Any, program: Program, named: Mapping[str, Tensor], outputs: list[Value]
 ) -> tuple[dict[str, Tensor], dict[str, Value], dict[str, Value]]:
     """What ``build`` is given: tensors by name, and the values that the model's and the constants among them are."""
     used = used_values(planned) | set(outputs)
@@ -500,7 +436,7 @@ def _given(
     made = {value for item in planned.once if isinstance(item, Call) for value in item.results}
     constants: dict[str, Value] = {}
     for value in sorted(used - made, key=lambda value: value.name):
-        if value.memory.origin == CONSTANT and value not in own.values():
+        if value.memory.origin in (CONSTANT, HELD) and value not in own.values():
             key = f"constant {sum(v.number is None for v in constants.values()) + 1}"
             constants[key if value.number is None else f"{value.name} {value.tensor.dtype}"] = value
             if value.number is None:
@@ -508,7 +444,7 @@ def _given(
     return tensors, own, constants
 
 
-def _heading(model: Module, loss: Any, optimizer: Optimizer, how: How) -> list[str]:
+def heading_of(model: Module, loss: Any, optimizer: Optimizer, how: How) -> list[str]:
     name = getattr(loss, "__name__", type(loss).__name__)
     what = (
         f"with {type(optimizer).__name__}"
@@ -520,10 +456,3 @@ def _heading(model: Module, loss: Any, optimizer: Optimizer, how: How) -> list[s
         "",
         "Derived by torch_manualbp from the formulas of its rules; every line has the shape of what it makes.",
     ]
-
-
-def _letter(name: str) -> str:
-    """W of a weight, b of a bias, and the name itself of any other parameter, with the path of its module."""
-    path, _, own = name.rpartition(".")
-    own = {"weight": "W", "bias": "b"}.get(own, own)
-    return identifier(f"{own}_{path}" if path else own)

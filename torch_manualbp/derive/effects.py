@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
-__all__ = ["DRAWS", "has_global_hooks", "has_hooks", "watched"]
+__all__ = [
+    "DRAWS",
+    "Restored",
+    "has_global_hooks",
+    "has_hooks",
+    "has_hooks_on_the_way",
+    "is_accumulated_by_others",
+    "refuse_scripted",
+    "watched",
+]
 
 DRAWS = ("", "forward draws Python's or NumPy's random numbers, or sets torch's seed", "draw with torch.rand")
 
@@ -22,22 +31,68 @@ Refuse = Callable[[str, str, str], None]
 
 
 @contextlib.contextmanager
-def watched(modules: Iterable[tuple[str, Module]], refuse: Refuse, suspect: Callable[[], None]) -> Iterator[None]:
-    """Refuse what changes of the modules and of Python's random numbers while the body runs; where other threads may
-    have drawn the numbers, suspect it."""
+def watched(
+    modules: Iterable[tuple[str, Module]], refuse: Refuse, suspect: Callable[[], None], python: bool = True
+) -> Iterator[None]:
+    """Refuse what changes of the modules, of NumPy's random numbers and of Python's while the body runs; where other
+    threads may have drawn the numbers, suspect it."""
     before = [(path, module, _contents(module)) for path, module in modules]
-    drawn = _random_states()
+    drawn = _random_states(python)
     yield
     for path, module, contents in before:
         now = _contents(module)
         for name in dict.fromkeys([*contents, *now]):
             if not _is_same(contents.get(name, ()), now.get(name, ())):
                 refuse(path, f"forward changes self.{name}", "keep such state out of a derived step")
-    if not _is_same(drawn, _random_states()):
+    if not _is_same(drawn, _random_states(python)):
         if threading.active_count() == 1:
             refuse(*DRAWS)
         else:
             suspect()
+
+
+class Restored:
+    """A block after which modules are as before, if an exception ends it: attributes, what is in lists, sets and dicts
+    among them, and the numbers of tensors."""
+
+    def __init__(self, roots: Iterable[Any]) -> None:
+        self._modules = [m for root in roots if isinstance(root, Module) for m in root.modules()]
+
+    def __enter__(self) -> None:
+        self._attributes = [(vars(module), dict(vars(module))) for module in self._modules]
+        items = (item for _, attributes in self._attributes for item in attributes.values())
+        self._containers = [(item, item.copy()) for item in items if isinstance(item, dict | list | set)]
+        tensors = {id(t): t for _, attributes in self._attributes for t in attributes.values() if isinstance(t, Tensor)}
+        tensors |= {id(t): t for m in self._modules for t in m._buffers.values() if t is not None}
+        self._tensors = [(t, t._version, t.detach().clone()) for t in tensors.values()]
+        self._parameters = [(p, p.data) for m in self._modules for p in m._parameters.values() if p is not None]
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            return
+        for attributes, before in self._attributes:
+            if not _is_same(attributes.values(), before.values()):
+                attributes.clear()
+                attributes.update(before)
+        for container, content in self._containers:
+            if _is_same(_items(container), _items(content)):
+                continue
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+        for t, version, numbers in self._tensors:
+            if t._version != version:
+                with torch.no_grad():
+                    t.resize_(numbers.shape).copy_(numbers)
+        for p, data in self._parameters:
+            if p.data_ptr() != data.data_ptr():
+                p.data = data
+
+
+def _items(container: Any) -> list[Any]:
+    return [*container, *(container.values() if isinstance(container, dict) else ())]
 
 
 def _contents(module: Module) -> dict[str, list[Any]]:
@@ -65,18 +120,64 @@ def _is_equal(a: Any, b: Any) -> bool:
     return _is_same(a, b) if isinstance(a, tuple) else isinstance(a, int | float | str | bytes) and a == b
 
 
-def _random_states() -> list[Any]:
+def _random_states(python: bool) -> list[Any]:
     numpy = sys.modules.get("numpy")
-    seed = torch.initial_seed()
+    states = [torch.initial_seed(), random.getstate() if python else None]
     if numpy is None:
-        return [seed, random.getstate()]
+        return states
     _, keys, *rest = numpy.random.get_state()
-    return [seed, random.getstate(), keys.tobytes(), *rest]
+    return [*states, keys.tobytes(), *rest]
 
 
 def has_hooks(parameter: Tensor) -> bool:
     """Whether autograd calls somebody with the gradient of a parameter."""
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+def is_accumulated_by_others(parameter: Tensor) -> bool:
+    """Whether autograd's node that adds to ``.grad`` has hooks in Python, as those of
+    ``torch.distributed.optim._apply_optimizer_in_backward``."""
+    if not parameter.requires_grad or not parameter.is_leaf:
+        return False
+    with torch.enable_grad():
+        view = parameter.view_as(parameter)
+    assert view.grad_fn is not None
+    node = view.grad_fn.next_functions[0][0]
+    for register in (node.register_hook, node.register_prehook):  # type: ignore[union-attr]
+        handle = register(_nothing)
+        others = len(handle.hooks_dict_ref() or ()) > 1
+        handle.remove()
+        if others:
+            return True
+    return False
+
+
+def _nothing(*args: Any) -> None:
+    """A hook that is there to see which others are."""
+
+
+def refuse_scripted(roots: Iterable[Any]) -> None:
+    """Refuse modules of TorchScript.
+
+    Raises:
+        ValueError: there is one.
+    """
+    modules = (m for root in roots if isinstance(root, Module) for m in root.modules())
+    scripted = next((type(m).__name__ for m in modules if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise ValueError(f"the model holds a {scripted}, whose forward is no Python: give the module that it is of")
+
+
+def has_hooks_on_the_way(roots: Iterable[Any]) -> bool:
+    """Whether somebody is called at a module of these, or with the gradient of a parameter."""
+    modules = [m for root in roots if isinstance(root, Module) for m in root.modules()]
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+    return (
+        has_global_hooks()
+        or any(getattr(m, kind) for m in modules for kind in kinds)
+        or any(has_hooks(p) or is_accumulated_by_others(p) for p in parameters)
+    )
 
 
 def has_global_hooks() -> bool:

@@ -282,7 +282,7 @@ class _Steps(TorchDispatchMode):
             self.steps.append((dim, i) if self.number is None else [*[None] * dim, self.number])
             self.number = None
         elif step == "slice":
-            dim, start, end, stride = (*args_of_step, *(0, 0, _ENDLESS, 1)[len(args_of_step) :])
+            dim, start, end, stride = args_of_step + _WHOLE[len(args_of_step) :]
             self.steps.append(
                 (dim, slice(start or None, None if end == _ENDLESS else end, stride if stride > 1 else None))
             )
@@ -294,6 +294,8 @@ class _Steps(TorchDispatchMode):
 
 
 _ENDLESS = 2**63 - 1
+_WHOLE: tuple[int, ...] = (0, 0, _ENDLESS, 1)
+"""The arguments of a slice where torch leaves them away."""
 
 
 def _steps_of_index(input: Tensor, index: Any) -> list[Any]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_manualbp.derive.draws import Draws
 from torch_manualbp.rules.products import onednn_linear
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
 ]
 
 
-
 class NoMemoryError(NotImplementedError):
     """A tensor that no program can hold."""
 
@@ -42,7 +42,7 @@ class NoMemoryError(NotImplementedError):
 UNTOUCHED = 1 << 16
 """Numbers in a matrix from which on it has pages of memory to itself."""
 
-PARAMETER, INPUT, CONSTANT, STATE, MADE = "parameter", "input", "constant", "state", "made"
+PARAMETER, INPUT, HELD, CONSTANT, STATE, MADE = "parameter", "input", "held", "constant", "state", "made"
 
 
 @dataclass(eq=False)
@@ -50,7 +50,8 @@ class Memory:
     """A piece of memory, which several values may view."""
 
     origin: str
-    """Who holds it: the model, the caller, the program for good, the optimizer, or it is made at each step."""
+    """Who holds it: the model, the caller, somebody unknown, the program for good, the optimizer, or it is made at each
+    step. Numbers that anybody else holds may change from step to step."""
 
 
 @dataclass(eq=False)
@@ -86,6 +87,8 @@ class Value:
     def is_like(self, other: Value) -> bool:
         """Whether shape, strides and dtype are the same."""
         a, b = self.tensor, other.tensor
+        if a.is_conj() != b.is_conj() or a.is_neg() != b.is_neg():  # lazily conjugated or negated, in the same memory
+            return False
         return a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype and a.device == b.device
 
 
@@ -247,6 +250,9 @@ class Program:
         self.blocks: Blocks | None = None
         """The loop that what is appended stands in."""
 
+        self.draws = Draws()
+        """What random numbers are drawn with while the calls run."""
+
         self.draws_into_layout = False
         """Whether random numbers were drawn for a tensor, whose layout decides about their order."""
 
@@ -286,9 +292,16 @@ class Program:
         return value
 
     def value(self, tensor: Tensor) -> Value:
-        """The value that this tensor is; what nobody made here is a constant."""
+        """The value that this tensor is; what nobody made here is somebody else's."""
         found = self._values.get(id(tensor))
-        return self._new(tensor, CONSTANT) if found is None else found
+        return self._new(tensor, HELD) if found is None else found
+
+    def same(self, tensor: Tensor) -> Tensor:
+        """Another tensor object of the same value, which stays when the first comes to mean another."""
+        with torch._C.DisableTorchFunction():
+            alias = tensor.detach()
+        self.stands_for(alias, self.value(tensor))
+        return alias
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether the tensor is one of the program's."""
@@ -303,9 +316,9 @@ class Program:
         """Call torch, and write it down if it returns tensors."""
         given = list(leaves_of((args, kwargs), Tensor))
         versions = [t._version for t in given]
-        drawn = torch.get_rng_state()
+        drawn = self.draws.count
         output = self._run(function, args, kwargs)
-        is_random = not torch.equal(drawn, torch.get_rng_state())
+        is_random = self.draws.count != drawn
         outputs = [output] if isinstance(output, Tensor) else list(leaves_of(output, Tensor))
         if any(t.layout is not torch.strided for t in outputs):
             raise NoMemoryError("it makes a tensor that is sparse, which no program holds; make it dense beforehand")
@@ -353,6 +366,35 @@ class Program:
                 return a.new_empty(a.shape[0], b.shape[1])
         return function(*args, **kwargs)
 
+    def copied(self) -> tuple[Program, Callable[[Value], Value]]:
+        """The same calls on values of their own with the same tensors, and which value stands for which."""
+        memories: dict[Memory, Memory] = {}
+        values: dict[Value, Value] = {}
+
+        def memory(of: Memory) -> Memory:
+            if of not in memories:
+                memories[of] = Memory(of.origin)
+            return memories[of]
+
+        def twin(of: Value) -> Value:
+            if of not in values:
+                values[of] = Value(of.tensor, memory(of.memory), of.name, of.is_named, of.number)
+            return values[of]
+
+        other = Program()
+        for call in self.calls:
+            args, kwargs, returned, results = mapped((call.args, call.kwargs, call.returned, call.results), Value, twin)
+            made, written = (frozenset(map(memory, of)) for of in (call.made, call.written))
+            twin_call = replace(call, args=args, kwargs=kwargs, results=results, made=made, written=written)
+            twin_call.returned = returned
+            other._add(twin_call)
+        for key, tensor_value in self._values.items():
+            other._values[key] = twin(tensor_value)
+        other._memories = {key: memory(of) for key, of in self._memories.items()}
+        other._numbers = {key: twin(number) for key, number in self._numbers.items()}
+        other._alive, other.section, other.title = list(self._alive), self.section, self.title
+        return other, twin
+
     def append(self, function: Any, *args: Any, writes: Iterable[Value] = (), **kwargs: Any) -> None:
         """Write a call down that is not made now, and that returns nothing new."""
         written = frozenset(value.memory for value in writes)
@@ -378,6 +420,10 @@ class Program:
     def is_read(self, value: Value) -> bool:
         """Whether a call has an argument in the memory of this value."""
         return value.memory in self._read
+
+    def dtypes(self) -> set[torch.dtype]:
+        """The dtypes of all values."""
+        return {value.tensor.dtype for call in self.calls for value in call.results}
 
     def producer(self, value: Value) -> Call | None:
         """The call that made this value."""

@@ -470,8 +470,18 @@ def _index(index: Any, names: dict[Value, str]) -> str:
         elif item is Ellipsis:
             texts.append("...")
         else:
-            texts.append(_text(item, names))
+            texts.append(_text(_of_index(item), names))
     return ", ".join(texts) + ("," if isinstance(index, tuple) and len(items) == 1 else "") or "()"
+
+
+def _of_index(item: Any) -> Any:
+    """With arrays in the dtype that torch gives them in an index; one of no dimension is a tensor there."""
+    if isinstance(item, tuple | list):
+        return type(item)(map(_of_index, item))
+    if type(item).__name__ != "ndarray":
+        return item
+    integers = item if item.dtype in ("bool", "uint8") else item.astype("int64")
+    return integers if item.shape else Text(f"torch.tensor({integers.item()})")
 
 
 def _made(call: Call) -> str:

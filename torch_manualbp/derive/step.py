@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-import operator
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +15,16 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from torch_manualbp.derive.derived import Derived, How, KeptLayer
-from torch_manualbp.derive.program import words
-from torch_manualbp.derive.update import structure_of
+from torch_manualbp._files import write_text
+from torch_manualbp.derive.check import is_close, loss_by_autograd
+from torch_manualbp.derive.derived import Derived, How, KeptLayer, OddStateError
+from torch_manualbp.derive.deriving import derived_program
+from torch_manualbp.derive.draws import Draws
+from torch_manualbp.derive.effects import refuse_scripted
+from torch_manualbp.derive.interruptions import Uninterrupted
+from torch_manualbp.derive.reads import Reads
+from torch_manualbp.derive.tape import NotDerivableError
+from torch_manualbp.derive.update import has_odd_state, structure_of
 
 __all__ = ["TrainStep"]
 
@@ -27,10 +34,19 @@ PROGRAMS = 32
 SCALARS = bool | int | float | complex | str | bytes | torch.dtype | torch.device | None
 """What is all in its repr."""
 
-_requires_grad = operator.attrgetter("requires_grad")
-_address: Any = Tensor.data_ptr
-_chain = itertools.chain.from_iterable
-_values: Any = dict.values
+KEPT = ("keep_deltas", "keep_output", "keep_layers")
+
+
+@dataclass
+class _Entry:
+    """A program, and what it was derived for."""
+
+    form: list[Any]
+    reads: Reads
+    derived: Derived
+    runs: int = 0
+    next_look: int = 2
+    """The run at which its loss is compared with the model's own again."""
 
 
 class TrainStep:
@@ -43,15 +59,20 @@ class TrainStep:
         print(step.source)                        # the program that did it
 
     A call with shapes, dtypes, training modes and frozen parameters that were not there before derives a program; later
-    calls run it. Its numbers are those of stock PyTorch to rounding. Learning rates and the other hyperparameters are
-    read from the optimizer at every step, and its state is where the optimizer keeps it.
+    calls run it. Its numbers are those of stock PyTorch to rounding: before a program changes a parameter, its loss,
+    output and gradients are compared with autograd's on the same batch. Learning rates and the other hyperparameters
+    are read from the optimizer at every step, and its state is where the optimizer keeps it.
 
-    Under ``torch.optim.SGD`` the update is folded into the product: ∂C/∂W of a linear layer is never stored, and
-    ``.grad`` is left alone. Under any other optimizer, and with clipping or accumulation, gradients go into ``.grad``
-    and the optimizer makes its own step.
+    Under ``torch.optim.SGD``, ``Adam`` and ``AdamW`` the update is part of the program, and ``.grad`` is left alone;
+    SGD's is folded into the product, so that ∂C/∂W of a linear layer is never stored. Under any other optimizer, and
+    with clipping or accumulation, gradients go into new tensors in ``.grad``, and the optimizer makes its own step.
 
-    A call also derives anew where a module is another one, or has other parameters, buffers or attributes, such as
-    the probability of a dropout. After a change inside of what an attribute or a loss function holds, call ``reset()``.
+    A call also derives anew where something is another that forward or loss read from Python: modules, parameters,
+    buffers, attributes of any depth, globals, closures, arrays, functions and classes. Tensors that they hold beside
+    parameters and buffers are read at each call. What forward changes itself, besides making tensors, is refused.
+
+    An interruption, such as Ctrl-C's, waits until the update is made wholly. Calls from several threads wait for one
+    another.
 
     Args:
         model: of layers of ``torch_manualbp.nn``, or stock ones that have a twin there, and operations that have rules.
@@ -66,9 +87,14 @@ class TrainStep:
         accumulate: average the gradients of so many calls, and update at the last of them.
         clip_norm: scale the gradient to this norm where it is longer, as ``torch.nn.utils.clip_grad_norm_``.
         clip_value: clamp every entry of the gradient to ± this, as ``torch.nn.utils.clip_grad_value_``.
+        check: compare every program with autograd before it changes a parameter, and its loss with the model's own at
+            its runs 2, 10, 100, 1,000, …; with ``"every"`` derive and compare it anew each ``check_every`` runs, too.
+            False trusts the program.
+        check_every: the runs between two comparisons with ``check="every"``.
 
     Raises:
-        NotDerivableError: when called, if the model does what cannot be written out; it lists every place.
+        NotDerivableError: when called, if the model does what cannot be written out, with every place, or if the
+            program's numbers are not autograd's.
         ValueError: an argument is out of its range, or a parameter that learns is not the optimizer's.
     """
 
@@ -86,6 +112,8 @@ class TrainStep:
         accumulate: int = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        check: bool | Literal["every"] = True,
+        check_every: int = 100,
     ) -> None:
         _check("model", model, isinstance(model, Module), "a torch.nn.Module")
         _check("loss", loss, callable(loss) and not isinstance(loss, type), "a function of (output, target)")
@@ -99,6 +127,9 @@ class TrainStep:
         _check("accumulate", accumulate, whole, "a whole number of at least 1")
         _check("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "a number above 0, or None")
         _check("clip_value", clip_value, clip_value is None or clip_value > 0, "a number above 0, or None")
+        _check("check", check, check in (True, False, "every"), 'True, False, or "every"')
+        often = isinstance(check_every, int) and check_every >= 1
+        _check("check_every", check_every, often, "a whole number of at least 1")
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -110,6 +141,8 @@ class TrainStep:
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.clip_value = clip_value
+        self.check = check
+        self.check_every = check_every
         self.deltas: dict[str, Tensor] = {}
         """∂C/∂(output) of every module, by its path, after a step with ``keep_deltas``."""
 
@@ -122,45 +155,32 @@ class TrainStep:
         self.skipped = 0
         """How many steps updated nothing because their loss was not finite."""
 
-        self.reset()
+        refuse_scripted([model, loss])
+        self._done = 0  # calls since the last update
+        self._entries: list[_Entry] = []
+        """The programs, the one that was used last at the end."""
+
+        self._is_odd = False
+        """Whether the optimizer's state was of a kind at the last call that its own step has to deal with."""
+
+        self._lock = threading.RLock()
 
     def reset(self) -> None:
-        """Forget the programs, and derive them anew when they are called for."""
-        self._look()
-        self._gradients: dict[Tensor, Tensor] = {}
-        self._done = 0  # calls since the last update
-
-    def _look(self) -> None:
-        """Take down which modules there are and what they hold, and forget the programs of others."""
-        roots = [self.model, self.loss] if isinstance(self.loss, Module) else [self.model]
-        modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
-        scripted = next((type(m).__name__ for m in modules if isinstance(m, torch.jit.ScriptModule)), None)
-        if scripted is not None:
-            raise ValueError(f"the model holds a {scripted}, whose forward is no Python: give the module that it is of")
-        tensors = [d for m in modules for d in (m._parameters, m._buffers)]
-        children = [m._modules for m in modules]
-        hooks = [(m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks) for m in modules]
-        self._of_tensors = [d for d in tensors if d]
-        self._of_children = [d for d in children if d]
-        self._empty = [d for d in (*tensors, *children, *itertools.chain(*hooks)) if not d]
-        self._attributes = list(map(vars, modules))
-        self._sizes = list(map(len, self._attributes))
-        self._children = list(itertools.chain(*map(dict.values, children)))
-        self._settings = [
-            (operator.itemgetter("_parameters", "_modules", *_own(module)), vars(module)) for module in modules
-        ]
-        self._programs: dict[str, tuple[Derived, Any]] = {}
-        self._last: Derived | None = None
-        self._form_of_last: Any = None
+        """Forget the programs, and derive them anew when they are called for. An accumulation begins anew."""
+        with self._lock:
+            self._entries = []
+            self._done = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the programs, which are derived anew when they are called for."""
-        forgotten = words("_programs _last _form_of_last _gradients _settings")
-        return {name: value for name, value in vars(self).items() if name not in forgotten}
+        """All but the programs, which are derived anew when they are called for; and the gradients that wait for an
+        update, which copies of parameters leave behind."""
+        state = {name: value for name, value in vars(self).items() if name not in ("_entries", "_lock")}
+        return {**state, "_waiting": [(p, p.grad) for p in self._parameters() if p.grad is not None]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _gradients={})
-        self._look()
+        for p, gradient in state.pop("_waiting"):
+            p.grad = gradient
+        vars(self).update(state, _entries=[], _lock=threading.RLock())
 
     @property
     def folds(self) -> bool:
@@ -177,12 +197,15 @@ class TrainStep:
         return self._program().source.text
 
     def save(self, path: str | Path) -> None:
-        """Write the program as a module that imports torch alone.
+        """Write the program as a module that imports torch and Python's library alone.
+
+        ``build(parameters, state)`` of it takes the parameters and buffers by name. Other tensors that model and loss
+        hold are in the file, unless they are among the parameters, too.
 
         Raises:
             RuntimeError: there was no step yet.
         """
-        Path(path).write_text(self.source, encoding="utf-8")
+        write_text(path, self._program().text_to_save())
 
     def __call__(self, inputs: Any, target: Any) -> Tensor:
         """One step.
@@ -194,122 +217,192 @@ class TrainStep:
         Returns:
             The loss before the update, a tensor of no dimension.
         """
-        structure = self._structure()
-        if structure is None:
-            return self._through_gradients(inputs, target)
-        C = self._run(self._find(inputs, target, structure), inputs, target)
-        if self.skip_nonfinite and not torch.isfinite(C):
-            self.skipped += 1
-        return C
+        with self._lock:
+            structure = self._structure()
+            if structure is None:
+                return self._through_gradients(inputs, target)
+            try:
+                C = self._run(self._find(inputs, target, structure), inputs, target)
+            except OddStateError:
+                self._is_odd = True
+                return self._through_gradients(inputs, target)
+            if self.skip_nonfinite and not torch.isfinite(C):
+                self.skipped += 1
+            return C
 
     def backward(self, inputs: Any, target: Any, share: float = 1.0) -> Tensor:
-        """Add the gradients, times ``share``, to ``.grad``, and update nothing. Returns the loss."""
-        adds = any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
-        derived = self._find(inputs, target, None, adds, share)
-        if adds:
-            for p, ours in derived.gradients.items():
-                if p.grad is not ours:
-                    ours.zero_() if p.grad is None else ours.copy_(p.grad)
-        C = self._run(derived, inputs, target)
-        for p, gradient in derived.gradients.items():
-            p.grad = gradient
-        return C
+        """Add the gradients, times ``share``, to ``.grad``, and update nothing. Returns the loss.
+
+        With ``skip_nonfinite`` a loss that is not finite adds nothing, and counts in ``skipped``.
+        """
+        with self._lock:
+            adds = any(p.grad is not None for p in self._parameters())
+            entry = self._find(inputs, target, None, adds, share)
+            return self._run(entry, inputs, target)
 
     def derive(self, inputs: Any, target: Any) -> str:
         """The source of the step on such data, without doing it."""
-        structure = self._structure()
-        share = 1 / self.accumulate if structure is None else 1.0
-        return self._find(inputs, target, structure, share=share).source.text
+        with self._lock:
+            structure = self._structure()
+            if structure is not None and has_odd_state(self.optimizer):
+                structure = None
+            share = 1 / self.accumulate if structure is None else 1.0
+            return self._find(inputs, target, structure, share=share).derived.source.text
 
     def _through_gradients(self, inputs: Any, target: Any) -> Tensor:
         if self._done == 0:
             self.optimizer.zero_grad()
-        done, self._done = self._done + 1, 0  # after an exception, which may leave a part, with the first again
+        done, self._done = self._done, 0  # after an exception a window begins anew
+        skipped = self.skipped
         C = self.backward(inputs, target, 1 / self.accumulate)
-        if self.skip_nonfinite and not torch.isfinite(C):
-            self.skipped += 1
-        elif done == self.accumulate:
+        self._done = done + (self.skipped == skipped)
+        if self._done == self.accumulate:
             self.update()
-        else:
-            self._done = done
         return C
 
     def update(self) -> None:
-        """Clip what is in ``.grad``, and have the optimizer make its step."""
-        learnt = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(learnt, self.clip_norm)
-        if self.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(learnt, self.clip_value)
-        self.optimizer.step()
+        """Clip what is in ``.grad``, and have the optimizer make its step. The next call begins a new window."""
+        with self._lock, Uninterrupted():
+            self._done = 0
+            learnt = [p for p in self._parameters() if p.grad is not None]
+            if self.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(learnt, self.clip_norm)
+            if self.clip_value is not None:
+                torch.nn.utils.clip_grad_value_(learnt, self.clip_value)
+            self.optimizer.step()
 
-    def _run(self, derived: Derived, inputs: Any, target: Any) -> Tensor:
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _run(self, entry: _Entry, inputs: Any, target: Any) -> Tensor:
+        derived = entry.derived
+        expected = None
+        entry.runs += 1
+        if self.check:
+            if self.check == "every" and entry.runs % self.check_every == 0:
+                self._derive_again(entry, inputs, target)
+            if entry.runs == entry.next_look:
+                entry.next_look *= 5 if entry.runs == 2 else 10
+                with torch.inference_mode(False):
+                    expected = loss_by_autograd(self.model, self.loss, inputs, target, Draws())[0].detach().clone()
         if isinstance(inputs, Tensor) and isinstance(target, Tensor):
             leaves = [inputs, target]
         else:
             leaves = [leaf for leaf in pytree.tree_leaves((inputs, target)) if isinstance(leaf, Tensor)]
         written = derived.addresses
         leaves = [t.clone() if t.untyped_storage().data_ptr() in written else t for t in leaves]
-        result = derived.run(leaves)
+        grads = self._taken_gradients(derived, leaves) if derived.how.adds else []
+        result = derived.run([*leaves, *grads])
         if self.layers:
             self.layers = []
         if isinstance(result, tuple):
             result, *more = result
+            gradients = derived.gradients(more)
             kept = iter(more)
             self.deltas = {path: next(kept) for path in derived.deltas}
             self.layers = [layer.of_step(kept) for layer in derived.layers]
             self.output = derived.output(kept)
+        else:
+            gradients = []
         C: Tensor = result
+        if not derived.how.folds:
+            self._leave(derived, gradients or grads, C)
+        if expected is not None and not is_close(C, expected, derived.rounded):
+            self._entries.remove(entry)
+            raise NotDerivableError([("", _STALE.format(C.item(), expected.item(), entry.runs), _STALE_TODO)])
         return C
 
-    def _find(self, inputs: Any, target: Any, structure: Any, adds: bool = False, share: float = 1.0) -> Derived:
+    def _taken_gradients(self, derived: Derived, leaves: list[Tensor]) -> list[Tensor]:
+        """What is in ``.grad``, for the program to add to."""
+        taken = []
+        for p in derived.parameters:
+            g = p.grad
+            if g is None:
+                g = torch.zeros_like(p).detach()
+            elif g.stride() != p.stride() or g.dtype != p.dtype or g.requires_grad:
+                g = torch.empty_like(p).detach().copy_(g.detach())
+            taken.append(g)
+        memory = {g.untyped_storage().data_ptr() for g in taken}
+        leaves[:] = [t.clone() if t.untyped_storage().data_ptr() in memory else t for t in leaves]
+        return taken
+
+    def _leave(self, derived: Derived, gradients: list[Tensor], C: Tensor) -> None:
+        """Put the gradients into ``.grad``."""
+        if self.skip_nonfinite and not torch.isfinite(C):
+            self.skipped += 1
+            return
+        with Uninterrupted():
+            for p, gradient in zip(derived.parameters, gradients, strict=True):
+                p.grad = gradient
+
+    def _derive_again(self, entry: _Entry, inputs: Any, target: Any) -> None:
+        """Derive the program of an entry once more, compared with autograd, and compare the two.
+
+        Raises:
+            NotDerivableError: they are not the same.
+        """
+        again, _ = derived_program(self.model, self.loss, self.optimizer, inputs, target, entry.derived.how, True)
+        if again.source.text != entry.derived.source.text:
+            self._entries.remove(entry)
+            pairs = zip(again.source.lines, entry.derived.source.lines, strict=False)
+            line = next(
+                (f"{now.strip()!r} for {before.strip()!r}" for now, before in pairs if now != before), "its end"
+            )
+            what = f"derived anew at run {entry.runs}, the program has {line}"
+            raise NotDerivableError([("", what, "keep what forward reads in attributes, or in tensors")])
+
+    def _find(self, inputs: Any, target: Any, structure: Any, adds: bool = False, share: float = 1.0) -> _Entry:
         """The program for this call, derived if there is none yet."""
-        form = [*self._form_of_model(), _form(inputs), _form(target), structure, adds, share, self.keep_layers]
-        if self._last is not None and _is_same(form, self._form_of_last):  # comparing takes 0.3 µs, hashing 2
-            return self._last
-        key = _key(form)
-        derived, _ = self._programs.pop(key, (None, None))
-        if derived is None:
-            kept = {name: getattr(self, name) for name in ("keep_deltas", "keep_output", "keep_layers")}
-            how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, **kept)
-            model, loss, optimizer = self.model, self.loss, self.optimizer
-            with torch.inference_mode(False):  # what is made here outlives the mode
-                derived = Derived(model, loss, optimizer, inputs, target, how, self._gradients)
-            while len(self._programs) >= PROGRAMS:
-                del self._programs[next(iter(self._programs))]
-        self._programs[key] = derived, form  # at the end, as used last; the form keeps what the key has the id of
-        self._last, self._form_of_last = derived, form
-        return derived
-
-    def _form_of_model(self) -> list[Any]:
-        """What of the model and its surroundings the program depends on."""
-        if (
-            any(self._empty)
-            or list(_chain(map(_values, self._of_children))) != self._children
-            or list(map(len, self._attributes)) != self._sizes
-        ):
-            self._look()
-        tensors = [t for t in _chain(map(_values, self._of_tensors)) if t is not None]
-        return [
-            [settings(attributes) for settings, attributes in self._settings],
-            list(map(_requires_grad, tensors)),
-            list(map(_address, tensors)),
+        form = [
+            _form(inputs),
+            _form(target),
+            structure,
+            adds,
+            share,
             torch.get_autocast_dtype("cpu") if torch._C._is_any_autocast_enabled() else None,
+            torch.get_default_dtype(),
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
+            (id(self.model), id(self.loss), id(self.optimizer)),
+            (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),
         ]
+        entries = self._entries
+        for i in range(len(entries) - 1, -1, -1):
+            entry = entries[i]
+            if entry.form == form and entry.reads.hold():
+                if i != len(entries) - 1:
+                    entries.append(entries.pop(i))
+                return entry
+        kept = {name: getattr(self, name) for name in KEPT}
+        how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, **kept)
+        if structure is not None and has_odd_state(self.optimizer):
+            raise OddStateError
+        derived, reads = derived_program(self.model, self.loss, self.optimizer, inputs, target, how, bool(self.check))
+        entries[: max(len(entries) - PROGRAMS + 1, 0)] = []
+        entries.append(_Entry(form, reads, derived))
+        return entries[-1]
 
-    def _structure(self) -> Any:
-        """That of the update, if it is part of the program."""
-        if self.accumulate != 1 or self.clip_norm is not None or self.clip_value is not None:
+    def _structure(self) -> list[Any] | None:
+        if self.accumulate > 1 or self.clip_norm is not None or self.clip_value is not None:
             return None
         if self.compile and self.skip_nonfinite:  # one graph, which takes no turns
             return None
-        return structure_of(self.optimizer)
+        structure = structure_of(self.optimizer)
+        if self._is_odd and structure is not None:
+            self._is_odd = has_odd_state(self.optimizer)
+            return None if self._is_odd else structure
+        return structure
 
     def _program(self) -> Derived:
-        if self._last is None:
+        if not self._entries:
             raise RuntimeError("there is no program yet: call the step, or derive(inputs, target)")
-        return self._last
+        return self._entries[-1].derived
+
+
+_STALE = (
+    "the program's loss is {:.9g}, and the model's own {:.9g}, at run {}: forward or loss read what changes and cannot "
+    "be seen, and steps before this one may be wrong"
+)
+_STALE_TODO = "keep it in an attribute of the model, or in a tensor"
 
 
 def _form(data: Any) -> Any:
@@ -324,28 +417,6 @@ def _form(data: Any) -> Any:
                 "tuples, lists and dicts"
             )
     return spec, [_form(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
-
-
-def _own(module: Module) -> list[str]:
-    """The names of the attributes that make the module what it is, beside what every module has."""
-    return [name for name in vars(module) if name not in _OF_EVERY_MODULE]
-
-
-_OF_EVERY_MODULE = frozenset(vars(Module())) - {"training"}
-
-
-def _is_same(form: Any, other: Any) -> bool:
-    try:
-        return bool(form == other)
-    except (RuntimeError, ValueError):  # tensors and arrays among the attributes of a module, which answer each by each
-        return False
-
-
-def _key(form: list[Any]) -> str:
-    """The form as text: of attributes that are no numbers or texts which objects they are."""
-    settings, *others = form
-    by_value = [[repr(v) if isinstance(v, SCALARS) else id(v) for v in of_module] for of_module in settings]
-    return repr([by_value, *others])
 
 
 def _check(name: str, value: object, ok: bool, accepted: str) -> None:

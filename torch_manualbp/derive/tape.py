@@ -25,17 +25,27 @@ from torch.autograd import Function
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_manualbp.derive.effects import has_global_hooks, has_hooks, watched
+from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched
+from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
-from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, NoMemoryError, PARAMETER, Program, Value, leaves_of, words
+from torch_manualbp.derive.program import (
+    CONSTANT,
+    INPUT,
+    MADE,
+    PARAMETER,
+    NoMemoryError,
+    Program,
+    Value,
+    leaves_of,
+    words,
+)
 from torch_manualbp.functional.known import function_of_entries, is_activation
 from torch_manualbp.rules.evaluate import write_down
 from torch_manualbp.rules.linear import Linear
 from torch_manualbp.rules.rule import Rule, put_on_tape
 
-__all__ = ["Node", "NotDerivableError", "Tape"]
+__all__ = ["Node", "NotDerivableError", "Tape", "one_at_a_time"]
 
 
 class NotDerivableError(RuntimeError):
@@ -49,20 +59,23 @@ class NotDerivableError(RuntimeError):
         super().__init__(f"no step can be derived, because of {places}:\n" + "\n".join(lines))
 
 
-_one_at_a_time = threading.RLock()
-"""The rules of the thread that has it are on its tape."""
+one_at_a_time = threading.RLock()
+"""The thread that has it derives: its rules are on its tape, and its hooks on the modules."""
 
 
 class Context:
     """What a rule's ``setup_context`` and ``backward`` take for autograd's ``ctx``."""
 
-    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
+    def __init__(self, needs_input_grad: tuple[bool, ...], kept: Callable[[Tensor], Tensor] = lambda t: t) -> None:
         self.needs_input_grad = needs_input_grad
         self.saved_tensors: tuple[Tensor | None, ...] = ()
         self.non_differentiable: tuple[Tensor, ...] = ()
+        self.materializes_grads = True
+        self._kept = kept
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
-        self.saved_tensors = tensors
+        """Keep the numbers of now: a later change in place gives the tensor object others."""
+        self.saved_tensors = tuple(None if t is None else self._kept(t) for t in tensors)
 
     def save_for_forward(self, *tensors: Tensor | None) -> None:
         """Nothing: there is no forward mode here."""
@@ -71,7 +84,7 @@ class Context:
         self.non_differentiable = tensors
 
     def set_materialize_grads(self, value: bool) -> None:
-        """Nothing: gradients that are missing are zeros in any case."""
+        self.materializes_grads = value
 
 
 @dataclass(eq=False)
@@ -100,25 +113,32 @@ VIEWS = words(
     "view reshape flatten squeeze unsqueeze transpose permute t T mT H mH expand expand_as view_as "
     "reshape_as select narrow split chunk unbind detach unflatten swapaxes swapdims movedim moveaxis "
     "ravel __getitem__ __iter__ tensor_split hsplit vsplit dsplit squeeze_ alias real imag diagonal "
-    "unfold"
+    "unfold data conj adjoint view_as_real view_as_complex as_strided broadcast_to atleast_1d atleast_2d atleast_3d"
 )
 
 
+WRAPPERS = words("DistributedDataParallel DataParallel FullyShardedDataParallel FSDPModule")
+"""Classes of modules that spread the work."""
+
 LAYOUT = words("is_contiguous stride view rrelu rrelu_ as_strided")
 """What depends on the order in which the numbers lie."""
+
+ASKED_OF_AUTOGRAD = words("requires_grad is_leaf grad_fn")
+AUTOGRADS = words(
+    "backward grad requires_grad_ register_hook register_post_accumulate_grad_hook retain_grad retains_grad"
+)
+"""What needs the graph."""
+
+MEMORY = words(
+    "untyped_storage storage storage_offset data_ptr _typed_storage __dlpack__ set_ share_memory_ pin_memory"
+)
+"""What is about the memory of a tensor, and not about its numbers."""
 
 SHAPED = words(
     "empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_zeros "
     "new_ones new_full new_tensor"
 )
 """What takes of a tensor its shape and dtype alone."""
-
-
-class _Seen(TorchDispatchMode):
-    """Has what TorchScript and extensions in C++ compute come before the tape, which they would pass by."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return function(*args, **(kwargs or {}))
 
 
 class Tape(TorchFunctionMode):
@@ -142,6 +162,12 @@ class Tape(TorchFunctionMode):
         self.activations: dict[Value, tuple[Value, Any]] = {}
         """By z, the a that an activation made of it, and the function of entries that it is, if it is."""
 
+        self.signals: Uninterrupted | None = None
+        """The signals that wait, for which each call looks."""
+
+        self.knows_draws = False
+        """Whether it is known otherwise that forward draws none of Python's random numbers."""
+
         self._minds_layout = False  # in which order the numbers of a tensor lie
         self._has_columns = False
         self.may_draw = False
@@ -149,6 +175,7 @@ class Tape(TorchFunctionMode):
 
         self._thread = threading.get_ident()
         self._learns: set[Value] = set()
+        self._foreign: set[int] = set()  # tensors that require grad, and that are not the model's
         self._paths: list[str] = [""]
         self._is_in_rule = False
         self._groups: dict[int, set[int]] = {}  # tensors that share memory in torch, where here they may be copies
@@ -171,35 +198,40 @@ class Tape(TorchFunctionMode):
         if parameter.requires_grad:
             self._learns.add(value)
 
+    def held(self, tensor: Tensor, name: str) -> None:
+        """Make a tensor known that the model or the loss holds beside its parameters and buffers."""
+        self.program.add(tensor, PARAMETER, name)
+        if tensor.requires_grad:
+            self._foreign.add(id(tensor))
+
     def input(self, tensor: Tensor, name: str) -> None:
         """Make a tensor known that the caller gives."""
         self.program.add(tensor, INPUT, name)
 
+    def learns_from(self, tensor: Tensor) -> bool:
+        """Whether a gradient goes back through it."""
+        return self.program.value(tensor) in self._learns
+
     @contextlib.contextmanager
     def running(self, *roots: tuple[str, Any]) -> Iterator[None]:
         """Put the rules on the tape, and follow which module of ``roots`` is running."""
-        handles = []
         modules = [
             item for prefix, root in roots if isinstance(root, Module) for item in root.named_modules(prefix=prefix)
         ]
-        if has_global_hooks():
-            self._refuse_at("", "a hook of all modules", "remove it: a derived step would never call it")
-        for name, module in modules:
-            self._refuse_hooks(name, module)
-            handles.append(module.register_forward_pre_hook(self._enter(name)))
-            handles.append(module.register_forward_hook(self._leave))
-        with _one_at_a_time:
+        with one_at_a_time:
+            if has_global_hooks():
+                self._refuse_at("", "a hook of all modules", "remove it: a derived step would never call it")
+            for name, module in modules:
+                self._refuse_module(name, module)
             tape, written = put_on_tape(self), write_down(self.how)
-            seen = _Seen()  # type: ignore[no-untyped-call]
             try:
-                watching = watched(modules, self._refuse_at, self._suspect)
-                with seen, self, torch.enable_grad(), watching, _refusing_functions(self):
+                watching = watched(modules, self._refuse_at, self._suspect, python=not self.knows_draws)
+                following = _following(self, {id(module): name for name, module in modules})
+                with self.program.draws, self, torch.enable_grad(), watching, following, _refusing_functions(self):
                     yield
             finally:
                 put_on_tape(tape)
                 write_down(written)
-                for handle in handles:
-                    handle.remove()
 
     @contextlib.contextmanager
     def within(self, path: str) -> Iterator[None]:
@@ -209,12 +241,6 @@ class Tape(TorchFunctionMode):
             yield
         finally:
             self._paths.pop()
-
-    def _enter(self, name: str) -> Callable[..., None]:
-        return lambda module, args: self._paths.append(name)
-
-    def _leave(self, module: Module, args: Any, output: Any) -> None:
-        self._paths.pop()
 
     def _suspect(self) -> None:
         self.may_draw = True
@@ -227,7 +253,12 @@ class Tape(TorchFunctionMode):
     def _refuse_at(self, path: str, what: str, todo: str) -> None:
         self.problems.append((path, what, todo))
 
-    def _refuse_hooks(self, name: str, module: Module) -> None:
+    def _refuse_module(self, name: str, module: Module) -> None:
+        """Refuse what works by being called on the way: hooks, and wrappers that reduce gradients."""
+        wrapper = next((base.__name__ for base in type(module).__mro__ if base.__name__ in WRAPPERS), None)
+        if wrapper is not None:
+            todo = "derive the step of the module that it wraps, in one process, or train with autograd"
+            self._refuse_at(name, f"{wrapper}, whose gradients are reduced by hooks of autograd's graph", todo)
         for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
             if getattr(module, kind):
                 what = kind.strip("_").replace("_", " ").removesuffix("s")
@@ -235,14 +266,21 @@ class Tape(TorchFunctionMode):
         for own, parameter in module._parameters.items():
             if parameter is not None and has_hooks(parameter):
                 self._refuse_at(name, f"a hook of {own}", "remove it: a derived step would never call it")
+            if parameter is not None and is_accumulated_by_others(parameter):
+                todo = "remove it: a derived step would never call it"
+                self._refuse_at(name, f"a hook of the node that accumulates the gradient of {own}", todo)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.signals is not None:
+            self.signals.look()
         name = getattr(function, "__name__", "")
         if name == "__get__":
             name = function.__self__.__name__
         if name == "_set_grad_enabled":
             return function(*args, **kwargs)
+        if torch.is_inference_mode_enabled():
+            self._refuse("torch.inference_mode in forward", "write torch.no_grad, which a program can do without")
         if self._is_in_rule:
             if name in READS and not all(
                 self._is_fixed(self.program.value(t)) for t in leaves_of((args, kwargs), Tensor)
@@ -282,7 +320,12 @@ class Tape(TorchFunctionMode):
             return self._write(args[0], result)
         if function in OPERATIONS and self._need_gradient(args, kwargs):
             return self._ruled(function, OPERATIONS[function], args, kwargs)
-        if name in ("backward", "grad", "requires_grad_", "register_hook"):
+        if name in ASKED_OF_AUTOGRAD:
+            return self._autograd_says(name, args[0])
+        if name in MEMORY:
+            self._refuse(f"{_named(function)} asks where the numbers lie", "a program has memory of its own")
+            return function(*args, **kwargs)
+        if name in AUTOGRADS:
             self._refuse(
                 f"{_named(function)} is autograd's", "derive the step of a model that does without, or use autograd"
             )
@@ -338,7 +381,7 @@ class Tape(TorchFunctionMode):
             self._has_columns |= rule is Linear and not output.is_contiguous()
             if not any(learns):
                 return output
-            ctx = Context(learns)
+            ctx = Context(learns, self.program.same)
             rule.setup_context(ctx, args, output)
         values = tuple(self.program.value(t) for t in outputs)
         arguments = tuple(self.program.value(a) if needs else None for a, needs in zip(args, learns, strict=True))
@@ -388,14 +431,30 @@ class Tape(TorchFunctionMode):
         return name_locals
 
     def _learns_from(self, tensor: Tensor) -> bool:
-        if tensor.requires_grad and not self.program.knows(tensor):
+        if not torch.is_grad_enabled():
+            return False
+        if tensor.requires_grad and (not self.program.knows(tensor) or id(tensor) in self._foreign):
             self._refuse(
                 "a parameter that is not the model's", "make it an attribute of the model, or of a loss module"
             )
-        return torch.is_grad_enabled() and self.program.value(tensor) in self._learns
+        return self.program.value(tensor) in self._learns
 
     def _need_gradient(self, args: Any, kwargs: Any) -> bool:
         return any(self._learns_from(t) for t in leaves_of((args, kwargs), Tensor))
+
+    def _autograd_says(self, name: str, tensor: Tensor) -> Any:
+        """What the attribute is under autograd."""
+        value = self.program.value(tensor)
+        with torch._C.DisableTorchFunction():
+            learns = value in self._learns or tensor.requires_grad
+        if name == "requires_grad":
+            return learns
+        is_leaf = not learns or value.memory.origin == PARAMETER
+        if name == "is_leaf":
+            return is_leaf
+        if not is_leaf:
+            self._refuse("reads the grad_fn of a tensor, which is autograd's", "do without, or use autograd")
+        return None
 
     def _detached(self, tensor: Tensor) -> Tensor:
         """The same numbers, of which nothing is learnt."""
@@ -415,6 +474,9 @@ class Tape(TorchFunctionMode):
         if not torch.is_grad_enabled() and self.program.value(target) in self._learns:
             self._refuse("changes under no_grad what learns", "write it out of place")
             return target
+        before = self.program.value(target)
+        if before.tensor is target:  # which is to keep its shape and strides
+            before.tensor = self.program.same(target)
         self.program.stands_for(target, self.program.value(source))
         target.data = source  # so that views of it are views of the value's memory
         for other in self._groups.get(id(target), set()):
@@ -486,10 +548,10 @@ class Tape(TorchFunctionMode):
                 continue
             with self.within(node.path), self._in_rule(node.title):
                 filled = [
-                    torch.zeros_like(value.tensor) if g is None else g
+                    torch.zeros_like(value.tensor) if g is None and node.ctx.materializes_grads else g
                     for g, value in zip(upstream, node.outputs, strict=True)
                 ]
-                node.delta = self.program.value(filled[0])
+                node.delta = None if filled[0] is None else self.program.value(filled[0])
                 result = node.rule.backward(node.ctx, *filled)
                 result = result if isinstance(result, tuple) else (result,)
                 for value, g in zip(node.arguments, result, strict=True):
@@ -510,6 +572,26 @@ class Tape(TorchFunctionMode):
         gradient = self.program.value(total)
         if not gradient.is_named:
             gradient.name, gradient.is_named = _gradient_name(value.name), True
+
+
+@contextlib.contextmanager
+def _following(tape: Tape, names: dict[int, str]) -> Iterator[None]:
+    """Have the tape know which of these modules is running. Hooks would be in the dicts of the modules, for other
+    threads that copy them to see."""
+    call: Any = vars(Module)["_call_impl"]
+
+    def follow(module: Module, *args: Any, **kwargs: Any) -> Any:
+        name = names.get(id(module)) if tape.is_here() else None
+        if name is None:
+            return call(module, *args, **kwargs)
+        with tape.within(name):
+            return call(module, *args, **kwargs)
+
+    setattr(Module, "_call_impl", follow)  # noqa: B010 # no assignment, for type checkers
+    try:
+        yield
+    finally:
+        setattr(Module, "_call_impl", call)  # noqa: B010
 
 
 @contextlib.contextmanager

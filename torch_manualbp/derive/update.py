@@ -1,4 +1,4 @@
-"""What becomes of a gradient: folded into the product that makes it, taken by Adam's kernel, or left in ``.grad``.
+"""What becomes of a gradient: folded into the product that makes it, taken by Adam's kernel, or added to ``.grad``.
 
 With s = −1 where the optimizer maximises and 1 otherwise, ``torch.optim.SGD`` is, for the learning rate η (``lr``),
 weight decay λ, momentum μ and dampening d,
@@ -24,7 +24,9 @@ cache.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -37,7 +39,7 @@ from torch_manualbp.derive.plan import CASTS
 from torch_manualbp.derive.program import Call, Formula, Program, Text, Value
 from torch_manualbp.rules.products import onednn_linear
 
-__all__ = ["SGD", "Adam", "forms_of", "leave_gradient", "structure_of"]
+__all__ = ["SGD", "Adam", "forms_of", "has_odd_state", "kind_of", "leave_gradient", "structure_of"]
 
 Learnt = Sequence[tuple[Value, Value, dict[str, Value]]]
 """Parameters, their gradients, and the state that the optimizer has of each."""
@@ -68,15 +70,70 @@ def structure_of(optimizer: Optimizer) -> list[tuple[Any, ...]] | None:
             (g["momentum"] != 0, g["dampening"] != 0, g["weight_decay"] != 0, g["nesterov"], g["maximize"])
             for g in groups
         ]
+        if not all(_are_plain(_of_sgd(g)) for g in groups):
+            return None
         if any(g["dampening"] and g["momentum"] and _are_at_different_steps(optimizer, g) for g in groups):
             return None
     elif type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
         structure = [(g["decoupled_weight_decay"], g["amsgrad"], g["maximize"]) for g in groups]
-        if any(g["capturable"] for g in groups):
+        if any(g["capturable"] or not _are_plain((*_of_adam(g), *g["betas"])) for g in groups):
             return None
     else:
         return None
     return None if any(g["differentiable"] for g in groups) else structure
+
+
+_NUMBERS = frozenset({bool, int, float})
+_of_sgd = operator.itemgetter("lr", "momentum", "dampening", "weight_decay")
+_of_adam = operator.itemgetter("lr", "eps", "weight_decay")
+
+
+def _are_plain(numbers: Iterable[Any]) -> bool:
+    """Whether all hyperparameters are Python's numbers: with a tensor, or a number of NumPy's, torch computes in its
+    precision."""
+    return _NUMBERS.issuperset(map(type, numbers))
+
+
+def has_odd_state(optimizer: Optimizer) -> bool:
+    """Whether the state of a parameter is of another kind than torch makes it, or shares memory with something: then
+    the optimizer's own step says what becomes of it."""
+    form: Any = SGD(True, True, True, True, True) if type(optimizer) is torch.optim.SGD else None
+    memory = []
+    seen = set()
+    for group in optimizer.param_groups:
+        if type(optimizer) is not torch.optim.SGD:
+            form = Adam(group["decoupled_weight_decay"], group["amsgrad"], group["maximize"])
+        for p in group["params"]:
+            if not p.requires_grad or p in seen:
+                continue
+            seen.add(p)
+            memory.append(p)
+            theirs = optimizer.state.get(p) or {}
+            wanted = form.kinds(p)
+            if theirs and isinstance(form, Adam) and not wanted.keys() <= theirs.keys():
+                return True
+            found = [(theirs[name], kind) for name, kind in wanted.items() if theirs.get(name) is not None]
+            if any(not isinstance(t, Tensor) or t.requires_grad or kind_of(t) != kind for t, kind in found):
+                return True
+            memory += [t for t, _ in found]
+    spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t)) for t in memory if t.numel())
+    return any(end > begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+def _kind_of_zeros(parameter: Tensor) -> tuple[Any, ...]:
+    """The kind of ``torch.zeros_like(parameter)``."""
+    return (*kind_of(torch.empty_like(parameter, device="meta"))[:3], parameter.device)
+
+
+def kind_of(t: Tensor) -> tuple[Any, ...]:
+    """What of a tensor of state a program depends on."""
+    return t.shape, t.stride(), t.dtype, t.device
+
+
+def _extent(t: Tensor) -> int:
+    """The bytes from the first entry to the last."""
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return (last + 1) * t.element_size()
 
 
 def _is_watched(optimizer: Optimizer) -> bool:
@@ -118,11 +175,11 @@ class Adam:
 
     settings: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "eps", "weight_decay")
 
-    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What the optimizer keeps of a parameter that has not been updated yet, under its names."""
+    def kinds(self, parameter: Tensor) -> dict[str, tuple[Any, ...]]:
+        """The names of what the optimizer keeps of a parameter, with shapes, strides, dtypes and devices."""
         names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.amsgrad else [])]
-        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        return {"step": step, **{name: torch.zeros_like(parameter).detach() for name in names}}
+        step = torch.Size(()), (), torch.float32, parameter.device
+        return {"step": step, **dict.fromkeys(names, _kind_of_zeros(parameter))}
 
     def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
         """Write down the update of parameters from their gradients, with the state that belongs to each."""
@@ -202,9 +259,9 @@ class SGD:
         there = {"momentum": self.momentum, "dampening": self.dampening, "weight_decay": self.weight_decay}
         return ("lr", *(name for name, is_there in there.items() if is_there))
 
-    def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What the optimizer keeps of a parameter that has not been updated yet, under its names."""
-        return {"momentum_buffer": torch.zeros_like(parameter).detach()} if self.momentum else {}
+    def kinds(self, parameter: Tensor) -> dict[str, tuple[Any, ...]]:
+        """The names of what the optimizer keeps of a parameter, with shapes, strides, dtypes and devices."""
+        return {"momentum_buffer": _kind_of_zeros(parameter)} if self.momentum else {}
 
     def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
         """Write down the update of parameters from their gradients, with the state that belongs to each."""
@@ -261,16 +318,13 @@ def _add_each(program: Program, targets: list[Value], others: list[Value], of: P
         program.append(torch._foreach_add_, targets, others, alpha=Text(alpha), writes=targets)
 
 
-def leave_gradient(program: Program, grad: Value, g: Value, adds: bool) -> None:
-    """Write down how g comes into ``.grad``, or is added to what is there."""
+def leave_gradient(program: Program, grad: Value, g: Value) -> None:
+    """Write down how g is added to ``.grad``."""
     factors = _factors(program, g)
     if factors is not None and factors[1].tensor.dim() == 2:
-        if adds:
-            program.append(Tensor.addmm_, grad, *factors, writes=[grad])
-        else:
-            program.append(torch.mm, *factors, out=grad, writes=[grad])
+        program.append(Tensor.addmm_, grad, *factors, writes=[grad])
     else:
-        program.append(Tensor.add_ if adds else Tensor.copy_, grad, g, writes=[grad])
+        program.append(Tensor.add_, grad, g, writes=[grad])
 
 
 def _add_gradient(program: Program, target: Value, g: Any, of: Part, alpha: str, beta: str, pure: bool) -> None:

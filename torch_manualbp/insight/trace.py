@@ -16,7 +16,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 
 from torch_manualbp.derive.derived import called, named_tensors, path_of_loss
-from torch_manualbp.derive.program import CONSTANT, INPUT, PARAMETER, Value
+from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, PARAMETER, Value
 from torch_manualbp.derive.tape import Node, NotDerivableError, Tape
 from torch_manualbp.insight.refusals import refuse_compiled
 from torch_manualbp.rules.rule import Rule
@@ -199,6 +199,7 @@ def _linked(tape: _Recorder, C: Tensor, output: Any, path: str) -> Trace:
     def quantity(value: Value, tensor: Tensor) -> Quantity:
         if value not in quantities:
             origin = value.memory.origin
+            origin = CONSTANT if origin == HELD else origin
             kind = "target" if origin == INPUT and value.name.startswith("y") else origin
             name = "" if origin == CONSTANT else value.name
             quantities[value] = Quantity(tensor, name, kind)

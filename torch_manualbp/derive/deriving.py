@@ -1,0 +1,153 @@
+"""From a model, a loss and an optimizer to a program that has been held against autograd.
+
+1. forward, loss and autograd's gradients run as they are: what Python code they execute is noted (``reads``);
+2. forward, loss and the rules' backward are recorded on the same numbers (``recording``);
+3. what forward has changed meanwhile, besides making tensors, is refused;
+4. the program up to the gradients runs, and its numbers are compared with autograd's (``check``);
+5. the program itself is planned and written (``derived``).
+
+Whatever fails, parameters, buffers, attributes and random numbers are as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from torch_manualbp._objects import one_line
+from torch_manualbp.derive.check import Case, Reference, differences, named_results, reference, rounding
+from torch_manualbp.derive.derived import Derived, How, heading_of
+from torch_manualbp.derive.draws import Draws
+from torch_manualbp.derive.effects import DRAWS, Restored, has_hooks_on_the_way, refuse_scripted
+from torch_manualbp.derive.interruptions import Uninterrupted
+from torch_manualbp.derive.reads import Executed, Reads
+from torch_manualbp.derive.recording import Recording, named_tensors, path_of_loss, record
+from torch_manualbp.derive.tape import NotDerivableError, one_at_a_time
+from torch_manualbp.rules.products import onednn_linear
+
+__all__ = ["derived_program"]
+
+
+def derived_program(
+    model: Module,
+    loss: Callable[..., Tensor],
+    optimizer: Optimizer,
+    inputs: Any,
+    target: Any,
+    how: How,
+    check: bool,
+) -> tuple[Derived, Reads]:
+    """The program for these data, and everything that it depends on.
+
+    Raises:
+        NotDerivableError: the step cannot be derived, or its numbers are not autograd's.
+        ValueError: the loss is not one number, or the optimizer holds other parameters than those that learn.
+    """
+    roots = [("", model), (path_of_loss(model), loss)]
+    with (
+        one_at_a_time,
+        Uninterrupted() as signals,
+        torch.inference_mode(False),
+        Restored(root for _, root in roots),
+    ):
+        refuse_scripted(root for _, root in roots)
+        named = named_tensors(model, loss)
+        draws = Draws()
+        parameters = {name: t for name, t in named.items() if t.requires_grad}
+        executed = Executed()
+        expected = None
+        if not has_hooks_on_the_way(root for _, root in roots):  # which the recording refuses, and are not to be called
+            with executed:
+                try:
+                    expected = reference(model, loss, inputs, target, parameters if check else {}, draws, how.share)
+                except Exception:
+                    record(model, loss, named, {}, inputs, target, draws)  # which may refuse a part of it by name
+                    raise
+        signals.look()
+        if executed.draws:
+            raise NotDerivableError([DRAWS])
+        reads = Reads(roots, executed, map(id, named.values()))
+        recording = record(
+            model,
+            loss,
+            named,
+            reads.held,
+            inputs,
+            target,
+            draws,
+            how.share,
+            how.compile,
+            signals,
+            knows_draws=expected is not None and executed.is_complete,
+        )
+        seeds = [("", f"forward sets torch's seed by {seed}", "set seeds outside of it") for seed in executed.seeds]
+        changes = [
+            (at.path, f"forward changes {at.text}", "keep such state out of a derived step") for at in reads.changes()
+        ]
+        if seeds or changes:
+            raise NotDerivableError([*seeds, *changes])
+        signals.look()
+        given = [t for t in pytree.tree_leaves((inputs, target)) if isinstance(t, Tensor)]
+        laid_out = [value.tensor.stride() for value in recording.inputs]
+        uneven = [i for i, (t, stride) in enumerate(zip(given, laid_out, strict=True)) if t.stride() != stride]
+
+        def program(of: Recording, how: How) -> Derived:
+            return Derived(of, optimizer, how, named, reads.held, uneven, heading_of(model, loss, optimizer, how))
+
+        if check and expected is not None:
+            if expected.error is not None:
+                what = f"autograd raises {one_line(expected.error)}"
+                raise NotDerivableError([("", what, "mend the model or the loss")])
+            rounded = rounding(recording.program.dtypes())
+            case = Case(model, loss, inputs, target, parameters, draws, how.share, rounded)
+            _hold(case, program, recording, expected, how)
+        return program(recording, how), reads
+
+
+def _hold(
+    case: Case, program: Callable[[Recording, How], Derived], recording: Recording, expected: Reference, how: How
+) -> None:
+    """Run the program up to the gradients on the data that it is derived for, and compare.
+
+    Raises:
+        NotDerivableError: something differs from autograd by more than rounding.
+    """
+    plain = How(folds=False, share=how.share, keep_output=True)
+    twin = recording.copied()
+    for call in twin.program.calls:  # by torch's own kernel, beside which the other's rounding moves more across kinks
+        if call.function is onednn_linear:
+            call.function, call.args = torch.nn.functional.linear, call.args[:3]
+    held = program(replace(twin, output=list(twin.outputs)), plain)
+    C, outputs, gradients, _ = _run(case, held)
+    found = named_results(C, outputs, {name: gradients.get(p) for name, p in case.parameters.items()})
+    wanted = named_results(expected.C, expected.output, expected.gradients)
+    differ = differences(found, wanted, case.rounded, case.moved(wanted))
+    if not differ:
+        return
+    _, _, _, deltas = _run(case, program(recording.copied(), replace(plain, keep_output=False, keep_deltas=True)))
+    where = case.first_delta(deltas)
+    at = "" if where is None else f"; going back from the loss, the first ∂C/∂(output) that differs is {where}'s"
+    what = f"the program's numbers are not autograd's ({'; '.join(differ)}{at})"
+    todo = (
+        "write what changes tensors in place out of place, or train with autograd; check=False trains on these numbers"
+    )
+    raise NotDerivableError([(where or "", what, todo)])
+
+
+def _run(case: Case, held: Derived) -> tuple[Tensor, Any, dict[Tensor, Tensor], dict[str, Tensor]]:
+    """Loss, output, gradients and deltas of a program up to the gradients."""
+    leaves = [t.detach().clone() for t in pytree.tree_leaves((case.inputs, case.target)) if isinstance(t, Tensor)]
+    with case.draws.again():
+        result = held.run(leaves)
+    result = result if isinstance(result, tuple) else (result,)
+    gradients = dict(zip(held.parameters, held.gradients(result), strict=True))
+    kept = iter(result[1:])
+    deltas = {path: next(kept) for path in held.deltas}
+    return result[0], held.output(kept), gradients, deltas

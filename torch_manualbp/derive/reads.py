@@ -1,0 +1,656 @@
+"""What a forward reads from Python, so that a program serves only while all of it is as it was.
+
+A program is recorded from one run of a model and its loss. Numbers that are no tensors are part of it: attributes
+of any depth, items of lists and dicts, NumPy arrays, class attributes, globals, closures and defaults of functions, and
+the functions themselves. :class:`Executed` notes which code runs, :class:`Reads` follows from the model and the loss,
+and from the globals of that code, everything whose name stands in it, and tells at each call whether it is still the
+same.
+
+Two things are the same if they are one object, or equal numbers or texts of one type: 2 is not 2.0, nor 0.0 -0.0.
+Tensors that a forward finds in this way, besides the parameters and buffers, are handed to the program at each call.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import enum
+import functools
+import inspect
+import itertools
+import logging
+import operator
+import os
+import random
+import sys
+import sysconfig
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules import module as torch_module
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from torch_manualbp.derive.program import words
+
+try:
+    from torch._C._dynamo.guards import dict_version  # 40 ns a dict, where comparing its items takes 30 ns each
+except ImportError:
+
+    def dict_version(d: dict[Any, Any]) -> int:
+        """A number for all items, where torch does not tell when a dict was last changed."""
+        return hash((*map(id, d.keys()), *map(id, d.values())))
+
+
+__all__ = ["Executed", "Place", "Reads"]
+
+_chain = itertools.chain.from_iterable
+_is: Callable[[Any, Any], bool] = operator.is_
+
+SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, enum.Enum)
+"""Types that are compared by value, and that hold nothing else."""
+
+CONSTANT_TYPES = (*SCALARS, range, slice, torch.Size, torch.memory_format, types.BuiltinFunctionType, types.CodeType)
+"""Types whose objects never change."""
+
+OWN_LIFE = (Optimizer, LRScheduler, logging.Logger, threading.Thread)
+
+MODULE_NAMES = words(
+    "training _parameters _buffers _modules _forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks "
+    "forward __call__ __getattr__ __getattribute__"
+)
+"""What torch itself reads of every module, or finds in its class."""
+
+BY_ANY_NAME = words("getattr vars __dict__ attrgetter __getattribute__ eval exec globals locals")
+"""Names in code that may read an attribute whose name does not stand in it."""
+
+DEEP = 2
+"""Attributes by any name are followed this far from a module of the model; beyond it by name."""
+
+LIMIT = 20_000
+"""Objects that are followed."""
+
+
+SEEDING = {inspect.unwrap(f).__code__ for f in (torch.manual_seed, torch.seed, torch.set_rng_state)}
+"""What sets the state of torch's random numbers, as ``torch.random.fork_rng`` does at its end."""
+
+
+PYTHON_RANDOM: Any = random.random.__self__  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is read."""
+
+    path: str
+    """The module path."""
+
+    text: str
+    """The expression, such as ``self.config.scale``."""
+
+    depth: int = 0
+    """Attributes from a module of the model."""
+
+    def at(self, text: str, deeper: bool = False) -> Place:
+        """A place that is reached from this one."""
+        return Place(self.path, f"{self.text}{text}", self.depth + deeper)
+
+
+class Executed:
+    """A block whose Python code is noted: all that runs in this thread."""
+
+    def __init__(self) -> None:
+        self.codes: dict[types.CodeType, dict[str, Any]] = {}
+        """The code objects with their globals."""
+
+        self.is_complete = True
+        """Whether all was seen: not where a profiler was at work that cannot be put aside, as cProfile's."""
+
+        self.seeds: list[str] = []
+        """What set a seed."""
+
+        self.draws = False
+        """Whether random numbers of Python's module ``random`` were drawn."""
+
+    def __enter__(self) -> Executed:
+        self._before = sys.getprofile()
+        self.is_complete = self._before is None or callable(self._before)
+        if self.is_complete:
+            sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.is_complete:
+            sys.setprofile(self._before)
+
+    def _note(self, frame: types.FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            self.codes.setdefault(frame.f_code, frame.f_globals)
+            if frame.f_code in SEEDING:
+                self.seeds.append(f"torch.{frame.f_code.co_name}")
+        elif event == "c_call":
+            owner = getattr(argument, "__self__", None)
+            self.draws |= owner is PYTHON_RANDOM and argument.__name__ != "getstate"
+            if not isinstance(owner, torch.Generator):
+                return
+            if argument.__name__ in ("manual_seed", "seed", "set_state") and not _is_trusted(frame.f_code):
+                self.seeds.append(f"Generator.{argument.__name__}")
+
+    def own(self) -> Iterator[tuple[types.CodeType, dict[str, Any]]]:
+        """The code that is neither torch's, nor ours, nor Python's library."""
+        return ((code, names) for code, names in self.codes.items() if not _is_trusted(code))
+
+    def ran(self, function: Any) -> bool:
+        """Whether this function did."""
+        return function.__code__ in self.codes
+
+
+@dataclass
+class _Dict:
+    """A dict of which some keys are read."""
+
+    items: Mapping[str, Any]
+    names: tuple[str, ...]
+    may_hold: Callable[[str], bool]
+    """Whether a name is among those that may be read."""
+
+    place: Place
+    getter: Callable[[Any], tuple[Any, ...]] = field(init=False)
+    before: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # An itemgetter of one name returns no tuple, and there is none of no name.
+        self.getter = operator.itemgetter(*self.names, *self.names[:1]) if self.names else _nothing
+        self.before = self.now_with_values()
+
+    def now_with_values(self) -> dict[str, Any]:
+        """What may be read, as it is now."""
+        return {name: item for name, item in list(self.items.items()) if isinstance(name, str) and self.may_hold(name)}
+
+
+def _nothing(items: Any) -> tuple[Any, ...]:
+    return ()
+
+
+class Reads:
+    """Everything that these roots may be read for by the code that was executed.
+
+    Args:
+        roots: by module path; each module among them with all of its submodules.
+        executed: the code of a forward and a loss.
+        named: the parameters and buffers that the program is given in any case, by id.
+    """
+
+    def __init__(self, roots: Iterable[tuple[str, Any]], executed: Executed, named: Iterable[int]) -> None:
+        self.executed = executed
+        self.names = {*MODULE_NAMES}
+        self.reads_any_name = not executed.is_complete
+        for code in executed.codes:
+            if _is_trusted(code) and not _is_layer_code(code):
+                continue
+            found = {*code.co_names, *_texts_in(code.co_consts)}
+            self.names |= found | {part for text in found for part in text.split(".")}
+            self.reads_any_name |= not _is_trusted(code) and not BY_ANY_NAME.isdisjoint(code.co_names)
+        self.tensors: list[Tensor] = []
+        self._tensor_places: list[Place] = []
+        self.held: dict[str, Tensor] = {}
+        """The tensors found that are neither parameters nor buffers, by a name."""
+
+        self._named = set(named)
+        self._seen: dict[int, Any] = {}
+        self._queue: collections.deque[tuple[Any, Place]] = collections.deque()
+        self._dicts: dict[int, _Dict] = {}
+        self._whole: list[tuple[Any, Place]] = []  # dicts, lists and sets of which all is read
+        self._typed: list[tuple[Any, type, Place]] = []
+        self._probed: list[tuple[Any, Callable[[Any], tuple[Any, ...]], Place]] = []
+        self._content: list[tuple[Any, Callable[[Any], Any], Any, Place]] = []
+        self._moving: list[tuple[Any, Callable[[Any], Any], Any, Place]] = []
+        for path, root in roots:
+            if isinstance(root, Module):
+                for name, module in root.named_modules(prefix=path):
+                    self._queue.append((module, Place(name, "self")))
+            else:
+                self._queue.append((root, Place(path, path)))
+        for code, scope in executed.own():
+            wanted = frozenset(code.co_names)
+            self._add_dict(scope, wanted.__contains__, Place("", f"global {{}} of {scope.get('__name__')}"))
+        if type(os.environ).__getitem__.__code__ in executed.codes:
+            self._queue.append((vars(os.environ)["_data"], Place("", "os.environ")))
+        for hooks in _hooks_of_all_modules():
+            self._add_whole(hooks, Place("", "the hooks of all modules"))
+        self._follow()
+        self._finish()
+
+    # Following
+
+    def _follow(self) -> None:
+        while self._queue:
+            thing, place = self._queue.popleft()
+            if isinstance(thing, CONSTANT_TYPES) or id(thing) in self._seen or _has_own_life(thing):
+                continue
+            if len(self._seen) >= LIMIT:
+                return
+            self._seen[id(thing)] = thing
+            self._visit(thing, place)
+
+    def _visit(self, thing: Any, place: Place) -> None:
+        if isinstance(thing, Tensor):
+            self._visit_tensor(thing, place)
+        elif isinstance(thing, type):
+            self._visit_class(thing, place)
+        elif isinstance(thing, types.ModuleType):
+            if not _is_trusted_name(thing.__name__):
+                self._add_dict(vars(thing), self.names.__contains__, Place("", f"{thing.__name__}.{{}}"))
+        elif isinstance(thing, types.FunctionType):
+            self._visit_function(thing, place)
+        elif isinstance(thing, types.MethodType):
+            self._later((thing.__self__, place), (thing.__func__, place))
+        elif isinstance(thing, functools.partial):
+            self._probe(thing, operator.attrgetter("func", "args", "keywords"), place)
+            self._later((thing.func, place), (thing.args, place), (thing.keywords, place))
+        elif isinstance(thing, classmethod | staticmethod):
+            self._later((thing.__func__, place))
+        elif isinstance(thing, property):
+            self._later((thing.fget, place))
+        elif isinstance(thing, functools.cached_property):
+            self._later((thing.func, place))
+        elif isinstance(thing, types.CellType):
+            self._probe(thing, _contents, place)
+            self._later(*((content, place) for content in _contents(thing)))
+        elif isinstance(thing, contextvars.ContextVar):
+            self._probe(thing, _value_here, place)
+            self._later((thing.get(None), place))
+        elif isinstance(thing, weakref.ref):
+            self._later((thing(), place))
+        elif isinstance(thing, tuple | frozenset):
+            self._later(*((item, place.at(f"[{i}]")) for i, item in enumerate(thing)))
+            self._visit_attributes(thing, place)
+        elif isinstance(thing, list | set | dict | collections.deque | collections.UserDict | collections.UserList):
+            items = thing.data if isinstance(thing, collections.UserDict | collections.UserList) else thing
+            self._add_whole(items, place)
+            if not _is_trusted_name(type(thing).__module__):
+                self._visit_attributes(thing, place)
+        elif not self._visit_changing(thing, place):
+            self._visit_attributes(thing, place)
+
+    def _later(self, *items: tuple[Any, Place]) -> None:
+        self._queue.extend(items)
+
+    def _visit_tensor(self, tensor: Tensor, place: Place) -> None:
+        self.tensors.append(tensor)
+        self._tensor_places.append(place)
+        if id(tensor) not in self._named:
+            self.held[_free(_key(place), self.held)] = tensor
+        if vars(tensor):
+            self._add_dict(vars(tensor), self.names.__contains__, place.at(".{}"))
+
+    def _visit_class(self, cls: type, place: Place) -> None:
+        for base in cls.__mro__:
+            if base in (object, Module) or not base.__flags__ & _HEAP_TYPE:
+                continue
+            at = Place("", f"{base.__qualname__}.{{}}")
+            self._add_dict(vars(base), self.names.__contains__, at, follow=not _is_trusted_name(base.__module__))
+
+    def _visit_function(self, function: types.FunctionType, place: Place) -> None:
+        if _is_trusted(function.__code__):
+            return
+        if not self.executed.is_complete:
+            self._add_dict(function.__globals__, frozenset(function.__code__.co_names).__contains__, place.at(": {}"))
+        elif not self.executed.ran(function):
+            return
+        self._probe(function, operator.attrgetter("__code__", "__defaults__", "__kwdefaults__"), place)
+        self._later(*((cell, place) for cell in function.__closure__ or ()))
+        self._later((function.__defaults__, place), (function.__kwdefaults__, place), (function.__dict__, place))
+        wrapped = getattr(function, "__wrapped__", None)
+        self._later((wrapped, place))
+
+    def _visit_changing(self, thing: Any, place: Place) -> bool:
+        """Objects whose state is not in attributes: arrays, memory, and what moves on when it is read."""
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and isinstance(thing, numpy.ndarray):
+            self._content.append((thing, _array, _array(thing), place))
+            if thing.dtype.hasobject:
+                self._later(*((item, place) for item in thing.flat))
+            return True
+        if numpy is not None and isinstance(thing, numpy.generic):
+            return True
+        moving = _state_of(thing)
+        if moving is not None:
+            self._moving.append((thing, moving, moving(thing), place))
+            return False
+        try:
+            memory = memoryview(thing)
+        except TypeError:
+            return False
+        self._content.append((thing, bytes, bytes(memory), place))
+        return True
+
+    def _visit_attributes(self, thing: Any, place: Place) -> None:
+        cls = type(thing)
+        self._later((cls, place))
+        by_any_name = (self.reads_any_name and place.depth < DEEP) or _answers_itself(cls)
+        attributes = getattr(thing, "__dict__", None)
+        if isinstance(attributes, dict):
+            if not isinstance(thing, Module):
+                place = place if place.text else Place(place.path, cls.__name__, place.depth)
+            may_hold = _any_name if by_any_name else self.names.__contains__
+            self._add_dict(attributes, may_hold, place.at(".{}", deeper=True))
+            if isinstance(thing, Module) or not _is_trusted_name(cls.__module__):
+                self._typed.append((thing, cls, place))
+        slots = [n for base in cls.__mro__ for n in _slots(base) if by_any_name or n in self.names]
+        if slots:
+            getter = _getter_of_slots(tuple(slots))
+            self._probe(thing, getter, place)
+            self._later(
+                *((value, place.at(f".{n}", deeper=True)) for n, value in zip(slots, getter(thing), strict=True))
+            )
+
+    def _add_dict(self, items: Any, may_hold: Callable[[str], bool], place: Place, follow: bool = True) -> None:
+        known = self._dicts.get(id(items))
+        if known is not None:  # of the globals of one file, other functions read other names
+            earlier = known.may_hold
+            may_hold = _either(earlier, may_hold)
+        found = _Dict(items, (), may_hold, place)
+        found = _Dict(items, tuple(found.before), may_hold, place)
+        self._dicts[id(items)] = found
+        self._seen.setdefault(id(items), items)
+        if follow:
+            for name in found.names:
+                if known is None or name not in known.names:
+                    self._queue.append((items[name], _filled(place, name)))
+
+    def _add_whole(self, items: Any, place: Place) -> None:
+        self._whole.append((items, place))
+        if isinstance(items, dict):
+            self._later(*((key, place) for key in items), *((v, place.at(f"[{k!r}]")) for k, v in items.items()))
+        else:
+            self._later(*((item, place.at(f"[{i}]")) for i, item in enumerate(items)))
+
+    def _probe(self, thing: Any, getter: Callable[[Any], tuple[Any, ...]], place: Place) -> None:
+        self._probed.append((thing, getter, place))
+
+    # Comparing
+
+    def _finish(self) -> None:
+        self._settle()
+        self._layouts = self._layouts_now()
+
+    def _settle(self) -> None:
+        """Take what is there now for what is to be there."""
+        self._whole_before = [_all_of(items) for items, _ in self._whole]
+        for d in self._dicts.values():
+            d.before = d.now_with_values()
+        dicts = [d for d in self._dicts.values() if d.names]
+        self._versioned = [d.items for d in self._dicts.values() if isinstance(d.items, dict)]
+        self._versioned += [items for items, _ in self._whole if isinstance(items, dict) and items]
+        self._empty = [items for items, _ in self._whole if not items]
+        self._versions = list(map(dict_version, self._versioned))
+        # What has no version: the dicts of classes, lists, sets, and what functions hold.
+        self._pairs = [(d.getter, d.items) for d in dicts if not isinstance(d.items, dict)]
+        self._counted = [d.items for d in self._dicts.values() if not isinstance(d.items, dict)]
+        self._sizes = list(map(len, self._counted))
+        self._loose = [items for items, _ in self._whole if items and not isinstance(items, dict)]
+        self._objects = [thing for thing, _, _ in self._typed]
+        self._classes = [cls for _, cls, _ in self._typed]
+        self._probed_before = [getter(thing) for thing, getter, _ in self._probed]
+        self._expected = self._items()
+
+    def _items(self) -> list[Any]:
+        """All items in order that have no version."""
+        items = [*_chain([getter(of) for getter, of in self._pairs])]
+        items += _chain(self._loose)
+        if self._probed:
+            items += _chain([getter(thing) for thing, getter, _ in self._probed])
+        return items
+
+    def _layouts_now(self) -> list[Any]:
+        tensors = self.tensors
+        return [
+            list(map(_address, tensors)),
+            list(map(_stride, tensors)),
+            list(map(_kind, tensors)),
+        ]
+
+    def hold(self) -> bool:
+        """Whether everything is as it was."""
+        try:
+            items = self._items()
+        except (KeyError, AttributeError, RuntimeError):
+            return False
+        is_untouched = (
+            list(map(dict_version, self._versioned)) == self._versions
+            and not any(self._empty)
+            and len(items) == len(self._expected)
+            and all(map(_is, items, self._expected))
+            and list(map(len, self._counted)) == self._sizes
+        )
+        return (
+            (is_untouched or self._is_equal())
+            and list(map(type, self._objects)) == self._classes
+            and self._layouts_now() == self._layouts
+            and self._contents_hold()
+        )
+
+    def _is_equal(self) -> bool:
+        """Whether there are the same names and items, by value; from now on the new objects are expected."""
+        if any(True for _ in self._changed_dicts()) or any(True for _ in self._changed_whole()):
+            return False
+        probed = zip(self._probed, self._probed_before, strict=True)
+        if not all(_are_same(getter(thing), before) for (thing, getter, _), before in probed):
+            return False
+        self._settle()
+        return True
+
+    def _changed_dicts(self) -> Iterator[Place]:
+        for d in self._dicts.values():
+            now = d.now_with_values()
+            if not _are_same(tuple(now), tuple(d.before)) or not all(map(_are_same, now.values(), d.before.values())):
+                names = {**d.before, **now}
+                changed = [n for n in names if not _are_same(now.get(n, _MISSING), d.before.get(n, _MISSING))]
+                yield from (_filled(d.place, name) for name in changed or names)
+
+    def _changed_whole(self) -> Iterator[Place]:
+        for (items, place), before in zip(self._whole, self._whole_before, strict=True):
+            if not _are_same(_all_of(items), before):
+                yield place
+
+    def _contents_hold(self) -> bool:
+        return all(content(thing) == before for thing, content, before, _ in self._content)
+
+    def changes(self) -> list[Place]:
+        """Where something is not as it was: what a forward changes, if it has run meanwhile."""
+        places = [at for thing, state, before, at in self._moving if state(thing) != before]
+        places += [at for thing, content, before, at in self._content if content(thing) != before]
+        if not places and self.hold():
+            return []
+        places += [*self._changed_dicts(), *self._changed_whole()]
+        probed = zip(self._probed, self._probed_before, strict=True)
+        places += [place for (thing, getter, place), before in probed if not _are_same(getter(thing), before)]
+        places += [place for thing, cls, place in self._typed if type(thing) is not cls]
+        layouts = zip(self._tensor_places, *map(zip, self._layouts, self._layouts_now()), strict=True)
+        places += [place for place, *pairs in layouts if any(before != now for before, now in pairs)]
+        return list(dict.fromkeys(places)) or [Place("", "what it reads")]
+
+
+_MISSING = object()
+_HEAP_TYPE = 1 << 9
+_address: Any = Tensor.data_ptr
+_stride: Any = Tensor.stride
+_kind = operator.attrgetter("requires_grad", "dtype", "shape", "_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def _are_same(a: Any, b: Any) -> bool:
+    """Whether it is one object, or equal numbers or texts of one type, or tuples of such."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_are_same, a, b))
+    if isinstance(a, float | complex):
+        return repr(a) == repr(b)  # which tells the sign of 0, and NaN is NaN
+    if isinstance(a, types.MethodType):
+        return a.__self__ is b.__self__ and a.__func__ is b.__func__
+    return isinstance(a, CONSTANT_TYPES) and not isinstance(a, enum.Enum) and bool(a == b)
+
+
+def _has_own_life(thing: Any) -> bool:
+    """Whether it changes at every step, and a forward reads nothing of it: an optimizer, or what this package trains
+    and looks with."""
+    if isinstance(thing, Module | Tensor | type | types.FunctionType | types.ModuleType):
+        return False
+    return isinstance(thing, OWN_LIFE) or type(thing).__module__.startswith("torch_manualbp.")
+
+
+def _all_of(items: Any) -> tuple[Any, ...]:
+    return (*items, *(items.values() if isinstance(items, dict) else ()))
+
+
+def _any_name(name: str) -> bool:
+    return True
+
+
+def _either(one: Callable[[str], bool], other: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda name: one(name) or other(name)
+
+
+def _filled(place: Place, name: str) -> Place:
+    return Place(place.path, place.text.replace("{}", name, 1), place.depth)
+
+
+def _texts_in(constants: tuple[Any, ...]) -> Iterator[str]:
+    for constant in constants:
+        if isinstance(constant, str) and len(constant) < 100:
+            yield constant
+        elif isinstance(constant, tuple | frozenset):
+            yield from _texts_in(tuple(constant))
+
+
+def _value_here(variable: contextvars.ContextVar[Any]) -> tuple[Any, ...]:
+    return (variable.get(_MISSING),)
+
+
+def _contents(cell: Any) -> tuple[Any, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # it is empty
+        return (_MISSING,)
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    slots = vars(cls).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(n for n in names if n not in ("__dict__", "__weakref__"))
+
+
+@functools.cache
+def _getter_of_slots(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda thing: tuple(getattr(thing, name, _MISSING) for name in names)
+
+
+def _answers_itself(cls: type) -> bool:
+    """Whether the class has a Python method that answers for attributes, by names that it makes."""
+    found = [getattr(cls, name, None) for name in ("__getattr__", "__getattribute__")]
+    return not issubclass(cls, Module) and any(isinstance(f, types.FunctionType) for f in found)
+
+
+def _array(array: Any) -> Any:
+    return array.dtype, array.shape, array.tobytes()
+
+
+def _state_of(thing: Any) -> Callable[[Any], Any] | None:
+    """How to see where an object is that moves on when it is asked for a value; None for others."""
+    numpy = sys.modules.get("numpy")
+    if isinstance(thing, random.Random):
+        return random.Random.getstate
+    if isinstance(thing, torch.Generator):
+        return lambda generator: generator.get_state().numpy().tobytes()
+    if numpy is not None and isinstance(thing, numpy.random.Generator):
+        return lambda generator: repr(generator.bit_generator.state)
+    if numpy is not None and isinstance(thing, numpy.random.BitGenerator):
+        return lambda bits: repr(bits.state)
+    if numpy is not None and isinstance(thing, numpy.random.RandomState):
+        return lambda state: repr(state.get_state(legacy=False)["state"])
+    if isinstance(thing, types.GeneratorType):
+        return lambda generator: None if generator.gi_frame is None else generator.gi_frame.f_lasti
+    if hasattr(type(thing), "__next__") and hasattr(type(thing), "__iter__"):
+        return _reduced
+    return None
+
+
+def _reduced(iterator: Any) -> Any:
+    """Where an iterator is, as far as it says."""
+    try:
+        return repr(iterator.__reduce__()[1:])
+    except TypeError:
+        return None
+
+
+def _key(place: Place) -> str:
+    """The name of a tensor that is held somewhere: with its module path, as parameters are called."""
+    text = place.text.removeprefix("self.")
+    return f"{place.path}.{text}" if place.path and not text.startswith(place.path) else text
+
+
+def _free(wanted: str, taken: Mapping[str, Any]) -> str:
+    if wanted not in taken:
+        return wanted
+    return next(name for i in itertools.count(2) if (name := f"{wanted} ({i})") not in taken)
+
+
+def _hooks_of_all_modules() -> list[Any]:
+    return [
+        hooks for name, hooks in vars(torch_module).items() if name.startswith("_global") and isinstance(hooks, dict)
+    ]
+
+
+# Whose code it is
+
+_PACKAGES = ("torch", "numpy", "torch_manualbp")
+_STDLIB = sysconfig.get_paths()["stdlib"]
+_OURS = str(Path(__file__).parents[1])
+_LAYERS = tuple(
+    os.path.join(root, *parts)
+    for root, *folders in (
+        (os.path.dirname(torch.__file__), ("nn", "modules"), ("nn", "utils"), ("distributions",)),
+        (_OURS, ("nn",)),
+    )
+    for parts in folders
+)
+
+
+@functools.cache
+def _is_trusted_file(name: str) -> bool:
+    if name.startswith("<frozen"):
+        return True
+    path = os.path.abspath(name)
+    if path.startswith((os.path.dirname(torch.__file__) + os.sep, _OURS + os.sep)):
+        return True
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and path.startswith(os.path.dirname(str(numpy.__file__)) + os.sep):
+        return True
+    return path.startswith(_STDLIB + os.sep) and "site-packages" not in path and "dist-packages" not in path
+
+
+def _is_trusted(code: types.CodeType) -> bool:
+    """Whether the code is torch's, NumPy's, ours or of Python's library: it reads no state of its own that changes."""
+    return _is_trusted_file(code.co_filename)
+
+
+def _is_layer_code(code: types.CodeType) -> bool:
+    """Whether it is of a layer, which reads its own attributes."""
+    return code.co_filename.startswith(_LAYERS)
+
+
+@functools.cache
+def _is_trusted_name(module: str | None) -> bool:
+    root = (module or "").partition(".")[0]
+    return root in _PACKAGES or root in sys.stdlib_module_names or root == "builtins"

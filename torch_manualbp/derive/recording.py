@@ -1,0 +1,283 @@
+"""One run of a model, its loss and their backward pass, recorded as a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils import _pytree as pytree
+
+from torch_manualbp.derive.draws import Draws
+from torch_manualbp.derive.effects import DRAWS
+from torch_manualbp.derive.interruptions import Uninterrupted
+from torch_manualbp.derive.program import Program, Value
+from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
+from torch_manualbp.rules.linear import Linear
+
+__all__ = ["KeptLayer", "Recording", "called", "named_tensors", "one_number", "path_of_loss", "record"]
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """One use of a linear layer, with the activation that takes its z, if one does. What it keeps are values of the
+    program, and of a step its tensors: x, z, a, δ = ∂C/∂z, ∂C/∂a. None is what the step does without."""
+
+    path: str
+    x: Any
+    z: Any
+    a: Any
+    delta: Any
+    da: Any
+    f: Callable[[Tensor], Tensor] | None
+    """The activation, if it acts on each entry alone."""
+
+    def numbers(self) -> tuple[Any, ...]:
+        """What of it is a value or a tensor."""
+        return tuple(item for item in self._fields() if item is not None)
+
+    def of_step(self, tensors: Iterator[Tensor]) -> KeptLayer:
+        """The same with the tensors of a step, in the order of ``numbers``."""
+        x, z, a, delta, da = (None if item is None else next(tensors) for item in self._fields())
+        return KeptLayer(self.path, x, z, a, delta, da, self.f)
+
+    def _fields(self) -> tuple[Any, ...]:
+        return self.x, self.z, self.a, self.delta, self.da
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The program of forward, loss and backward, and which of its values are what."""
+
+    program: Program
+    device: str
+    C: Value
+    inputs: tuple[Value, ...]
+    learnt: tuple[tuple[Value, Value], ...]
+    """Each parameter that learns with its gradient, in the model's order."""
+
+    outputs: tuple[Value, ...]
+    """The tensors in what the model returned."""
+
+    output: Any
+    """What the model returned, with the values in place of its tensors."""
+
+    deltas: Mapping[str, Value]
+    """∂C/∂z of each module's output z, by its path: of a module that applies several rules the last one's."""
+
+    layers: tuple[KeptLayer, ...]
+
+    def copied(self) -> Recording:
+        """The same of another program, which can be planned apart."""
+        program, twin = self.program.copied()
+        return replace(
+            self,
+            program=program,
+            C=twin(self.C),
+            inputs=tuple(map(twin, self.inputs)),
+            learnt=tuple((twin(W), twin(g)) for W, g in self.learnt),
+            outputs=tuple(map(twin, self.outputs)),
+            output=pytree.tree_map_only(Value, twin, self.output),
+            deltas={path: twin(delta) for path, delta in self.deltas.items()},
+            layers=(),
+        )
+
+
+def named_tensors(model: Module, loss: Any) -> dict[str, Tensor]:
+    """The parameters and buffers of the model, and of a loss that is a module, by name."""
+    named: dict[str, Tensor] = {}
+    for prefix, root in (("", model), (path_of_loss(model), loss)):
+        if isinstance(root, Module):
+            named |= dict(root.named_parameters(prefix=prefix))
+            named |= dict(root.named_buffers(prefix=prefix))
+    return named
+
+
+def path_of_loss(model: Module) -> str:
+    """What the loss is called beside the modules of the model."""
+    return next(name for name in ("loss", "loss_", "loss__") if not hasattr(model, name))
+
+
+def called(model: Module, inputs: Any) -> Any:
+    """A tuple are several inputs, and a mapping inputs by name."""
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def one_number(C: Any) -> Tensor:
+    """The loss, if it is one.
+
+    Raises:
+        ValueError: it is no tensor of one number.
+    """
+    if not isinstance(C, Tensor) or C.numel() != 1:
+        found = f"a tensor of shape {tuple(C.shape)}" if isinstance(C, Tensor) else f"a {type(C).__name__}"
+        raise ValueError(f"the loss returns {found}: a step takes one number, such as the mean")
+    return C
+
+
+def record(
+    model: Module,
+    loss: Callable[..., Tensor],
+    named: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
+    inputs: Any,
+    target: Any,
+    draws: Draws,
+    share: float = 1.0,
+    pure: bool = False,
+    signals: Uninterrupted | None = None,
+    knows_draws: bool = False,
+) -> Recording:
+    """Run forward, loss and backward on copies of the data, and record the calls of torch.
+
+    Args:
+        named: parameters and buffers by name.
+        held: other tensors that model and loss hold.
+        draws: where random numbers begin.
+        share: ∂C/∂C, of which all gradients are multiples.
+        pure: whether no call is to write over anything, as torch.compile likes it.
+        signals: those that wait meanwhile.
+        knows_draws: whether forward is known to draw none of Python's random numbers.
+
+    Raises:
+        NotDerivableError: some of it cannot be recorded.
+        ValueError: the loss is not one number.
+    """
+    device = next((t.device.type for t in named.values()), "cpu")
+
+    def on(tape: Tape) -> Recording:
+        tape.program.draws, tape.signals, tape.knows_draws = draws.again(), signals, knows_draws
+        return _recorded(tape, model, loss, named, held, inputs, target, share)
+
+    for _ in range(3):  # since another thread will hardly draw Python's random numbers each time
+        tape = Tape("pure" if pure else "lean", device)
+        try:
+            recording = on(tape)
+        except Exception:
+            if not tape.minds_columns:
+                raise
+        if tape.minds_columns:  # with numbers in torch's order where something depends on it
+            tape = Tape("rows", device)
+            recording = on(tape)
+        if not tape.may_draw:
+            return recording
+    raise NotDerivableError([DRAWS])
+
+
+def _recorded(
+    tape: Tape,
+    model: Module,
+    loss: Callable[..., Tensor],
+    named: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
+    inputs: Any,
+    target: Any,
+    share: float,
+) -> Recording:
+    program = tape.program
+    for name, tensor in named.items():
+        tape.parameter(tensor, _letter(name))
+    for name, tensor in held.items():
+        tape.held(tensor, _letter(name))
+    inputs, given = _known_copies(tape, inputs, "x")
+    target, given_target = _known_copies(tape, target, "y")
+    path = path_of_loss(model)
+    try:
+        with tape.running(("", model), (path, loss)):
+            program.section = "forward"
+            output = called(model, inputs)
+            program.section = "loss"
+            with tape.within(path):
+                C = loss(output, target)
+        if tape.problems:
+            raise NotDerivableError(tape.problems)
+        one_number(C)
+        if not tape.learns_from(C):
+            raise NotDerivableError([(path, *NOTHING_LEARNT)])
+        with tape.running():
+            program.section, program.title = "backward", ()
+            tape.backward(C, share)
+        if tape.problems:
+            raise NotDerivableError(tape.problems)
+        if not tape.gradients:
+            raise NotDerivableError([(path, *NOTHING_LEARNT)])
+        value = program.value(C)
+        producer = program.producer(value)
+        if producer is None or value.memory not in producer.made:
+            # A parameter, or a view: the caller gets a tensor of his own, which no later step changes.
+            value = program.value(program.call(torch.clone, (C,), {}))
+        value.name, value.is_named = "C", True
+    except Exception as error:
+        if tape.problems and not isinstance(error, NotDerivableError):
+            raise NotDerivableError(tape.problems) from error
+        raise
+    order = {id(t): n for n, t in enumerate(named.values())}
+    learnt = sorted(tape.gradients.items(), key=lambda item: order[id(item[0].tensor)])
+    leaves = [program.value(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return Recording(
+        program,
+        tape.device,
+        value,
+        tuple(program.value(t) for t in (*given, *given_target)),
+        tuple(learnt),
+        tuple(leaves),
+        pytree.tree_map_only(Tensor, program.value, output),
+        _deltas(tape, path),
+        tuple(_layers(tape)),
+    )
+
+
+NOTHING_LEARNT = (
+    "the loss depends on no parameter that requires grad",
+    "have it use the model's output as it is, without detach, and leave a parameter unfrozen",
+)
+
+
+def _known_copies(tape: Tape, tree: Any, letter: str) -> tuple[Any, list[Tensor]]:
+    """The data with copies of its tensors, which the tape knows by this letter, and these."""
+    flat, spec = pytree.tree_flatten(tree)
+    count = sum(isinstance(leaf, Tensor) for leaf in flat)
+    copies = []
+    for i, leaf in enumerate(flat):
+        if isinstance(leaf, Tensor):
+            if leaf.layout is not torch.strided or leaf.is_nested:
+                raise ValueError(f"{letter}: a {leaf.layout} tensor of shape {tuple(leaf.shape)}; make it dense")
+            if leaf.requires_grad:
+                raise ValueError(f"{letter}: a tensor of shape {tuple(leaf.shape)} asks for a gradient; detach it")
+            flat[i] = leaf.detach().clone()
+            copies.append(flat[i])
+            tape.input(flat[i], letter if count == 1 else f"{letter}{i + 1}")
+    return pytree.tree_unflatten(flat, spec), copies
+
+
+def _deltas(tape: Tape, path: str) -> dict[str, Value]:
+    """∂C/∂z of each module's output z. ``path`` is that of the loss."""
+    nodes = [node for node in tape.nodes if node.path and node.path != path and node.delta is not None]
+    return {node.path: node.delta for node in nodes if node.delta is not None}
+
+
+def _layers(tape: Tape) -> list[KeptLayer]:
+    """The uses of linear layers that a gradient came back to."""
+    deltas = {node.outputs[0]: node.delta for node in tape.nodes if node.delta is not None}
+    layers = []
+    for node in tape.nodes:
+        if node.rule is not Linear or node.delta is None:
+            continue
+        x, z = node.ctx.saved_tensors[0], node.outputs[0]
+        a, f = tape.activations.get(z, (z, None))
+        layers.append(
+            KeptLayer(node.path, None if x is None else tape.program.value(x), z, a, node.delta, deltas.get(a), f)
+        )
+    return layers
+
+
+def _letter(name: str) -> str:
+    """W of a weight, b of a bias, and the name itself of any other parameter, with the path of its module."""
+    path, _, own = name.rpartition(".")
+    own = {"weight": "W", "bias": "b"}.get(own, own)
+    return identifier(f"{own}_{path}" if path else own)
