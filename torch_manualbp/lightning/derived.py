@@ -81,6 +81,7 @@ class DerivedEngine:
         step = self._step_of(module)
         # TrainStep takes a tuple or a mapping for several arguments of the model; the module's model has one.
         inputs = inputs if isinstance(inputs, Tensor) else (inputs,)
+        self.layers = self.layers if self.keep_layers else []
         self.folded = _folds(step, module)
         if self.folded:
             loss = step(inputs, target)
