@@ -29,6 +29,7 @@ def random_item(draw: random.Random, n: int) -> Any:
     def bound() -> Any:
         return draw.choice([None, None, draw.randrange(-n - 1, n + 2)])
 
+    in_lists: Any = numbers.tolist()
     kinds: list[Callable[[], Any]] = [
         lambda: number,
         lambda: draw.choice([np.int64, np.int32, np.uint8])(abs(number)),
@@ -38,8 +39,8 @@ def random_item(draw: random.Random, n: int) -> Any:
         lambda: None,
         lambda: numbers,
         lambda: numbers.astype(draw.choice([np.int32, np.int16, np.float64])),
-        lambda: numbers.tolist(),
-        lambda: tuple(numbers) if shape else numbers.tolist(),
+        lambda: in_lists,
+        lambda: tuple(in_lists) if shape else in_lists,
         lambda: [np.int64(i) for i in numbers.reshape(-1)],
         lambda: torch.from_numpy(numbers.copy()),
         lambda: torch.from_numpy(numbers.astype(np.int32)),

@@ -8,7 +8,6 @@ import keyword
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -426,7 +425,9 @@ def _text(arg: Any, names: dict[Value, str]) -> str:
 
 def _constant(arg: Any) -> str:
     """What evaluates to the same, of each kind of constant that torch takes."""
-    if arg is None or isinstance(arg, bool | EllipsisType | torch.dtype | torch.layout | torch.memory_format):
+    if arg is ...:
+        return "..."
+    if arg is None or isinstance(arg, bool | torch.dtype | torch.layout | torch.memory_format):
         return repr(arg)
     if isinstance(arg, int):  # an enumeration's, too
         return int.__repr__(arg)
