@@ -77,6 +77,32 @@ class TangentOfAnotherFunction(Sigmoid):
         return dz * a
 
 
+class NoTangentWithoutAGradient(Sigmoid):
+    """Takes an input that requires no gradient for one that has no tangent."""
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor) -> Tensor:
+        return Sigmoid.with_jvp.jvp(ctx, dz) * float(ctx.needs_input_grad[0])
+
+
+class TangentDetached(Sigmoid):
+    """The tangent is right; its own derivative lacks the term of f''."""
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor) -> Tensor:
+        (a,) = ctx.saved_tensors
+        return Sigmoid.delta(dz, a.detach())
+
+
+class TangentOfTheByproductForgotten(CrossEntropy):
+    """The tangent of C is right; those of the gradients, which are made of log p, are not."""
+
+    @staticmethod
+    def jvp(ctx: Any, ds: Tensor, *rest: Any) -> Any:
+        dC, dkept = CrossEntropy.with_jvp.jvp(ctx, ds, *rest)
+        return dC, torch.zeros_like(dkept)
+
+
 class RoundedAtEveryStep(Sigmoid):
     """Right, and in bfloat16 a few ulp off."""
 
@@ -191,6 +217,9 @@ MISTAKES: list[Mistake] = [
     (OffByOneInTenThousand, "matrix", ["first derivatives", "forward mode", "Jacobians"]),
     (Detached, "matrix", ["second derivatives", "second derivatives, constant upstream", "gradgradcheck"]),
     (TangentOfAnotherFunction, "matrix", ["forward mode", "Jacobians", "Hessians", "gradcheck"]),
+    (NoTangentWithoutAGradient, "matrix", ["tangents", "forward mode"]),
+    (TangentDetached, "matrix", ["Hessian-vector products"]),
+    (TangentOfTheByproductForgotten, "mean, ε=0.0", ["Hessian-vector products"]),
     (RoundedAtEveryStep, "four dimensions", ["one rounding, bfloat16"]),
     (SquareRounded, "four dimensions", ["one rounding, float16"]),
     (SquaredInLowPrecision, "matrix", ["accuracy, float32"]),

@@ -360,6 +360,7 @@ def _is_variance_of(var: Any, input: Tensor) -> bool:
         if var.dim() != input.dim() or other != [1]:
             return False
     is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or is_written_down()
+    is_traced = is_traced or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # make_fx's
     if is_traced or var.is_meta:
         return True  # no number may decide what is traced or mapped
     return not (var < 0).any()

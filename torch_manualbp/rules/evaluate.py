@@ -26,6 +26,7 @@ __all__ = [
     "is_written_down",
     "keeps_arguments",
     "lays_out_freely",
+    "may_read",
     "records_nothing",
     "write_down",
 ]
@@ -42,11 +43,21 @@ LARGE = 1 << 13
 
 def records_nothing(*tensors: Any) -> bool:
     """Whether these are plain numbers in the CPU's memory and nobody records what becomes of them."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    if forward_ad._current_level >= 0:
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _is_traced():
         return False
     return not (_written_as == "pure" and is_written_down()) and all(_is_plain(t) for t in tensors)
+
+
+def may_read(*tensors: Any) -> bool:
+    """Whether these are plain numbers in the CPU's memory, which may decide about what is computed."""
+    return not (_is_traced() or is_written_down()) and all(_is_plain(t) for t in tensors)
+
+
+def _is_traced() -> bool:
+    """Whether torch.compile, torch.func or a mode, which make_fx's and linearize's tracing are, sees the operations."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 and not is_written_down()
 
 
 def _is_plain(t: Any) -> bool:

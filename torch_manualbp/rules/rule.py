@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.autograd.function import FunctionMeta
 
 __all__ = ["Rule", "RuleWithByproducts", "in_dtype", "output_of", "put_on_tape", "runs_forward_mode", "widened"]
 
@@ -75,23 +76,46 @@ class Rule(Function):
         raise NotImplementedError("a rule must define backward(ctx, upstream)")
 
 
-class RuleWithByproducts(Rule):
+class _CalledByItsApply(FunctionMeta):
+    """A metaclass of its own: of a FunctionMeta's class torch.compile passes by the ``apply``."""
+
+
+class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
     """A rule that keeps tensors which its forward makes on the way, as log p of a cross-entropy.
 
     They must be outputs: a second derivative sees nothing behind a kept tensor that is neither an output nor an
-    argument. So ``forward`` returns a tuple, its output first; ``setup_context`` calls
-    ``ctx.set_materialize_grads(False)``; ``backward(ctx, upstream, *upstreams)`` takes None for the gradient of an
-    output that has none; ``jvp`` returns a tangent of each. ``apply`` returns the first output alone.
+    argument. ``apply`` returns the first output alone, everywhere. The rule is written with
+
+    - ``forward(*args)``, which returns a tuple: the output, then the byproducts; or the output alone, where it has none
+      to keep;
+    - ``setup_context(ctx, inputs, output)`` with what forward returned as ``output``. It calls
+      ``ctx.set_materialize_grads(False)``, so that no gradients of zeros are made for the byproducts, and may run more
+      than once a call, as torch.func's transforms do, with a ``ctx.needs_input_grad`` that differs;
+    - ``backward(ctx, upstream, *upstreams)``, with a gradient of each output that forward returned, or None for one
+      that has none: a first derivative has ``upstream`` alone, a second may have those of the byproducts alone. (Code
+      from torch.compile may give zeros for None.) It adds up the parts of those that are there;
+    - ``jvp(ctx, *tangents)``, which returns a tangent of each output that forward returned.
     """
+
+    _traced: ClassVar[Any]
+    """The Function that torch.compile traces."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        members = ("forward", "setup_context", "backward")
+        cls._traced = type(cls.__name__, (Function,), {name: staticmethod(getattr(cls, name)) for name in members})
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        return output_of(super().apply(*args))
+        if torch.compiler.is_compiling():
+            return output_of(cls._traced.apply(*args))
+        outputs = super().apply(*args)
+        # torch.func calls the twin's apply in its turn, and its own backward and jvp are of all outputs.
+        return outputs if cls._is_twin else output_of(outputs)
 
 
 def output_of(result: Any) -> Any:
-    """What the caller is to see of what ``forward`` of a rule with byproducts returned; and of what its ``apply`` did
-    under torch.compile, which passes ours by."""
+    """What the caller is to see of what ``forward`` of a rule with byproducts returned."""
     return result[0] if isinstance(result, tuple) else result
 
 

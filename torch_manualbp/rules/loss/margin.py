@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.rules.arithmetic import times
-from torch_manualbp.rules.evaluate import in_blocks_of_rows, is_written_down, keeps_arguments, records_nothing
+from torch_manualbp.rules.evaluate import in_blocks_of_rows, keeps_arguments, may_read, records_nothing
 from torch_manualbp.rules.loss.reduction import reduced, share_of_each
 from torch_manualbp.rules.rule import Rule, RuleWithByproducts, widened
 
@@ -250,10 +250,7 @@ def multi_label_margin_counts(s: Tensor, y: Tensor) -> Tensor:
     r_tk > 0 exactly where s_k > s_t − 1, rounding included. Never is there a number for each pair (t, k).
     """
     s, y = _rows(s), _rows(y)
-    # A reading of the numbers, which vmap, torch.compile, meta and fake tensors cannot do, finds the longest list.
-    is_traced = torch.compiler.is_compiling() or is_written_down()
-    readable = type(y) is Tensor and y.device.type == "cpu" and not is_traced
-    if readable and not torch._C._are_functorch_transforms_active():
+    if may_read(y):
         longest = _longest_list(y, FEW_LABELS)
         if longest <= FEW_LABELS:
             return _counts_label_by_label(s, y[:, :longest])

@@ -85,7 +85,7 @@ def _calculus(
         kept = [j for i in tensors_of_loss if ctx.needs_input_grad[i] for j in read[i]]
         ctx.copies = ()
         if copied is not None and isinstance(output, tuple):
-            ctx.copies = tuple([i for i in copied(*ctx.options) if i in kept])
+            ctx.copies = copied(*ctx.options)
             for i, copy in zip(ctx.copies, output[1:], strict=True):
                 tensors[i] = copy
             ctx.set_materialize_grads(False)
@@ -141,15 +141,15 @@ def reduced(C: Tensor, reduction: str) -> Tensor:
 
 
 def with_copies(C: Tensor, tensors: Sequence[Tensor], read: Sequence[Sequence[int]], copied: Sequence[int]) -> Any:
-    """What the forward of a loss returns that has ``copied``: C, and copies of those that a needed gradient reads.
+    """What the forward of a loss returns that has ``copied``: C, and copies of those if a needed gradient reads some.
 
-    torch keeps a tensor computed from such an argument, as large as the copy, so that the argument may change.
+    torch keeps a tensor computed from such an argument, as large as the copy, so that the argument may change. It is
+    all of them or none, since under torch.func's transforms ``setup_context`` has other needed gradients to go by.
     """
     if keeps_arguments(*tensors) or torch._C._are_functorch_transforms_active():
         return C
     kept = [j for t, of_t in zip(tensors, read, strict=True) if t.requires_grad for j in of_t]
-    copies = [tensors[i].clone() for i in copied if i in kept]
-    return (C, *copies) if copies else C
+    return (C, *[tensors[i].clone() for i in copied]) if any(i in kept for i in copied) else C
 
 
 def share_of_each(g: Tensor, reduction: str, n: int) -> Tensor:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from torch_manualbp.rules import Entry
-from torch_manualbp.verify.contract import derivatives, layout, memory, precision, surroundings, transforms
+from torch_manualbp.verify.contract import derivatives, layout, memory, precision, surroundings, tangents, transforms
 from torch_manualbp.verify.contract.case import Case, DoesNotApply
 
 __all__ = ["CHECKS", "Check", "Outcome", "check", "check_of_exemption", "run"]
@@ -64,6 +64,8 @@ CHECKS: tuple[Check, ...] = (
     Check("forward mode", derivatives.forward_mode_equals_reverse_mode),
     Check("Jacobians", transforms.jacobians_agree),
     Check("Hessians", transforms.hessians_agree),
+    Check("tangents", tangents.tangents_agree),
+    Check("Hessian-vector products", tangents.hessian_vector_products_agree),
     Check("vmap", transforms.vmaps),
     Check("per-sample gradients", transforms.maps_per_sample_gradients),
     Check("torch.compile", transforms.compiles_with_our_backward, slow=True),
