@@ -4,6 +4,9 @@ On the CPU a choice by a mask (torch.where, masked_fill) costs 4.5 ms for 512×4
 processor guesses wrong every other time; a comparison written as numbers 0 and 1 costs 0.1 ms, and so does a product.
 0 · ∞ is NaN, but a shift of the bits of g is a choice, whatever g is: by the bits of 0.0, which are the integer 0, it
 changes nothing; by those of 1.0, which are more places than there are, it leaves 0.
+
+At z = NaN, of either sign, the gradient passes, as torch has it number by number, on the GPU and compiled. (Its vectors
+on the CPU block it, or make NaN of it.)
 """
 
 from __future__ import annotations
@@ -28,11 +31,11 @@ __all__ = [
     "blocked_bits",
     "chosen",
     "is_above",
-    "is_between",
     "pass_above",
     "pass_between",
     "pass_beyond",
     "pass_positive",
+    "passing",
     "step",
     "zero",
 ]
@@ -46,9 +49,10 @@ def is_above(z: Tensor, bound: float) -> Tensor:
 
 
 def step(z: Tensor, below: float, above: float) -> Tensor:
-    """``above`` where z > 0, ``below`` elsewhere."""
+    """``above`` where z > 0, ``below`` elsewhere, and where z is NaN."""
     if records_nothing(z) and min(below, above) >= 0:  # the larger of the two is written, then both are clamped
-        is_larger = (torch.gt if above >= below else torch.le)(z, 0, out=torch.empty_like(z))
+        is_larger = torch.gt(z, 0, out=torch.empty_like(z))
+        is_larger = is_larger if above >= below else is_larger.eq_(0)
         scaled = is_larger if max(below, above) == 1 else is_larger.mul_(max(below, above))
         return scaled.clamp_(min=min(below, above))
     if _is_compiled_for_cpu(z):
@@ -58,7 +62,7 @@ def step(z: Tensor, below: float, above: float) -> Tensor:
 
 
 def pass_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    """g where z > bound, else 0. Where z is NaN g passes, as in torch."""
+    """0 where z ≤ bound, else g."""
     return chosen(g, z, _choose_above, _mask_above, bound)
 
 
@@ -71,7 +75,7 @@ def _mask_above(g: Tensor, z: Tensor, bound: float) -> Tensor:
 
 
 def pass_positive(g: Tensor, a: Tensor) -> Tensor:
-    """g where a > 0, else 0, for an a ≥ 0. Where a is NaN g passes, as in torch."""
+    """0 where a = 0, else g, for an a ≥ 0."""
     return chosen(g, a, _choose_positive, _mask_positive)
 
 
@@ -80,66 +84,49 @@ def _choose_positive(g: Tensor, a: Tensor, zero: Tensor | int) -> Tensor:
 
 
 def _mask_positive(g: Tensor, a: Tensor) -> Tensor:
-    if is_written_down():  # half as many calls; for a NaN with a sign it is 0, where the loss is NaN in any case
-        bits = _BITS[a.dtype]
-        return a.view(bits).clamp(0, 1).mul_(g.view(bits)).view(g.dtype)
     return blocked_bits(g, torch.eq(a, 0, out=torch.empty_like(a)))
 
 
 def pass_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
-    """g where low < z < high, else 0."""
+    """0 where z ≤ low or z ≥ high, else g."""
     return chosen(g, z, _choose_between, _mask_between, low, high)
 
 
 def _choose_between(g: Tensor, z: Tensor, zero: Tensor | int, low: float, high: float) -> Tensor:
     wide = widened(z)
-    return torch.where((wide > low) & (wide < high), g, zero)
+    return torch.where((wide <= low) | (wide >= high), zero, g)
 
 
 def _mask_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
-    above, below = _next_to(low, high, z.dtype)
-    if above > below:
-        return torch.zeros_like(g)
+    below = _largest_below(high, z.dtype)
     if -high <= low and below >= torch.finfo(z.dtype).smallest_normal:
         # What is too low becomes ∞, as far beyond as what is too high; and torch.hardshrink, a choice that costs no
         # more than a product, leaves 0 within, and beyond the number.
         beyond = z if low == -high else torch.threshold(z, _largest_up_to(low, z.dtype), math.inf)
-        return blocked_bits(g, torch.hardshrink(beyond, below, out=None if beyond is z else beyond))
-    if _is_next_to_0(low, z.dtype) or _is_next_to_0(high, z.dtype):
-        passes = is_above(z, _largest_up_to(low, z.dtype))
-        passes.mul_(torch.lt(z, -_largest_up_to(-high, z.dtype), out=torch.empty_like(z)))
-        return blocked_bits(g, passes.sub_(1))
-    return blocked_bits(g, z.clamp(above, below).ne_(z))
-
-
-def is_between(z: Tensor, low: float, high: float) -> Tensor:
-    """[low < z < high] as fresh numbers 0 and 1, of numbers whose operations nobody records."""
-    above, below = _next_to(low, high, z.dtype)
-    if above > below:
-        return torch.zeros_like(z)
-    return z.clamp(above, below).eq_(z)  # to the numbers next to the bounds: two passes and not three
+        beyond = torch.hardshrink(beyond, below, out=None if beyond is z else beyond)
+        return blocked_bits(g, beyond.nan_to_num_(0, math.inf, -math.inf))
+    blocked = torch.le(z, _largest_up_to(low, z.dtype), out=torch.empty_like(z))
+    return blocked_bits(g, blocked.add_(torch.ge(z, -_largest_up_to(-high, z.dtype), out=torch.empty_like(z))))
 
 
 def pass_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    """g where |z| > bound, else 0."""
+    """0 where |z| ≤ bound, else g."""
     if formulas_are_compiled() and not torch.compiler.is_compiling():
         bound = _rounded(bound, z.dtype)  # as torch does; a kernel of one formula compares in float32
     return chosen(g, z, _choose_beyond, _mask_beyond, bound)
 
 
 def _choose_beyond(g: Tensor, z: Tensor, zero: Tensor | int, bound: float) -> Tensor:
-    return torch.where(z.abs() > bound, g, zero)  # torch, too, rounds this bound to the dtype of z
+    return torch.where(z.abs() <= bound, zero, g)  # torch, too, rounds this bound to the dtype of z
 
 
 def _mask_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
-    if bound == math.inf:
-        return torch.zeros_like(g)
-    if _is_next_to_0(bound, z.dtype):
-        return blocked_bits(g, z.abs().gt_(bound).sub_(1))
-    # −|z|, by the bit of its sign. torch.threshold, a choice that costs no more than a product, makes 0 of it where |z|
-    # is beyond the bound, and leaves NaN.
-    minus_size = z.view(_BITS[z.dtype]).bitwise_or(torch.iinfo(_BITS[z.dtype]).min).view(z.dtype)
-    return blocked_bits(g, torch.threshold_(minus_size, -_next_above(bound, z.dtype), 0.0))
+    return blocked_bits(g, z.abs().le_(bound))
+
+
+def passing(z: Tensor, out: Tensor | None = None) -> Tensor:
+    """z with ∞ in place of NaN, for a formula of f' that lets the gradient pass above 0."""
+    return torch.nan_to_num(z, math.inf, math.inf, -math.inf, out=out)
 
 
 def chosen(g: Tensor, z: Tensor, choose: Callable[..., Tensor], lean: Callable[..., Tensor], *bounds: float) -> Tensor:
@@ -177,28 +164,15 @@ def blocked_bits(g: Tensor, fresh: Tensor) -> Tensor:
 
 
 @functools.cache
-def _next_above(bound: float, dtype: torch.dtype) -> float:
-    """The number after the bound, which is rounded to the nearest first."""
-    near = torch.tensor(bound, dtype=dtype)
-    return torch.nextafter(near, near.new_tensor(math.inf)).item()
-
-
-@functools.cache
 def _rounded(bound: float, dtype: torch.dtype) -> float:
     return torch.tensor(bound, dtype=dtype).item()
 
 
-def _is_next_to_0(bound: float, dtype: torch.dtype) -> bool:
-    """Whether the next number is one that the processor may be told to take for 0 (torch.set_flush_denormal)."""
-    return abs(bound) < torch.finfo(dtype).smallest_normal
-
-
 @functools.cache  # the bounds of a layer stay, and to look for the next number takes the time of a pass
-def _next_to(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
-    """The smallest number above ``low``, and the largest below ``high``."""
-    bounds = torch.tensor([_largest_up_to(low, dtype), -_largest_up_to(-high, dtype)], dtype=dtype)
-    above, below = torch.nextafter(bounds, bounds.new_tensor([math.inf, -math.inf])).tolist()
-    return above, below
+def _largest_below(bound: float, dtype: torch.dtype) -> float:
+    """The largest number of ``dtype`` that is smaller than the bound."""
+    from_bound_on = torch.tensor(-_largest_up_to(-bound, dtype), dtype=dtype)
+    return torch.nextafter(from_bound_on, from_bound_on.new_tensor(-math.inf)).item()
 
 
 @functools.cache

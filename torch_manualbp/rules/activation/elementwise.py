@@ -50,7 +50,7 @@ class Activation(Rule):
 
     keeps_output: ClassVar[bool] = False
     lean_delta: ClassVar[Delta | None] = None
-    """The product ∂C/∂a ⊙ f'(z) in fewer calls, right where it is finite; for formulas that are written down."""
+    """The product ∂C/∂a ⊙ f'(z) of float32 or float64 in fewer calls; for formulas that are written down."""
 
     write_derivative: ClassVar[Write | None] = None
     """``write_derivative(d, kept, *options)`` writes f' of plain real numbers into ``d``, in fewer and cheaper passes
@@ -96,13 +96,14 @@ def _delta_of(derivative: Derivative, lean_delta: Delta | None, write: Write | N
 
     def delta(upstream: Tensor, kept: Tensor, *options: Any) -> Tensor:
         """δ = ∂C/∂a ⊙ f'(z)."""
-        if is_written_down() and lean_delta is not None and records_nothing(upstream, kept):
-            return lean_delta(upstream, kept, *options)  # where a number is not finite, neither is the result
+        is_wide = upstream.dtype == kept.dtype and kept.dtype in (torch.float32, torch.float64)
+        if is_written_down() and lean_delta is not None and is_wide and records_nothing(upstream, kept):
+            return lean_delta(upstream, kept, *options)
         if not fits_blocks(upstream, kept):
             return product(upstream, kept, *options)
         if formulas_are_compiled():
             return fused(product, upstream, kept, *map(float, options))
-        if write is not None and upstream.dtype == kept.dtype and kept.dtype in (torch.float32, torch.float64):
+        if write is not None and is_wide:
             return _written(write, upstream, kept, options, in_blocks)
         if not in_blocks:
             return product(upstream, kept, *options)

@@ -10,11 +10,11 @@ from torch_manualbp.rules.activation.elementwise import Activation
 from torch_manualbp.rules.arithmetic import times_one_plus
 from torch_manualbp.rules.choice import (
     chosen,
-    is_between,
     pass_above,
     pass_between,
     pass_beyond,
     pass_positive,
+    passing,
 )
 from torch_manualbp.rules.evaluate import are_finite, fits_blocks, formulas_are_compiled
 from torch_manualbp.rules.rule import widened
@@ -61,7 +61,7 @@ class ReLU6(Activation):
 
         a = min(max(z, 0), 6)
         ⇒
-        δ = ∂C/∂a  where 0 < z < 6,  else 0
+        δ = 0  where z ≤ 0 or z ≥ 6,  else ∂C/∂a
 
     At both kinks the derivative is 0. Kept: z.
     """
@@ -82,7 +82,7 @@ class Hardtanh(Activation):
 
         a = min(max(z, low), high)
         ⇒
-        δ = ∂C/∂a  where low < z < high,  else 0
+        δ = 0  where z ≤ low or z ≥ high,  else ∂C/∂a
 
     At both kinks the derivative is 0. Kept: z.
     """
@@ -120,7 +120,7 @@ class Hardsigmoid(Activation):
 
 
 def _hardsigmoid_delta(da: Tensor, z: Tensor, zero: Tensor | int) -> Tensor:
-    return torch.where((z > -3) & (z < 3), da * (1 / 6), zero)  # a division takes the time of ten products
+    return torch.where((z <= -3) | (z >= 3), zero, da * (1 / 6))  # a division takes the time of ten products
 
 
 class Hardswish(Activation):
@@ -158,20 +158,20 @@ def _hardswish_lean_delta(da: Tensor, z: Tensor) -> Tensor:
     """
     y = torch.threshold(z, -3, -1.5)
     torch.add(z.new_full((), 0.5), y, alpha=-1 / 3, out=y)
-    torch.threshold_(y, -0.5, 0)
+    torch.threshold_(y, -0.5, 0).nan_to_num_(0)
     return torch.addcmul(da, da, y, value=-1, out=y)
 
 
 def _hardswish_delta(da: Tensor, z: Tensor, zero: Tensor | int) -> Tensor:
     wide = widened(da)
-    inside = torch.where(z >= 3, wide, wide * (widened(z) / 3 + 0.5))
+    inside = torch.where(z < 3, wide * (widened(z) / 3 + 0.5), wide)
     return torch.where(z <= -3, zero, inside).to(da.dtype)
 
 
 def _hardswish_product(da: Tensor, z: Tensor) -> Tensor:
-    """∂C/∂a ⊙ (c + c [−3 < z < 3] + 3) / 6 with c = z clamped to ±3; nothing passes where that is 0 for z ≤ −3."""
-    wide = widened(z)
-    derivative = times_one_plus(wide.clamp(-3, 3), is_between(wide, -3, 3)).add_(3).div_(6)
+    """∂C/∂a ⊙ (c + c [c < 3] + 3) / 6 with c = z clamped to ±3; nothing passes where z ≤ −3."""
+    c = passing(widened(z)).clamp_(-3, 3)
+    derivative = times_one_plus(c, torch.lt(c, 3, out=torch.empty_like(c))).add_(3).div_(6)
     return pass_above(derivative.mul_(da).to(da.dtype), z, -3)
 
 

@@ -18,7 +18,7 @@ from torch_manualbp.rules.arithmetic import (
     times,
     times_one_plus,
 )
-from torch_manualbp.rules.choice import is_above, step
+from torch_manualbp.rules.choice import is_above, passing, step
 
 __all__ = [
     "CELU",
@@ -64,7 +64,7 @@ class Sigmoid(Activation):
 
     @staticmethod
     def lean_delta(da: Tensor, a: Tensor) -> Tensor:
-        return times_one_plus(da * a, a, -1)
+        return torch.addcmul(a, a, a, value=-1).mul_(da)
 
 
 class LogSigmoid(Activation):
@@ -123,7 +123,7 @@ class Tanh(Activation):
 
     @staticmethod
     def lean_delta(da: Tensor, a: Tensor) -> Tensor:
-        return times_one_plus(times(da, 1 - a), a)
+        return torch.addcmul(a.new_ones(()), a, a, value=-1).mul_(da)
 
 
 class Softsign(Activation):
@@ -200,14 +200,17 @@ class ELU(Activation):
 
     @staticmethod
     def derivative(z: Tensor, alpha: float) -> Tensor:
+        z = passing(z)
         exp = z.clamp(max=0).exp_()
         return exp if alpha == 1 else times(step(z, alpha, 1), exp)
 
     @staticmethod
     def write_derivative(d: Tensor, z: Tensor, alpha: float) -> None:
-        torch.exp(z, out=d).clamp_(max=1)
-        if alpha != 1:
-            d.mul_(step(z, alpha, 1))
+        passing(z, out=d)
+        slope = None if alpha == 1 else step(d, alpha, 1)
+        d.exp_().clamp_(max=1)
+        if slope is not None:
+            d.mul_(slope)
 
 
 class CELU(Activation):
@@ -228,15 +231,16 @@ class CELU(Activation):
 
     @staticmethod
     def derivative(z: Tensor, alpha: float) -> Tensor:
-        below = z.clamp(max=0)
+        below = passing(z).clamp(max=0)
         return (below if alpha == 1 else below.div_(alpha)).exp_()
 
     @staticmethod
     def write_derivative(d: Tensor, z: Tensor, alpha: float) -> None:
+        passing(z, out=d)
         if alpha == 1:
-            torch.exp(z, out=d).clamp_(max=1)
+            d.exp_().clamp_(max=1)
         else:
-            torch.clamp(z, max=0, out=d).div_(alpha).exp_()
+            d.clamp_(max=0).div_(alpha).exp_()
 
 
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -261,6 +265,7 @@ class SELU(Activation):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
+        z = passing(z)
         exp = z.clamp(max=0).exp_()
         if torch.compiler.is_compiling():  # where a choice costs no more than a product, and z is kept for the exp
             return torch.where(z > 0, SELU_LAMBDA, exp * (SELU_LAMBDA * SELU_ALPHA))
@@ -271,7 +276,7 @@ class SELU(Activation):
         # As λ α exp(−x) with x = −z, but log α where z > 0: torch.threshold is a choice that costs no more than a
         # product, and keeps what is above a number, here the largest below 0.
         below_0 = -torch.finfo(z.dtype).smallest_normal * torch.finfo(z.dtype).eps
-        torch.threshold_(torch.neg(z, out=d), below_0, math.log(SELU_ALPHA))
+        torch.threshold_(passing(z, out=d).neg_(), below_0, math.log(SELU_ALPHA))
         d.neg_().exp_().mul_(SELU_LAMBDA * SELU_ALPHA)
 
 

@@ -70,7 +70,8 @@ def rounds_once(case: Case, dtype: torch.dtype) -> None:
     assert node is not None
     kept = tuple(t.double() if is_floating(t) else t for t in node.saved_tensors)
     ctx = SimpleNamespace(**vars(node), saved_tensors=kept, needs_input_grad=node.needs_input_grad)
-    exact = case.rule.backward(ctx, *[u.double() for u in upstream])
+    byproducts = len(node._input_metadata) - len(results)  # which have no gradient
+    exact = case.rule.backward(ctx, *[u.double() for u in upstream], *[None] * byproducts)
     exact = [g for g in (exact if isinstance(exact, tuple) else (exact,)) if g is not None]
     for gradient, reference in zip(torch.autograd.grad(results, leaves(args), upstream), exact, strict=True):
         if not reference.numel():
@@ -102,12 +103,18 @@ def special_values(dtype: torch.dtype) -> Tensor:
     return torch.tensor([*SPECIAL, *edges], dtype=torch.float64).to(dtype)
 
 
+def minus_nan(dtype: torch.dtype) -> Tensor:
+    """One NaN with a minus, as ∞ − ∞ makes it."""
+    return torch.tensor([float("nan")], dtype=dtype).abs().neg()
+
+
 def treats_special_values_as_torch(case: Case, dtype: torch.dtype) -> None:
-    """An elementwise rule gives torch's value and gradient for every pair of a special input and a special upstream."""
+    """An elementwise rule gives torch's value and gradient for every pair of a special input and a special upstream,
+    NaN of either sign among them."""
     if not case.is_elementwise():
         raise DoesNotApply("not elementwise: see NaN and infinities")
     _refuse_what_torch_refuses(case, dtype)
-    values = special_values(dtype)
+    values = torch.cat([special_values(dtype), minus_nan(dtype)])
     z, upstream = (t.flatten() for t in torch.meshgrid(values, values, indexing="ij"))
     options = case.args()[1:]
     ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
@@ -117,10 +124,7 @@ def treats_special_values_as_torch(case: Case, dtype: torch.dtype) -> None:
     assert torch.equal(output.signbit()[number], expected.signbit()[number]), "a zero has the other sign"
     (gradient,) = torch.autograd.grad(output, ours, upstream)
     (reference,) = torch.autograd.grad(expected, theirs, upstream)
-    # At NaN some of torch's kernels say one thing in their vectors and another in the numbers left over.
-    apart = [z[i : i + 1].clone().requires_grad_() for i in range(len(z))]
-    grad = torch.autograd.grad
-    alone = torch.cat([grad(case.twin(x, *options), x, upstream[i : i + 1])[0] for i, x in enumerate(apart)])
+    alone = number_by_number(lambda x: case.twin(x, *options), z, upstream)
     info = torch.finfo(dtype)
     as_vector, as_number = (
         torch.isclose(gradient, answer, rtol=2 * info.eps, atol=2 * info.eps * info.tiny, equal_nan=True)
@@ -130,28 +134,45 @@ def treats_special_values_as_torch(case: Case, dtype: torch.dtype) -> None:
     assert not wrong.any(), f"gradient at z = {z[wrong][0]}, ∂C/∂a = {upstream[wrong][0]}: {gradient[wrong][0]}"
 
 
+def number_by_number(function: Callable[..., Tensor], z: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient of each number of z alone. At NaN some of torch's kernels say one thing in their vectors and another
+    in the numbers left over, which is what its other devices and torch.compile say."""
+    gradients = []
+    for x, g in zip(z.detach().split(1), upstream.split(1), strict=True):
+        leaf = x.clone().requires_grad_()
+        gradients += torch.autograd.grad(function(leaf), leaf, g)
+    return torch.cat(gradients)
+
+
 def nan_spreads_as_in_torch(case: Case) -> None:
-    """One NaN in the first tensor makes NaN of the same entries of the gradients as in torch."""
-    _spreads_as_in_torch(case, float("nan"))
+    """One NaN in the first tensor, of either sign, makes NaN of the same entries of the gradients as in torch."""
+    for nan in (minus_nan(torch.float64).abs(), minus_nan(torch.float64)):
+        _spreads_as_in_torch(case, nan)
 
 
 def infinities_spread_as_in_torch(case: Case) -> None:
     """An infinity of either sign in the first tensor makes NaN and infinity of the same entries as in torch."""
     for value in (float("inf"), float("-inf")):
-        _spreads_as_in_torch(case, value)
+        _spreads_as_in_torch(case, torch.tensor([value], dtype=torch.float64))
 
 
-def _spreads_as_in_torch(case: Case, value: float) -> None:
+def _spreads_as_in_torch(case: Case, value: Tensor) -> None:
     def with_value() -> list[Any]:
         args = case.args()
         with torch.no_grad():
-            args[case.first()].view(-1)[0] = value
+            args[case.first()].view(-1)[:1] = value
         return args
 
     if not case.args()[case.first()].numel():
         raise DoesNotApply(NO_ENTRIES)
     if reason := refusal(gradients, case.twin, with_value()):
         raise DoesNotApply(reason)
-    results = (gradients(function, with_value()) for function in (case.apply, case.twin))
+    results = [gradients(function, with_value()) for function in (case.apply, case.twin)]
+    if value.isnan() and case.is_elementwise():
+        z, *options = with_value()
+        first = upstream_for(z.detach()).view(-1)[:1]
+        alone = number_by_number(lambda x: case.twin(x, *options), z.view(-1)[:1], first)
+        if torch.equal(results[0][0].view(-1)[:1], alone):
+            results[1][0].view(-1)[:1] = alone
     for ours, theirs in zip(*results, strict=True):
-        assert_same(ours, theirs, f"gradient with {value} in it")
+        assert_same(ours, theirs, f"gradient with {value.item()} in it")
