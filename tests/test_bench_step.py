@@ -252,6 +252,8 @@ def test_memory_and_deriving_have_bounds() -> None:
     peaks = {"eager": memory.Peak(10, 100, 100), "derived": memory.Peak(10, 300, 26)}
     row = replace(a_row(1, 1, "784-256-128-10"), ratios={}, memory=peaks, deriving=49.0)
     assert [(f.value, f.met) for f in findings([row])] == [(0.26, False), (49.0, True)]
+    first = replace(row, memory={}, network="4-2-2-1", unchecked=19.0, times={"derived": 1000.0})
+    assert [(f.value, f.met) for f in findings([first])] == [(2.5, True)]
     assert table_of_memory([row])[0] == ["row", "parameters MB", "stock MB", "derived MB"]
 
 

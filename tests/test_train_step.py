@@ -227,10 +227,10 @@ def test_the_programs_that_were_used_last_are_kept() -> None:
     pair = Pair(mlp())
     for i in range(3 * PROGRAMS):
         pair.advance(*data(i, batch=9 if i % 2 else i + 1))
-    kept = len(pair.step._entries)
+    kept = len(pair.step._programs)
     often = pair.step._find(*data(0), pair.step._structure())
     pair.advance(*data(0, batch=1000))
-    assert kept == len(pair.step._entries) == PROGRAMS
+    assert kept == len(pair.step._programs) == PROGRAMS
     assert often is pair.step._find(*data(0), pair.step._structure())
     pair.check()
 

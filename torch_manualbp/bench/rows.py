@@ -40,6 +40,9 @@ MEMORY = 0.25
 DERIVING = 50.0
 """Milliseconds, at most."""
 
+CHECKING = 2.5
+"""How many times as long a first step takes at most that is held against autograd."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -65,7 +68,10 @@ class Row:
     """After the last step."""
 
     deriving: float | None = None
-    """Milliseconds that it takes to derive a program, not compiled."""
+    """Milliseconds that it takes to derive a program, not compiled, and to hold it against autograd."""
+
+    unchecked: float | None = None
+    """Milliseconds without the comparison."""
 
     memory: dict[str, Peak] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -135,6 +141,14 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
     if times:
         at = max(times, key=lambda at: times[at])
         found.append(Finding("deriving a program", times[at], len(times), at, at_most=DERIVING, unit=" ms"))
+    firsts = {}
+    for row in rows:
+        if row.deriving is not None and row.unchecked is not None and "derived" in row.times:
+            step = row.times["derived"] / 1e3
+            firsts[str(row)] = (row.deriving + step) / (row.unchecked + step)
+    if firsts:
+        at = max(firsts, key=lambda at: firsts[at])
+        found.append(Finding("a first step, held against autograd / not", firsts[at], len(firsts), at, at_most=CHECKING))
     return found
 
 

@@ -64,6 +64,7 @@ def measure(case: Case, variants: Sequence[str], rounds: int) -> Row:
     pairs = {"eager / ours": ("eager", ours), "fastest / ours": (fastest, ours), "ours / products": (ours, "products")}
     pairs["ours / by oneDNN"] = (ours, "products-onednn")
     known = {key: (a, b) for key, (a, b) in pairs.items() if a in times and b in times}
+    deriving, unchecked = _deriving(running["derived"].derive) if "derived" in running else (None, None)
     return replace(
         row,
         times=times,
@@ -74,7 +75,8 @@ def measure(case: Case, variants: Sequence[str], rounds: int) -> Row:
         losses={
             variant: started.step().detach().item() for variant, started in running.items() if variant not in PRODUCTS
         },
-        deriving=_deriving(running["derived"].derive) if "derived" in running else None,
+        deriving=deriving,
+        unchecked=unchecked,
         rounds=comparison.rounds,
     )
 
@@ -114,16 +116,18 @@ def _questions(case: Case, variants: Sequence[str]) -> list[Question]:
     return asked
 
 
-def _deriving(derive: Callable[[], object] | None) -> float | None:
-    """Milliseconds to derive a program, when the code that does it has run before."""
+def _deriving(derive: Callable[[bool], object] | None) -> tuple[float | None, float | None]:
+    """Milliseconds to derive a program and to hold it against autograd, and to derive it alone, when the code that does
+    it has run before."""
     if derive is None:
-        return None
-    times = []
+        return None, None
+    times: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(5):
-        start = perf_counter()
-        derive()
-        times.append(perf_counter() - start)
-    return statistics.median(times) * 1e3
+        for check, seconds in times.items():
+            start = perf_counter()
+            derive(check)
+            seconds.append(perf_counter() - start)
+    return statistics.median(times[True]) * 1e3, statistics.median(times[False]) * 1e3
 
 
 def _with_memory(row: Row, case: Case, variants: Sequence[str]) -> Row:

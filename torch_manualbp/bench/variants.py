@@ -33,8 +33,8 @@ class Running:
     data: list[Tensor]
     """What it is trained on."""
 
-    derive: Callable[[], object] | None = None
-    """Derives its program anew."""
+    derive: Callable[[bool], object] | None = None
+    """Derives its program anew, and holds it against autograd or does not."""
 
 
 def _stock(case: Case, compile: bool) -> Running:
@@ -72,9 +72,9 @@ def _derived(case: Case, compile: bool) -> Running:
         with case.autocast():
             return train(*next(turn))
 
-    def derive() -> object:
+    def derive(check: bool) -> object:
         with case.autocast():
-            return TrainStep(model, loss, optimizer).derive(*batches[0])
+            return TrainStep(model, loss, optimizer, check=check).derive(*batches[0])
 
     return Running(step, [*model.parameters()], _tensors(batches), derive)
 

@@ -107,7 +107,7 @@ class Derived:
         self.uneven = uneven
         """Which of the data the program gets copies of, since it knows nothing of gaps and shared entries."""
 
-        self.rounded = rounding(recording.program.dtypes())
+        self.rounded = rounding(recording.program.dtypes(), recording.rules)
         """The part of itself that a number may be off by in rounding."""
 
         program = recording.program
@@ -189,7 +189,8 @@ class Derived:
             for parameter, (_, form, _) in self._forms.items()
         }
         given = {keys[key]: t for p, (_, _, keys) in self._forms.items() for key, t in self.state[p].items()}
-        self.step = self._build(self._tensors, given)
+        with torch.device(self.device):  # not on the device that somebody has made the default
+            self.step = self._build(self._tensors, given)
         self.written = [*self.parameters, *given.values()]
         self._given_state = given
         self._stateful = [(p, ours) for p, ours in self.state.items() if ours]

@@ -105,7 +105,7 @@ def derived_program(
             if expected.error is not None:
                 what = f"autograd raises {one_line(expected.error)}"
                 raise NotDerivableError([("", what, "mend the model or the loss")])
-            rounded = rounding(recording.program.dtypes())
+            rounded = rounding(recording.program.dtypes(), recording.rules)
             case = Case(model, loss, inputs, target, parameters, draws, how.share, rounded)
             _hold(case, program, recording, expected, how)
         return program(recording, how), reads
@@ -135,9 +135,7 @@ def _hold(
     where = case.first_delta(deltas)
     at = "" if where is None else f"; going back from the loss, the first ∂C/∂(output) that differs is {where}'s"
     what = f"the program's numbers are not autograd's ({'; '.join(differ)}{at})"
-    todo = (
-        "write what changes tensors in place out of place, or train with autograd; check=False trains on these numbers"
-    )
+    todo = "write what changes tensors in place out of place, or train with autograd"
     raise NotDerivableError([(where or "", what, todo)])
 
 

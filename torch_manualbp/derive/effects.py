@@ -64,7 +64,7 @@ class Restored:
         self._containers = [(item, item.copy()) for item in items if isinstance(item, dict | list | set)]
         tensors = {id(t): t for _, attributes in self._attributes for t in attributes.values() if isinstance(t, Tensor)}
         tensors |= {id(t): t for m in self._modules for t in m._buffers.values() if t is not None}
-        self._tensors = [(t, t._version, t.detach().clone()) for t in tensors.values()]
+        self._tensors = [(t, t.detach().clone()) for t in tensors.values()]
         self._parameters = [(p, p.data) for m in self._modules for p in m._parameters.values() if p is not None]
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -82,8 +82,8 @@ class Restored:
             else:
                 container.clear()
                 container.update(content)
-        for t, version, numbers in self._tensors:
-            if t._version != version:
+        for t, numbers in self._tensors:  # of whose changes a batch norm counts no version up
+            if not torch.equal(t, numbers):
                 with torch.no_grad():
                     t.resize_(numbers.shape).copy_(numbers)
         for p, data in self._parameters:

@@ -437,7 +437,8 @@ class Program:
                     self.stands_for(t, value)
 
     def _new(self, tensor: Tensor, origin: str) -> Value:
-        storage = tensor.untyped_storage()
+        with torch._C.DisableTorchFunction():  # or the tape would take the question for the model's
+            storage = tensor.untyped_storage()
         self._alive += [tensor, storage]
         memory = self._memories.setdefault(storage._cdata, Memory(origin))
         value = Value(tensor, memory)

@@ -17,6 +17,7 @@ from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.program import Program, Value
 from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
 from torch_manualbp.rules.linear import Linear
+from torch_manualbp.rules.rule import Rule
 
 __all__ = ["KeptLayer", "Recording", "called", "named_tensors", "one_number", "path_of_loss", "record"]
 
@@ -69,6 +70,8 @@ class Recording:
     """∂C/∂z of each module's output z, by its path: of a module that applies several rules the last one's."""
 
     layers: tuple[KeptLayer, ...]
+    rules: frozenset[type[Rule]]
+    """The rules that it is made of."""
 
     def copied(self) -> Recording:
         """The same of another program, which can be planned apart."""
@@ -229,6 +232,7 @@ def _recorded(
         pytree.tree_map_only(Tensor, program.value, output),
         _deltas(tape, path),
         tuple(_layers(tape)),
+        frozenset(node.rule for node in tape.nodes),
     )
 
 

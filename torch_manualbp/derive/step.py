@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
+from torch.utils import _device as torch_device
 from torch.utils import _pytree as pytree
 
 from torch_manualbp._files import write_text
@@ -157,7 +158,7 @@ class TrainStep:
 
         refuse_scripted([model, loss])
         self._done = 0  # calls since the last update
-        self._entries: list[_Entry] = []
+        self._programs: list[_Entry] = []
         """The programs, the one that was used last at the end."""
 
         self._is_odd = False
@@ -168,19 +169,19 @@ class TrainStep:
     def reset(self) -> None:
         """Forget the programs, and derive them anew when they are called for. An accumulation begins anew."""
         with self._lock:
-            self._entries = []
+            self._programs = []
             self._done = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the programs, which are derived anew when they are called for; and the gradients that wait for an
         update, which copies of parameters leave behind."""
-        state = {name: value for name, value in vars(self).items() if name not in ("_entries", "_lock")}
+        state = {name: value for name, value in vars(self).items() if name not in ("_programs", "_lock")}
         return {**state, "_waiting": [(p, p.grad) for p in self._parameters() if p.grad is not None]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for p, gradient in state.pop("_waiting"):
             p.grad = gradient
-        vars(self).update(state, _entries=[], _lock=threading.RLock())
+        vars(self).update(state, _programs=[], _lock=threading.RLock())
 
     @property
     def folds(self) -> bool:
@@ -308,7 +309,7 @@ class TrainStep:
         if not derived.how.folds:
             self._leave(derived, gradients or grads, C)
         if expected is not None and not is_close(C, expected, derived.rounded):
-            self._entries.remove(entry)
+            self._programs.remove(entry)
             raise NotDerivableError([("", _STALE.format(C.item(), expected.item(), entry.runs), _STALE_TODO)])
         return C
 
@@ -343,7 +344,7 @@ class TrainStep:
         """
         again, _ = derived_program(self.model, self.loss, self.optimizer, inputs, target, entry.derived.how, True)
         if again.source.text != entry.derived.source.text:
-            self._entries.remove(entry)
+            self._programs.remove(entry)
             pairs = zip(again.source.lines, entry.derived.source.lines, strict=False)
             line = next(
                 (f"{now.strip()!r} for {before.strip()!r}" for now, before in pairs if now != before), "its end"
@@ -361,11 +362,12 @@ class TrainStep:
             share,
             torch.get_autocast_dtype("cpu") if torch._C._is_any_autocast_enabled() else None,
             torch.get_default_dtype(),
+            torch_device.CURRENT_DEVICE,
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
             (id(self.model), id(self.loss), id(self.optimizer)),
             (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),
         ]
-        entries = self._entries
+        entries = self._programs
         for i in range(len(entries) - 1, -1, -1):
             entry = entries[i]
             if entry.form == form and entry.reads.hold():
@@ -393,9 +395,9 @@ class TrainStep:
         return structure
 
     def _program(self) -> Derived:
-        if not self._entries:
+        if not self._programs:
             raise RuntimeError("there is no program yet: call the step, or derive(inputs, target)")
-        return self._entries[-1].derived
+        return self._programs[-1].derived
 
 
 _STALE = (

@@ -72,6 +72,8 @@ def structure_of(optimizer: Optimizer) -> list[tuple[Any, ...]] | None:
         ]
         if not all(_are_plain(_of_sgd(g)) for g in groups):
             return None
+        if any(g["nesterov"] and g["dampening"] for g in groups):
+            return None  # which torch's constructor refuses, and its step computes
         if any(g["dampening"] and g["momentum"] and _are_at_different_steps(optimizer, g) for g in groups):
             return None
     elif type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
@@ -106,6 +108,8 @@ def has_odd_state(optimizer: Optimizer) -> bool:
         for p in group["params"]:
             if not p.requires_grad or p in seen:
                 continue
+            if p.is_complex() and isinstance(form, Adam):
+                return True  # torch's fused kernel takes none
             seen.add(p)
             memory.append(p)
             theirs = optimizer.state.get(p) or {}
