@@ -4,12 +4,13 @@ gradient of the same number."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from torch_manualbp import functional, nn
 from torch_manualbp.rules import CATALOGUE, Activation, Entry, Make, compile_formulas, evaluate
@@ -56,6 +57,13 @@ def pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return z.flatten(), g.flatten()
 
 
+def torchs(entry: Entry, options: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+    """torch's function; of Hardsigmoid, whose twin is none because of its 1/6 in float32, at NaN."""
+    if entry.name == "Hardsigmoid":
+        return lambda z: torch.where(z.isnan(), F.hardsigmoid(z), entry.twin(z))
+    return lambda z: entry.twin(z, *options)
+
+
 def assert_as_torch(ours: Tensor, theirs: Tensor, z: Tensor, g: Tensor) -> None:
     eps = torch.finfo(ours.dtype).eps
     right = torch.isclose(ours, theirs, rtol=16 * eps, atol=4 * eps, equal_nan=True)
@@ -70,7 +78,7 @@ def assert_as_torch(ours: Tensor, theirs: Tensor, z: Tensor, g: Tensor) -> None:
 def test_every_size(entry: Entry, dtype: torch.dtype, how: str | None) -> None:
     few_z, few_g = pairs(dtype)
     for options in options_of(entry):
-        alone = number_by_number(lambda x, options=options: entry.twin(x, *options), few_z, few_g)
+        alone = number_by_number(torchs(entry, options), few_z, few_g)
         for size in (1, 17, few_z.numel(), LARGE - 1, LARGE, LARGE + 1, 2 * LARGE + 3):
             times = -(-size // few_z.numel())
             z, g, theirs = (t.repeat(times)[-size:] for t in (few_z, few_g, alone))
@@ -80,12 +88,12 @@ def test_every_size(entry: Entry, dtype: torch.dtype, how: str | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ReLU", "ReLU6", "Hardtanh", "ELU", "SELU", "CELU", "Hardswish", "Hardshrink"])
+@pytest.mark.parametrize("name", ["ReLU", "ReLU6", "Hardtanh", "ELU", "SELU", "CELU", "Hardswish", "Hardsigmoid"])
 def test_compiled_formulas(name: str) -> None:
     (entry,) = (e for e in ELEMENTWISE if e.name == name)
     few_z, few_g = pairs(torch.float32)
     options = next(options_of(entry))
-    alone = number_by_number(lambda x: entry.twin(x, *options), few_z, few_g)
+    alone = number_by_number(torchs(entry, options), few_z, few_g)
     times = 2 * LARGE // few_z.numel() + 1
     z, g, theirs = (t.repeat(times) for t in (few_z, few_g, alone))
     compile_formulas()

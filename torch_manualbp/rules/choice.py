@@ -6,7 +6,7 @@ processor guesses wrong every other time; a comparison written as numbers 0 and 
 changes nothing; by those of 1.0, which are more places than there are, it leaves 0.
 
 At z = NaN, of either sign, the gradient passes, as torch has it number by number, on the GPU and compiled. (Its vectors
-on the CPU block it, or make NaN of it.)
+on the CPU block it, or make NaN of it.) Only Hardsigmoid's is blocked there, by all of torch's kernels.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch_manualbp.rules.evaluate import (
 from torch_manualbp.rules.rule import widened
 
 __all__ = [
+    "block_beyond",
     "blocked_bits",
     "chosen",
     "is_above",
@@ -107,6 +108,14 @@ def _mask_between(g: Tensor, z: Tensor, low: float, high: float) -> Tensor:
         return blocked_bits(g, beyond.nan_to_num_(0, math.inf, -math.inf))
     blocked = torch.le(z, _largest_up_to(low, z.dtype), out=torch.empty_like(z))
     return blocked_bits(g, blocked.add_(torch.ge(z, -_largest_up_to(-high, z.dtype), out=torch.empty_like(z))))
+
+
+def block_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:
+    """g where |z| < bound, else 0, also where z is NaN; of plain numbers, for a bound that is no subnormal.
+
+    What torch.hardshrink leaves is 0 within, and beyond the number.
+    """
+    return blocked_bits(g, torch.hardshrink(z, _largest_below(bound, z.dtype)))
 
 
 def pass_beyond(g: Tensor, z: Tensor, bound: float) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch_manualbp.rules.activation.elementwise import Activation
 from torch_manualbp.rules.arithmetic import times_one_plus
 from torch_manualbp.rules.choice import (
+    block_beyond,
     chosen,
     pass_above,
     pass_between,
@@ -105,7 +106,7 @@ class Hardsigmoid(Activation):
         ⇒
         δ = ∂C/∂a / 6  where −3 < z < 3,  else 0
 
-    At both kinks the derivative is 0. Kept: z.
+    At both kinks the derivative is 0, and at NaN, as torch's. Kept: z.
     """
 
     @staticmethod
@@ -116,11 +117,11 @@ class Hardsigmoid(Activation):
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return chosen(da, z, _hardsigmoid_delta, lambda da, z: pass_between(da, z, -3, 3).mul_(1 / 6))
+        return chosen(da, z, _hardsigmoid_delta, lambda da, z: block_beyond(da, z, 3).mul_(1 / 6))
 
 
 def _hardsigmoid_delta(da: Tensor, z: Tensor, zero: Tensor | int) -> Tensor:
-    return torch.where((z <= -3) | (z >= 3), zero, da * (1 / 6))  # a division takes the time of ten products
+    return torch.where((z > -3) & (z < 3), da * (1 / 6), zero)  # a division takes the time of ten products
 
 
 class Hardswish(Activation):
