@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from torch_manualbp.derive.check import rounding
-from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.plan import plan
 from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, STATE, Blocks, Call, Memory, Program, Value
 from torch_manualbp.derive.recording import KeptLayer, Recording, called, named_tensors, path_of_loss
@@ -206,30 +205,29 @@ class Derived:
 
     def run(self, leaves: list[Tensor]) -> Any:
         """What the program returns. An exception leaves everything as it was before; one that comes once parameters
-        have begun to change is raised when all have. Signals wait until the update is made."""
+        have begun to change is raised when all have. Signals are to wait meanwhile."""
         for i in self.uneven:
             leaves[i] = leaves[i].clone()
         if not self.how.folds:
             return self._run(leaves, [])
-        with Uninterrupted():
-            firsts = self._take_state()
-            groups = self.optimizer.param_groups  # which load_state_dict replaces
-            settings: list[Any] = [_setting(groups[i], name) for i, name in self.settings]
-            if firsts:  # where v ← g and not (1 − d) g
-                at = zip(self.settings, settings, strict=True)
-                settings = [0.0 if name == "dampening" and i in firsts else x for (i, name), x in at]
-            if self.how.compile:
-                settings = self._as_tensors(settings)
-            versions = list(map(_version, self.written))
-            try:
-                result = self._run(leaves, settings)
-            except BaseException as error:
-                if self._complete(error.__traceback__, versions):
-                    self._commit()
-                raise
-            if not (self.how.skip_nonfinite and _is_skipped(result)):
+        firsts = self._take_state()
+        groups = self.optimizer.param_groups  # which load_state_dict replaces
+        settings: list[Any] = [_setting(groups[i], name) for i, name in self.settings]
+        if firsts:  # where v ← g and not (1 − d) g
+            at = zip(self.settings, settings, strict=True)
+            settings = [0.0 if name == "dampening" and i in firsts else x for (i, name), x in at]
+        if self.how.compile:
+            settings = self._as_tensors(settings)
+        versions = list(map(_version, self.written))
+        try:
+            result = self._run(leaves, settings)
+        except BaseException as error:
+            if self._complete(error.__traceback__, versions):
                 self._commit()
-            return result
+            raise
+        if not (self.how.skip_nonfinite and _is_skipped(result)):
+            self._commit()
+        return result
 
     def _run(self, leaves: list[Tensor], settings: list[Any]) -> Any:
         # The casts are in the program.

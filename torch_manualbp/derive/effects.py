@@ -32,19 +32,19 @@ Refuse = Callable[[str, str, str], None]
 
 @contextlib.contextmanager
 def watched(
-    modules: Iterable[tuple[str, Module]], refuse: Refuse, suspect: Callable[[], None], python: bool = True
+    modules: Iterable[tuple[str, Module]], refuse: Refuse, suspect: Callable[[], None], draws: bool = True
 ) -> Iterator[None]:
-    """Refuse what changes of the modules, of NumPy's random numbers and of Python's while the body runs; where other
-    threads may have drawn the numbers, suspect it."""
+    """Refuse what changes of the modules, and of Python's and NumPy's random numbers if ``draws``, while the body runs;
+    where other threads may have drawn the numbers, suspect it."""
     before = [(path, module, _contents(module)) for path, module in modules]
-    drawn = _random_states(python)
+    drawn = _random_states() if draws else []
     yield
     for path, module, contents in before:
         now = _contents(module)
         for name in dict.fromkeys([*contents, *now]):
             if not _is_same(contents.get(name, ()), now.get(name, ())):
                 refuse(path, f"forward changes self.{name}", "keep such state out of a derived step")
-    if not _is_same(drawn, _random_states(python)):
+    if draws and not _is_same(drawn, _random_states()):
         if threading.active_count() == 1:
             refuse(*DRAWS)
         else:
@@ -120,9 +120,9 @@ def _is_equal(a: Any, b: Any) -> bool:
     return _is_same(a, b) if isinstance(a, tuple) else isinstance(a, int | float | str | bytes) and a == b
 
 
-def _random_states(python: bool) -> list[Any]:
+def _random_states() -> list[Any]:
     numpy = sys.modules.get("numpy")
-    states = [torch.initial_seed(), random.getstate() if python else None]
+    states = [torch.initial_seed(), random.getstate()]
     if numpy is None:
         return states
     _, keys, *rest = numpy.random.get_state()

@@ -70,9 +70,17 @@ class Uninterrupted:
             self.look()
 
     def _restore(self) -> None:
-        while self._handlers:
-            number, handler = self._handlers.popitem()
-            try:
-                set_handler(number, handler)
-            finally:
+        came: BaseException | None = None
+        try:
+            while self._handlers:
+                try:
+                    number, handler = next(iter(self._handlers.items()))
+                    set_handler(number, handler)
+                    del self._handlers[number]
+                except BaseException as error:  # noqa: PERF203 # of a handler that is its own again
+                    came = error
+        finally:
+            if self._handlers:
                 self._restore()
+        if came is not None:
+            raise came

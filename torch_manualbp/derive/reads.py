@@ -148,6 +148,13 @@ class Executed:
         """The code that is neither torch's, nor ours, nor Python's library."""
         return ((code, names) for code, names in self.codes.items() if not _is_trusted(code))
 
+    def may_draw_by_numpy(self) -> bool:
+        """Whether the code names ``numpy.random`` or a function of it: a profiler does not see these called."""
+        return not self.is_complete or any(
+            "random" in code.co_names or any(_draws_by_numpy(scope.get(name)) for name in code.co_names)
+            for code, scope in self.own()
+        )
+
     def ran(self, function: Any) -> bool:
         """Whether this function did."""
         return function.__code__ in self.codes
@@ -500,6 +507,11 @@ def _are_same(a: Any, b: Any) -> bool:
     if isinstance(a, types.MethodType):
         return a.__self__ is b.__self__ and a.__func__ is b.__func__
     return isinstance(a, CONSTANT_TYPES) and not isinstance(a, enum.Enum) and bool(a == b)
+
+
+def _draws_by_numpy(function: Any) -> bool:
+    owner = getattr(function, "__self__", None)
+    return type(owner).__module__.startswith("numpy.random")
 
 
 def _has_own_life(thing: Any) -> bool:

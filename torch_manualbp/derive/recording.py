@@ -145,7 +145,7 @@ def record(
         share: ∂C/∂C, of which all gradients are multiples.
         pure: whether no call is to write over anything, as torch.compile likes it.
         signals: those that wait meanwhile.
-        knows_draws: whether forward is known to draw none of Python's random numbers.
+        knows_draws: whether forward is known to draw none of Python's and NumPy's random numbers.
 
     Raises:
         NotDerivableError: some of it cannot be recorded.

@@ -223,7 +223,9 @@ class TrainStep:
             if structure is None:
                 return self._through_gradients(inputs, target)
             try:
-                C = self._run(self._find(inputs, target, structure), inputs, target)
+                entry = self._find(inputs, target, structure)
+                with Uninterrupted():
+                    C = self._run(entry, inputs, target)
             except OddStateError:
                 self._is_odd = True
                 return self._through_gradients(inputs, target)
@@ -239,7 +241,8 @@ class TrainStep:
         with self._lock:
             adds = any(p.grad is not None for p in self._parameters())
             entry = self._find(inputs, target, None, adds, share)
-            return self._run(entry, inputs, target)
+            with Uninterrupted():
+                return self._run(entry, inputs, target)
 
     def derive(self, inputs: Any, target: Any) -> str:
         """The source of the step on such data, without doing it."""
@@ -251,14 +254,21 @@ class TrainStep:
             return self._find(inputs, target, structure, share=share).derived.source.text
 
     def _through_gradients(self, inputs: Any, target: Any) -> Tensor:
-        if self._done == 0:
-            self.optimizer.zero_grad()
-        done, self._done = self._done, 0  # after an exception a window begins anew
-        skipped = self.skipped
-        C = self.backward(inputs, target, 1 / self.accumulate)
-        self._done = done + (self.skipped == skipped)
-        if self._done == self.accumulate:
-            self.update()
+        done, self._done = self._done, 0
+        adds = done > 0 and any(p.grad is not None for p in self._parameters())
+        entry = self._find(inputs, target, None, adds, 1 / self.accumulate)
+        try:
+            with Uninterrupted():
+                if done == 0:
+                    self.optimizer.zero_grad()
+                skipped = self.skipped
+                C = self._run(entry, inputs, target)
+                self._done = done + (self.skipped == skipped)
+                if self._done == self.accumulate:
+                    self.update()
+        except BaseException:
+            self._done = 0  # a window begins anew
+            raise
         return C
 
     def update(self) -> None:
@@ -332,9 +342,8 @@ class TrainStep:
         if self.skip_nonfinite and not torch.isfinite(C):
             self.skipped += 1
             return
-        with Uninterrupted():
-            for p, gradient in zip(derived.parameters, gradients, strict=True):
-                p.grad = gradient
+        for p, gradient in zip(derived.parameters, gradients, strict=True):
+            p.grad = gradient
 
     def _derive_again(self, entry: _Entry, inputs: Any, target: Any) -> None:
         """Derive the program of an entry once more, compared with autograd, and compare the two.

@@ -166,7 +166,7 @@ class Tape(TorchFunctionMode):
         """The signals that wait, for which each call looks."""
 
         self.knows_draws = False
-        """Whether it is known otherwise that forward draws none of Python's random numbers."""
+        """Whether it is known otherwise that forward draws none of Python's and NumPy's random numbers."""
 
         self._minds_layout = False  # in which order the numbers of a tensor lie
         self._has_columns = False
@@ -225,7 +225,7 @@ class Tape(TorchFunctionMode):
                 self._refuse_module(name, module)
             tape, written = put_on_tape(self), write_down(self.how)
             try:
-                watching = watched(modules, self._refuse_at, self._suspect, python=not self.knows_draws)
+                watching = watched(modules, self._refuse_at, self._suspect, draws=not self.knows_draws)
                 following = _following(self, {id(module): name for name, module in modules})
                 with self.program.draws, self, torch.enable_grad(), watching, following, _refusing_functions(self):
                     yield
