@@ -420,11 +420,7 @@ class Reads:
 
     def _layouts_now(self) -> list[Any]:
         tensors = self.tensors
-        return [
-            list(map(_address, tensors)),
-            list(map(_stride, tensors)),
-            list(map(_kind, tensors)),
-        ]
+        return [list(map(_address, tensors)), list(map(_stride, tensors)), list(map(_kind, tensors))]
 
     def hold(self) -> bool:
         """Whether everything is as it was."""

@@ -334,6 +334,8 @@ class TrainStep:
                 g = torch.empty_like(p).detach().copy_(g.detach())
             taken.append(g)
         memory = {g.untyped_storage().data_ptr() for g in taken}
+        if len(memory) < len(taken):
+            raise ValueError("the .grad of two parameters is one tensor: give each one of its own, or set them to None")
         leaves[:] = [t.clone() if t.untyped_storage().data_ptr() in memory else t for t in leaves]
         return taken
 

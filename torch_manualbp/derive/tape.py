@@ -541,6 +541,8 @@ class Tape(TorchFunctionMode):
         """Run the rules' backward from ∂C/∂C = 1, or this share of it, and leave the gradients of the parameters in
         ``gradients``."""
         one = torch.ones_like(loss) if share == 1 else torch.full_like(loss, share)
+        upstream_of_loss = self.program.value(one)
+        upstream_of_loss.name, upstream_of_loss.is_named = ("one" if share == 1 else "share"), True
         gradients = {self.program.value(loss): one}
         for node in reversed(self.nodes):
             upstream = [gradients.pop(value, None) for value in node.outputs]

@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,35 +65,35 @@ def structure_of(optimizer: Optimizer) -> list[tuple[Any, ...]] | None:
     if _is_watched(optimizer):
         return None
     groups = optimizer.param_groups
+    structure: list[tuple[Any, ...]] = []
     if type(optimizer) is torch.optim.SGD:
-        structure: list[tuple[Any, ...]] = [
-            (g["momentum"] != 0, g["dampening"] != 0, g["weight_decay"] != 0, g["nesterov"], g["maximize"])
-            for g in groups
-        ]
-        if not all(_are_plain(_of_sgd(g)) for g in groups):
-            return None
-        if any(g["nesterov"] and g["dampening"] for g in groups):
-            return None  # which torch's constructor refuses, and its step computes
-        if any(g["dampening"] and g["momentum"] and _are_at_different_steps(optimizer, g) for g in groups):
-            return None
+        for g in groups:
+            numbers = lr, momentum, dampening, decay, nesterov, maximize, differentiable = _of_sgd(g)
+            if differentiable or (nesterov and dampening) or not _NUMBERS.issuperset(map(type, numbers)):
+                return None  # torch's constructor refuses Nesterov's with dampening, and its step computes both
+            if dampening and momentum and _are_at_different_steps(optimizer, g):
+                return None
+            structure.append((momentum != 0, dampening != 0, decay != 0, nesterov, maximize))
     elif type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
-        structure = [(g["decoupled_weight_decay"], g["amsgrad"], g["maximize"]) for g in groups]
-        if any(g["capturable"] or not _are_plain((*_of_adam(g), *g["betas"])) for g in groups):
-            return None
+        for g in groups:
+            lr, betas, eps, decay, decoupled, amsgrad, maximize, differentiable, capturable = _of_adam(g)
+            is_plain = _NUMBERS.issuperset(map(type, (lr, *betas, eps, decay)))
+            if differentiable or capturable or not is_plain:
+                return None
+            structure.append((decoupled, amsgrad, maximize))
     else:
         return None
-    return None if any(g["differentiable"] for g in groups) else structure
+    return structure
 
 
 _NUMBERS = frozenset({bool, int, float})
-_of_sgd = operator.itemgetter("lr", "momentum", "dampening", "weight_decay")
-_of_adam = operator.itemgetter("lr", "eps", "weight_decay")
+"""The types of plain hyperparameters: with a tensor, or a number of NumPy's, torch computes in its precision."""
 
-
-def _are_plain(numbers: Iterable[Any]) -> bool:
-    """Whether all hyperparameters are Python's numbers: with a tensor, or a number of NumPy's, torch computes in its
-    precision."""
-    return _NUMBERS.issuperset(map(type, numbers))
+_of_sgd = operator.itemgetter("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "differentiable")
+_of_adam = operator.itemgetter(
+    *("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize", "differentiable"),
+    "capturable",
+)
 
 
 def has_odd_state(optimizer: Optimizer) -> bool:
@@ -113,6 +113,8 @@ def has_odd_state(optimizer: Optimizer) -> bool:
             seen.add(p)
             memory.append(p)
             theirs = optimizer.state.get(p) or {}
+            if isinstance(form, Adam) and not theirs and torch.get_default_dtype() != torch.float32:
+                return True  # torch counts the steps in the default dtype
             wanted = form.kinds(p)
             if theirs and isinstance(form, Adam) and not wanted.keys() <= theirs.keys():
                 return True
