@@ -298,7 +298,7 @@ def model_without_numbers(model: Module) -> list[Any]:
         found.append((path, type(module), module.training, list(vars(module)), hooks))
     for name, p in model.named_parameters():
         hooked = bool(p._backward_hooks or p._post_accumulate_grad_hooks)
-        found.append((name, id(p), p.requires_grad, p.grad, hooked, p.grad_fn))
+        found.append((name, id(p), p.requires_grad, hooked, p.grad_fn))
     return found
 
 

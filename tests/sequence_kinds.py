@@ -1093,6 +1093,7 @@ def _(side: Side, rng: random.Random) -> Undo:
 
 @kind("a copy is made, trained and left")
 def _(side: Side, rng: random.Random) -> Undo:
+    need(not any("forward" in vars(m) for m in modules(side, Module)))  # whose copies compute with the layer copied
     other = copy.deepcopy(side.step)
     with torch.random.fork_rng(devices=[]), contextlib.suppress(RuntimeError, ValueError):
         other(*data(side, 7))
