@@ -11,7 +11,7 @@ Whatever fails, parameters, buffers, attributes and random numbers are as they w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch_manualbp._objects import one_line
 from torch_manualbp.derive.check import Case, Reference, differences, named_results, reference, rounding
 from torch_manualbp.derive.derived import Derived, How, heading_of
 from torch_manualbp.derive.draws import Draws
-from torch_manualbp.derive.effects import DRAWS, Restored, has_hooks_on_the_way, refuse_scripted
+from torch_manualbp.derive.effects import DRAWS, Restored, has_hooks_on_the_way, refuse_scripted, wrappers
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.reads import Executed, Reads
 from torch_manualbp.derive.recording import Recording, named_tensors, path_of_loss, record
@@ -58,6 +58,9 @@ def derived_program(
         Restored(root for _, root in roots),
     ):
         refuse_scripted(root for _, root in roots)
+        modules = [item for path, root in roots if isinstance(root, Module) for item in root.named_modules(prefix=path)]
+        if spread := wrappers(modules):
+            raise NotDerivableError(spread)
         named = named_tensors(model, loss)
         draws = Draws()
         parameters = {name: t for name, t in named.items() if t.requires_grad}
@@ -120,15 +123,20 @@ def _hold(
         NotDerivableError: something differs from autograd by more than rounding.
     """
     plain = How(folds=False, share=how.share, keep_output=True)
+    wanted = named_results(expected.C, expected.output, expected.gradients)
+
+    def differ_from(found: Recording, moved: Iterable[Mapping[str, float]]) -> list[str]:
+        C, outputs, gradients, _ = _run(case, program(replace(found, output=list(found.outputs)), plain))
+        of_program = {name: gradients.get(p) for name, p in case.parameters.items()}
+        return differences(named_results(C, outputs, of_program), wanted, case.rounded, moved)
+
+    if not differ_from(recording.copied(), ()):
+        return
     twin = recording.copied()
-    for call in twin.program.calls:  # by torch's own kernel, beside which the other's rounding moves more across kinks
+    for call in twin.program.calls:  # by torch's own kernel, whose rounding moves nothing across a kink
         if call.function is onednn_linear:
             call.function, call.args = torch.nn.functional.linear, call.args[:3]
-    held = program(replace(twin, output=list(twin.outputs)), plain)
-    C, outputs, gradients, _ = _run(case, held)
-    found = named_results(C, outputs, {name: gradients.get(p) for name, p in case.parameters.items()})
-    wanted = named_results(expected.C, expected.output, expected.gradients)
-    differ = differences(found, wanted, case.rounded, case.moved(wanted))
+    differ = differ_from(twin, case.moved(wanted))
     if not differ:
         return
     _, _, _, deltas = _run(case, program(recording.copied(), replace(plain, keep_output=False, keep_deltas=True)))

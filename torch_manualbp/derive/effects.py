@@ -23,6 +23,7 @@ __all__ = [
     "is_accumulated_by_others",
     "refuse_scripted",
     "watched",
+    "wrappers",
 ]
 
 DRAWS = ("", "forward draws Python's or NumPy's random numbers, or sets torch's seed", "draw with torch.rand")
@@ -154,6 +155,22 @@ def is_accumulated_by_others(parameter: Tensor) -> bool:
 
 def _nothing(*args: Any) -> None:
     """A hook that is there to see which others are."""
+
+
+WRAPPERS = frozenset({"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"})
+"""Classes of modules that spread the work."""
+
+
+def wrappers(modules: Iterable[tuple[str, Module]]) -> list[tuple[str, str, str]]:
+    """The places of modules whose gradients other processes have a part in. Their forward is not to be called where no
+    backward of autograd's follows."""
+    todo = "derive the step of the module that it wraps, in one process, or train with autograd"
+    return [
+        (path, f"{base.__name__}, whose gradients are reduced by hooks of autograd's graph", todo)
+        for path, module in modules
+        for base in type(module).__mro__
+        if base.__name__ in WRAPPERS
+    ]
 
 
 def refuse_scripted(roots: Iterable[Any]) -> None:

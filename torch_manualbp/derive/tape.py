@@ -26,7 +26,7 @@ from torch.nn import Module
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
-from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched
+from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched, wrappers
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.program import (
@@ -116,9 +116,6 @@ VIEWS = words(
     "unfold data conj adjoint view_as_real view_as_complex as_strided broadcast_to atleast_1d atleast_2d atleast_3d"
 )
 
-
-WRAPPERS = words("DistributedDataParallel DataParallel FullyShardedDataParallel FSDPModule")
-"""Classes of modules that spread the work."""
 
 LAYOUT = words("is_contiguous stride view rrelu rrelu_ as_strided")
 """What depends on the order in which the numbers lie."""
@@ -255,10 +252,7 @@ class Tape(TorchFunctionMode):
 
     def _refuse_module(self, name: str, module: Module) -> None:
         """Refuse what works by being called on the way: hooks, and wrappers that reduce gradients."""
-        wrapper = next((base.__name__ for base in type(module).__mro__ if base.__name__ in WRAPPERS), None)
-        if wrapper is not None:
-            todo = "derive the step of the module that it wraps, in one process, or train with autograd"
-            self._refuse_at(name, f"{wrapper}, whose gradients are reduced by hooks of autograd's graph", todo)
+        self.problems += wrappers([(name, module)])
         for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
             if getattr(module, kind):
                 what = kind.strip("_").replace("_", " ").removesuffix("s")
