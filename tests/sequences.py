@@ -141,6 +141,7 @@ class Snapshot:
     gradients: list[tuple[Tensor, Tensor | None, Any]]
     frame: list[Any]
     is_new_window: bool
+    skipped: int
 
     @classmethod
     def of(cls, side: Side, done: int) -> Snapshot:
@@ -150,7 +151,7 @@ class Snapshot:
         gradients: list[tuple[Tensor, Tensor | None, Any]] = [(p, p.grad, _clone(p.grad)) for p in side.parameters()]
         tensors = {id(t): t for t in (*side.named().values(), *(p for g in side.groups for p in g["params"]))}
         held = [(t, _clone(t)) for t in tensors.values()]
-        return cls(numbers, held, state, gradients, frame_of(side), done == 0)
+        return cls(numbers, held, state, gradients, frame_of(side), done == 0, side.step.skipped)
 
     def restore(self, side: Side) -> None:
         """Put back what a failed step of stock may have changed."""
@@ -168,7 +169,7 @@ class Snapshot:
                 p.grad = gradient
                 if gradient is not None:
                     gradient.copy_(of_gradient)
-        side.step.done = 0  # after an exception a window begins anew
+        side.step.done, side.step.skipped = 0, self.skipped  # after an exception a window begins anew
 
     def is_changed(self, side: Side) -> bool:
         """Whether parameters or state are other than before."""
