@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torch_manualbp import _progress as progress
 from torch_manualbp import explain
-from torch_manualbp.insight.explanation import progress
 
 
 class Block(nn.Module):

@@ -148,7 +148,8 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
             firsts[str(row)] = (row.deriving + step) / (row.unchecked + step)
     if firsts:
         at = max(firsts, key=lambda at: firsts[at])
-        found.append(Finding("a first step, held against autograd / not", firsts[at], len(firsts), at, at_most=CHECKING))
+        about = "a first step, held against autograd / not"
+        found.append(Finding(about, firsts[at], len(firsts), at, at_most=CHECKING))
     return found
 
 

@@ -26,7 +26,7 @@ from torch_manualbp.derive.plan import plan
 from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, STATE, Blocks, Call, Memory, Program, Value
 from torch_manualbp.derive.recording import KeptLayer, Recording, called, named_tensors, path_of_loss
 from torch_manualbp.derive.source import Source, used_values, write_source
-from torch_manualbp.derive.update import forms_of, has_odd_state, kind_of, leave_gradient
+from torch_manualbp.derive.update import forms_of, has_odd_state, kind_of, kind_of_zeros, leave_gradient
 
 __all__ = ["Derived", "How", "KeptLayer", "OddStateError", "called", "named_tensors", "path_of_loss"]
 
@@ -396,11 +396,11 @@ def _fresh(program: Program, learnt: Iterable[tuple[Value, Value]]) -> list[Valu
     for W, g in learnt:
         made_by = program.producer(g)
         is_new = made_by is not None and g.memory in made_by.made and g.is_whole and g.memory not in taken
-        if not is_new or g.tensor.stride() != W.tensor.stride():
+        shape, stride, _, _ = kind_of_zeros(W.tensor)  # of a parameter whose entries share memory another layout
+        if not is_new or g.tensor.stride() != stride:
             with torch.no_grad():
-                shape, stride = tuple(W.tensor.shape), W.tensor.stride()
                 options = {"dtype": g.tensor.dtype, "device": g.tensor.device}
-                room = program.call(torch.empty_strided, (shape, stride), options)
+                room = program.call(torch.empty_strided, (tuple(shape), stride), options)
                 program.call(Tensor.copy_, (room, g.tensor), {})
             g, name = program.value(room), f"d{W.name}"
             g.name = name

@@ -22,6 +22,8 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from torch_manualbp._objects import one_line
+from torch_manualbp._progress import Progress
+from torch_manualbp._text import visible
 from torch_manualbp.derive.check import Case, Reference, differences, named_results, reference, rounding
 from torch_manualbp.derive.derived import Derived, How, heading_of
 from torch_manualbp.derive.draws import Draws
@@ -54,9 +56,15 @@ def derived_program(
     with (
         one_at_a_time,
         Uninterrupted() as signals,
+        Progress("deriving a step") as progress,
         torch.inference_mode(False),
         Restored(root for _, root in roots),
     ):
+
+        def go_on(path: str = "", doing: str = "recording") -> None:
+            signals.look()
+            progress.at(" ".join(filter(None, (doing, visible(path)))))
+
         refuse_scripted(root for _, root in roots)
         modules = [item for path, root in roots if isinstance(root, Module) for item in root.named_modules(prefix=path)]
         if spread := wrappers(modules):
@@ -73,10 +81,13 @@ def derived_program(
                 except Exception:
                     record(model, loss, named, {}, inputs, target, draws)  # which may refuse a part of it by name
                     raise
-        signals.look()
+        go_on()
         if executed.draws:
             raise NotDerivableError([DRAWS])
         reads = Reads(roots, executed, map(id, named.values()))
+        if reads.beyond is not None:
+            what = f"forward may read more of Python than can be followed at each step, by way of {reads.beyond.text}"
+            raise NotDerivableError([(reads.beyond.path, what, "have it read numbers from a few attributes")])
         recording = record(
             model,
             loss,
@@ -87,7 +98,7 @@ def derived_program(
             draws,
             how.share,
             how.compile,
-            signals,
+            go_on,
             knows_draws=expected is not None and not executed.may_draw_by_numpy(),
         )
         seeds = [("", f"forward sets torch's seed by {seed}", "set seeds outside of it") for seed in executed.seeds]
@@ -96,7 +107,7 @@ def derived_program(
         ]
         if seeds or changes:
             raise NotDerivableError([*seeds, *changes])
-        signals.look()
+        go_on(doing="planning")
         given = [t for t in pytree.tree_leaves((inputs, target)) if isinstance(t, Tensor)]
         laid_out = [value.tensor.stride() for value in recording.inputs]
         uneven = [i for i, (t, stride) in enumerate(zip(given, laid_out, strict=True)) if t.stride() != stride]
@@ -110,7 +121,9 @@ def derived_program(
                 raise NotDerivableError([("", what, "mend the model or the loss")])
             rounded = rounding(recording.program.dtypes(), recording.rules)
             case = Case(model, loss, inputs, target, parameters, draws, how.share, rounded)
+            go_on(doing="comparing it with autograd")
             _hold(case, program, recording, expected, how)
+            go_on(doing="writing it")
         return program(recording, how), reads
 
 

@@ -62,6 +62,7 @@ CONSTANT_TYPES = (*SCALARS, range, slice, torch.Size, torch.memory_format, types
 """Types whose objects never change."""
 
 OWN_LIFE = (Optimizer, LRScheduler, logging.Logger, threading.Thread)
+"""Types whose objects change at every step, and of which a forward reads nothing."""
 
 MODULE_NAMES = words(
     "training _parameters _buffers _modules _forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks "
@@ -76,14 +77,13 @@ DEEP = 2
 """Attributes by any name are followed this far from a module of the model; beyond it by name."""
 
 LIMIT = 20_000
-"""Objects that are followed."""
-
+"""Objects that are followed; a forward that may read more is refused."""
 
 SEEDING = {inspect.unwrap(f).__code__ for f in (torch.manual_seed, torch.seed, torch.set_rng_state)}
 """What sets the state of torch's random numbers, as ``torch.random.fork_rng`` does at its end."""
 
-
 PYTHON_RANDOM: Any = random.random.__self__  # type: ignore[attr-defined]
+"""The generator behind the functions of the module ``random``."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,9 @@ class Reads:
         self.held: dict[str, Tensor] = {}
         """The tensors found that are neither parameters nor buffers, by a name."""
 
+        self.beyond: Place | None = None
+        """Where the following ended, if there was too much to follow."""
+
         self._named = set(named)
         self._seen: dict[int, Any] = {}
         self._queue: collections.deque[tuple[Any, Place]] = collections.deque()
@@ -241,9 +244,12 @@ class Reads:
     def _follow(self) -> None:
         while self._queue:
             thing, place = self._queue.popleft()
+            if isinstance(thing, types.BuiltinFunctionType) and not isinstance(thing.__self__, types.ModuleType):
+                thing = thing.__self__  # such as the generator whose method it is
             if isinstance(thing, CONSTANT_TYPES) or id(thing) in self._seen or _has_own_life(thing):
                 continue
             if len(self._seen) >= LIMIT:
+                self.beyond = place
                 return
             self._seen[id(thing)] = thing
             self._visit(thing, place)

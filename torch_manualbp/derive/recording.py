@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.derive.effects import DRAWS
-from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.program import Program, Value
 from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
 from torch_manualbp.rules.linear import Linear
@@ -133,7 +132,7 @@ def record(
     draws: Draws,
     share: float = 1.0,
     pure: bool = False,
-    signals: Uninterrupted | None = None,
+    at_call: Callable[[str], None] | None = None,
     knows_draws: bool = False,
 ) -> Recording:
     """Run forward, loss and backward on copies of the data, and record the calls of torch.
@@ -144,7 +143,7 @@ def record(
         draws: where random numbers begin.
         share: ∂C/∂C, of which all gradients are multiples.
         pure: whether no call is to write over anything, as torch.compile likes it.
-        signals: those that wait meanwhile.
+        at_call: called at each call of torch, with the path of the module.
         knows_draws: whether forward is known to draw none of Python's and NumPy's random numbers.
 
     Raises:
@@ -154,7 +153,8 @@ def record(
     device = next((t.device.type for t in named.values()), "cpu")
 
     def on(tape: Tape) -> Recording:
-        tape.program.draws, tape.signals, tape.knows_draws = draws.again(), signals, knows_draws
+        tape.program.draws, tape.knows_draws = draws.again(), knows_draws
+        tape.at_call = at_call or tape.at_call
         return _recorded(tape, model, loss, named, held, inputs, target, share)
 
     for _ in range(3):  # since another thread will hardly draw Python's random numbers each time

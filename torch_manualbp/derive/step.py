@@ -25,7 +25,7 @@ from torch_manualbp.derive.effects import refuse_scripted
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.reads import Reads
 from torch_manualbp.derive.tape import NotDerivableError
-from torch_manualbp.derive.update import has_odd_state, structure_of
+from torch_manualbp.derive.update import has_odd_state, kind_of, kind_of_zeros, structure_of
 
 __all__ = ["TrainStep"]
 
@@ -325,17 +325,18 @@ class TrainStep:
 
     def _taken_gradients(self, derived: Derived, leaves: list[Tensor]) -> list[Tensor]:
         """What is in ``.grad``, for the program to add to."""
+        there = [p.grad for p in derived.parameters if p.grad is not None]
+        if len({g.untyped_storage().data_ptr() for g in there}) < len(there):
+            raise ValueError("the .grad of two parameters is one tensor: give each one of its own, or set them to None")
         taken = []
         for p in derived.parameters:
             g = p.grad
             if g is None:
                 g = torch.zeros_like(p).detach()
-            elif g.stride() != p.stride() or g.dtype != p.dtype or g.requires_grad:
+            elif kind_of(g) != kind_of_zeros(p) or g.requires_grad:
                 g = torch.empty_like(p).detach().copy_(g.detach())
             taken.append(g)
         memory = {g.untyped_storage().data_ptr() for g in taken}
-        if len(memory) < len(taken):
-            raise ValueError("the .grad of two parameters is one tensor: give each one of its own, or set them to None")
         leaves[:] = [t.clone() if t.untyped_storage().data_ptr() in memory else t for t in leaves]
         return taken
 

@@ -27,7 +27,6 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched, wrappers
-from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.program import (
     CONSTANT,
@@ -61,6 +60,10 @@ class NotDerivableError(RuntimeError):
 
 one_at_a_time = threading.RLock()
 """The thread that has it derives: its rules are on its tape, and its hooks on the modules."""
+
+
+def _nothing(path: str) -> None:
+    """Nothing is to be done at a call."""
 
 
 class Context:
@@ -159,8 +162,8 @@ class Tape(TorchFunctionMode):
         self.activations: dict[Value, tuple[Value, Any]] = {}
         """By z, the a that an activation made of it, and the function of entries that it is, if it is."""
 
-        self.signals: Uninterrupted | None = None
-        """The signals that wait, for which each call looks."""
+        self.at_call: Callable[[str], None] = _nothing
+        """What is called at each call of torch with the path of the module."""
 
         self.knows_draws = False
         """Whether it is known otherwise that forward draws none of Python's and NumPy's random numbers."""
@@ -266,8 +269,7 @@ class Tape(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.signals is not None:
-            self.signals.look()
+        self.at_call(self._paths[-1])
         name = getattr(function, "__name__", "")
         if name == "__get__":
             name = function.__self__.__name__

@@ -39,7 +39,7 @@ from torch_manualbp.derive.plan import CASTS
 from torch_manualbp.derive.program import Call, Formula, Program, Text, Value
 from torch_manualbp.rules.products import onednn_linear
 
-__all__ = ["SGD", "Adam", "forms_of", "has_odd_state", "kind_of", "leave_gradient", "structure_of"]
+__all__ = ["SGD", "Adam", "forms_of", "has_odd_state", "kind_of", "kind_of_zeros", "leave_gradient", "structure_of"]
 
 Learnt = Sequence[tuple[Value, Value, dict[str, Value]]]
 """Parameters, their gradients, and the state that the optimizer has of each."""
@@ -126,7 +126,7 @@ def has_odd_state(optimizer: Optimizer) -> bool:
     return any(end > begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
-def _kind_of_zeros(parameter: Tensor) -> tuple[Any, ...]:
+def kind_of_zeros(parameter: Tensor) -> tuple[Any, ...]:
     """The kind of ``torch.zeros_like(parameter)``."""
     return (*kind_of(torch.empty_like(parameter, device="meta"))[:3], parameter.device)
 
@@ -185,7 +185,7 @@ class Adam:
         """The names of what the optimizer keeps of a parameter, with shapes, strides, dtypes and devices."""
         names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.amsgrad else [])]
         step = torch.Size(()), (), torch.float32, parameter.device
-        return {"step": step, **dict.fromkeys(names, _kind_of_zeros(parameter))}
+        return {"step": step, **dict.fromkeys(names, kind_of_zeros(parameter))}
 
     def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
         """Write down the update of parameters from their gradients, with the state that belongs to each."""
@@ -267,7 +267,7 @@ class SGD:
 
     def kinds(self, parameter: Tensor) -> dict[str, tuple[Any, ...]]:
         """The names of what the optimizer keeps of a parameter, with shapes, strides, dtypes and devices."""
-        return {"momentum_buffer": _kind_of_zeros(parameter)} if self.momentum else {}
+        return {"momentum_buffer": kind_of_zeros(parameter)} if self.momentum else {}
 
     def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
         """Write down the update of parameters from their gradients, with the state that belongs to each."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
+from torch_manualbp._progress import Progress
 from torch_manualbp.insight.explanation.chain import uses_of
 from torch_manualbp.insight.explanation.numbers import digits_of
-from torch_manualbp.insight.explanation.progress import Progress
 from torch_manualbp.insight.explanation.reference import autograd_value
 from torch_manualbp.insight.explanation.result import Explanation
 from torch_manualbp.insight.explanation.story import Story

@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from torch_manualbp._progress import Progress
 from torch_manualbp.insight.explanation.local import Edges, TooMuchError, edges, wide
-from torch_manualbp.insight.explanation.progress import Progress
 from torch_manualbp.insight.network import is_of_loss
 from torch_manualbp.insight.trace import Quantity, Trace
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from torch_manualbp._progress import Progress
 from torch_manualbp.insight.explanation.chain import Use
 from torch_manualbp.insight.explanation.graph import Graph, graph_from
 from torch_manualbp.insight.explanation.local import Edges, TooMuchError, is_diagonal
 from torch_manualbp.insight.explanation.names import Names, described
 from torch_manualbp.insight.explanation.origins import Origins
 from torch_manualbp.insight.explanation.paths import Way, count_ways, strongest_ways
-from torch_manualbp.insight.explanation.progress import Progress
 from torch_manualbp.insight.explanation.result import (
     Explanation,
     Factor,

@@ -1,4 +1,4 @@
-"""How far an explanation has got, for somebody at a terminal who has waited a second."""
+"""How far an explanation or a derivation has got, for somebody at a terminal who has waited a second."""
 
 from __future__ import annotations
 
