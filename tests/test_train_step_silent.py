@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import collections
 import contextvars
 import copy
+import enum
+import functools
+import io
 import itertools
 import pickle
 import random
@@ -285,6 +290,33 @@ class Base:
     scale = 1.0
 
 
+class One:
+    scale = 1.0
+
+
+class Two:
+    scale = 2.0
+
+
+TABLE = {"scale": 1.0}
+
+
+@functools.cache
+def cached() -> float:
+    return TABLE["scale"]
+
+
+def by_table(value: float) -> None:
+    TABLE["scale"] = value
+    cached.cache_clear()
+
+
+cached()
+EVERYBODYS = {
+    *("a class", "a class behind an instance", "a global", "a closure", "a context variable"),
+    *("a function that is cached", "a global by its text", "a built-in name"),
+}
+
 CHANGED_FROM_OUTSIDE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any, float], Any]]] = {
     "a namespace": (lambda: SimpleNamespace(scale=1.0), lambda h: h.scale, lambda h, v: setattr(h, "scale", v)),
     "a data class": (Config, lambda h: h.scale, lambda h, v: setattr(h, "scale", v)),
@@ -334,6 +366,56 @@ CHANGED_FROM_OUTSIDE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], C
         lambda h: h * 2,
         lambda h, v: h.numpy().fill(v),
     ),
+    "a chain of maps": (
+        lambda: collections.ChainMap({"b": 2.0}, {"scale": 1.0}),
+        lambda h: h["scale"],
+        lambda h, v: h.maps[1].update(scale=v),
+    ),
+    "a view of a dict": (
+        lambda: SimpleNamespace(d={"scale": 1.0}),
+        lambda h: next(iter(h.d.values())),
+        lambda h, v: h.d.update(scale=v),
+    ),
+    "the order of a dict": (
+        lambda: collections.OrderedDict(a=1.0, b=2.0),
+        lambda h: next(iter(h.values())),
+        lambda h, v: h.move_to_end("a", last=v == 2.0),
+    ),
+    "the default of a dict": (
+        lambda: collections.defaultdict(One),
+        lambda h: h.default_factory().scale,
+        lambda h, v: setattr(h, "default_factory", Two if v == 2.0 else One),
+    ),
+    "a stream": (
+        lambda: io.StringIO("1.0"),
+        lambda h: float(h.getvalue()),
+        lambda h, v: (h.seek(0), h.write(str(v)), h.truncate()),
+    ),
+    "a record": (
+        lambda: np.array([(1.0, 2)], dtype=[("scale", float), ("n", int)])[0],
+        lambda h: float(h["scale"]),
+        lambda h, v: h.__setitem__("scale", v),
+    ),
+    "a function that is cached": (
+        lambda: None,
+        lambda h: cached(),
+        lambda h, v: by_table(v),
+    ),
+    "a global by its text": (
+        lambda: None,
+        lambda h: globals().get("GAIN_BY_TEXT", 1.0),
+        lambda h, v: globals().update(GAIN_BY_TEXT=v),
+    ),
+    "a built-in name": (
+        lambda: setattr(builtins, "GAIN_BUILT_IN", 1.0),
+        lambda h: GAIN_BUILT_IN,  # type: ignore[name-defined] # noqa: F821
+        lambda h, v: setattr(builtins, "GAIN_BUILT_IN", v),
+    ),
+    "an attribute far down by a computed name": (
+        lambda: SimpleNamespace(a=SimpleNamespace(b=SimpleNamespace(c=SimpleNamespace(f=1.0)))),
+        lambda h: getattr(h.a.b.c, chr(102)),
+        lambda h, v: setattr(h.a.b.c, "f", v),
+    ),
     "1, 1.0 and True": (lambda: SimpleNamespace(n=2), lambda h: h.n / 2, lambda h, v: setattr(h, "n", float(h.n) * v)),
 }
 
@@ -346,11 +428,12 @@ def test_what_is_changed_from_outside_counts(case: str) -> None:
         for i, value in enumerate((1.0, 1.0, 2.0, 2.0, 0.5)):
             if i >= 2:
                 change(twins.ours.held, value)
-                if case not in ("a class", "a class behind an instance", "a global", "a closure", "a context variable"):
+                if case not in EVERYBODYS:
                     change(twins.theirs.held, value)
             twins.advance(i)
     finally:
-        Base.scale = 1.0
+        Base.scale = TABLE["scale"] = 1.0
+        cached.cache_clear()
         by_global(1.0)
         CHANGE_CELL(1.0)
         CONTEXT.set(1.0)
@@ -405,6 +488,36 @@ def test_attributes_that_forward_does_not_read_derive_nothing() -> None:
     assert twins.step._programs[-1].derived is derived
 
 
+class Members(enum.Enum):
+    A = 1
+
+    def __init__(self, _: int) -> None:
+        self.scale = 1.0
+
+
+def test_members_of_an_enumeration_with_state_count() -> None:
+    twins = Twins(Held(None, lambda h: Members.A.scale).double())
+    for i, value in enumerate((1.0, 1.0, 2.0)):
+        Members.A.scale = value
+        twins.advance(i)
+    Members.A.scale = 1.0
+
+
+def test_functions_of_torch_that_somebody_replaces_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    relu = F.relu
+    twins = Twins(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), Gate(lambda h, w: F.relu(h) * w)).double())
+    cast_any(twins.ours)[2].a = nn.Linear(5, 5).double()
+    twins = Twins(twins.ours)
+    twins.advance(0)
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: relu(x, inplace) * 2)
+    with pytest.raises(NotDerivableError, match="relu has no rule"):
+        twins.step(*batch(1))
+    monkeypatch.setattr(F, "relu", relu)
+    call = nn.Module.__call__
+    monkeypatch.setattr(nn.Module, "__call__", lambda self, *args: 2 * call(self, *args))
+    twins.advance(2)
+
+
 def test_classes_that_change_count() -> None:
     class First(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -426,26 +539,27 @@ def test_classes_that_change_count() -> None:
     twins.advance(3)
 
 
-UNSEEN = "gain_of_nobody"
+def in_a_file(path: Path) -> float:
+    return float(path.read_text(encoding="utf-8"))
 
 
-def test_what_nobody_can_see_is_seen_by_its_numbers_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, UNSEEN, 1.0, raising=False)
-    model = Held(None, lambda h: torch.gain_of_nobody).double()  # type: ignore[attr-defined]
+def test_what_nobody_can_see_is_seen_by_its_numbers_later(tmp_path: Path) -> None:
+    (tmp_path / "gain").write_text("1.0")
+    model = Held(tmp_path / "gain", in_a_file).double()
     step = TrainStep(model, nn.MSELoss(), OPTIMIZERS["SGD"](model.parameters()))
     step(*batch(0))
-    setattr(torch, UNSEEN, 2.0)
+    (tmp_path / "gain").write_text("2.0")
     with pytest.raises(NotDerivableError, match="at run 2: forward or loss read what changes and cannot be seen"):
         step(*batch(1))
 
 
-def test_every_so_many_runs_the_program_is_derived_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, UNSEEN, 1.0, raising=False)
-    model = Held(None, lambda h: torch.gain_of_nobody).double()  # type: ignore[attr-defined]
+def test_every_so_many_runs_the_program_is_derived_anew(tmp_path: Path) -> None:
+    (tmp_path / "gain").write_text("1.0")
+    model = Held(tmp_path / "gain", in_a_file).double()
     step = TrainStep(model, nn.MSELoss(), OPTIMIZERS["SGD"](model.parameters()), check="every", check_every=3)
     for i in range(5):
         step(*batch(i))
-    setattr(torch, UNSEEN, 2.0)
+    (tmp_path / "gain").write_text("2.0")
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(NotDerivableError, match="derived anew at run 6, the program has"):
         step(*batch(5))
@@ -612,6 +726,30 @@ def test_options_and_losses_that_are_set_between_steps_count() -> None:
     twins.step(x * torch.nan, y)
     twins.advance(3)
     assert twins.step.skipped == 1
+
+
+ASKS_FOR_LAYOUT: dict[str, Callable[[Tensor], Any]] = {
+    "is_contiguous": lambda x: 1 + x.is_contiguous(),
+    "stride": lambda x: x.stride(0),
+    "view": lambda x: x.view(-1)[0],
+}
+
+
+@pytest.mark.parametrize("case", ASKS_FOR_LAYOUT)
+def test_how_a_batch_with_gaps_lies_is_refused(case: str) -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.l(x) * ASKS_FOR_LAYOUT[case](x)
+
+    x, y = batch(0)
+    for given in (torch.cat([x, x], 1)[:, :4], x[:1].expand(6, 4)):
+        model = Asks().double()
+        with pytest.raises((NotDerivableError, RuntimeError), match=r"lies that has gaps|not compatible"):
+            TrainStep(model, nn.MSELoss(), OPTIMIZERS["SGD"](model.parameters()))(given, y)
 
 
 # ------------------------------------------------------------------------------------------ optimizer and state

@@ -118,6 +118,8 @@ class Derived:
         settings = [name + form.suffix for _, form in groups for name in form.settings]
         self._forms: dict[Tensor, tuple[int, Any, dict[str, str]]] = {}
         state: dict[str, Value] = {}
+        leaves_of_output, self._output_spec = _flat(recording.output if how.keep_output else None)
+        self._output = leaves_of_output
         program.section, program.title = ("update" if how.folds else "gradients"), ()
         for i, form in groups:
             items = []
@@ -144,8 +146,6 @@ class Derived:
         self.layers = recording.layers if how.keep_layers else ()
         kept = [recording.deltas[path] for path in self.deltas]
         kept += [value for layer in self.layers for value in layer.numbers()]
-        leaves_of_output, self._output_spec = _flat(recording.output if how.keep_output else None)
-        self._output = leaves_of_output
         outputs = [leaf for leaf in self._output if isinstance(leaf, Value)]
         planned = plan(program, [recording.C, *outputs, *gradients], kept, lean=not how.compile)
         self._count_of_gradients = len(gradients)

@@ -12,11 +12,16 @@ Tensors that a forward finds in this way, besides the parameters and buffers, ar
 
 from __future__ import annotations
 
+import argparse
+import builtins
 import collections
+import collections.abc
 import contextvars
+import ctypes
 import enum
 import functools
 import inspect
+import io
 import itertools
 import logging
 import operator
@@ -55,10 +60,10 @@ __all__ = ["Executed", "Place", "Reads"]
 _chain = itertools.chain.from_iterable
 _is: Callable[[Any, Any], bool] = operator.is_
 
-SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, enum.Enum)
+SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout)
 """Types that are compared by value, and that hold nothing else."""
 
-CONSTANT_TYPES = (*SCALARS, range, slice, torch.Size, torch.memory_format, types.BuiltinFunctionType, types.CodeType)
+NEVER_CHANGE = (*SCALARS, range, slice, torch.Size, torch.memory_format, types.BuiltinFunctionType, types.CodeType)
 """Types whose objects never change."""
 
 OWN_LIFE = (Optimizer, LRScheduler, logging.Logger, threading.Thread)
@@ -73,7 +78,10 @@ MODULE_NAMES = words(
 BY_ANY_NAME = words("getattr vars __dict__ attrgetter __getattribute__ eval exec globals locals")
 """Names in code that may read an attribute whose name does not stand in it."""
 
-DEEP = 2
+PLAIN = types.SimpleNamespace | argparse.Namespace
+"""Objects of Python's library with attributes of the user's alone."""
+
+DEEP = 5
 """Attributes by any name are followed this far from a module of the model; beyond it by name."""
 
 LIMIT = 20_000
@@ -229,9 +237,9 @@ class Reads:
                     self._queue.append((module, Place(name, "self")))
             else:
                 self._queue.append((root, Place(path, path)))
-        for code, scope in executed.own():
-            wanted = frozenset(code.co_names)
-            self._add_dict(scope, wanted.__contains__, Place("", f"global {{}} of {scope.get('__name__')}"))
+        self._add_globals()
+        for text in self.names & sys.modules.keys():  # which importlib may have been asked for
+            self._queue.append((sys.modules[text], Place("", text)))
         if type(os.environ).__getitem__.__code__ in executed.codes:
             self._queue.append((vars(os.environ)["_data"], Place("", "os.environ")))
         for hooks in _hooks_of_all_modules():
@@ -241,12 +249,33 @@ class Reads:
 
     # Following
 
+    def _add_globals(self) -> None:
+        """The globals that the executed code names, and of the built-in names those that it has no globals for."""
+        wanted: dict[int, set[str]] = {}
+        scopes: dict[int, dict[str, Any]] = {}
+        for code, scope in self.executed.codes.items():
+            if not _is_trusted(code) or _is_layer_code(code):
+                names = wanted.setdefault(id(scope), set())
+                names.update(code.co_names)
+                if not BY_ANY_NAME.isdisjoint(code.co_names):
+                    names.update(_texts_in(code.co_consts))
+                scopes[id(scope)] = scope
+        for key, scope in scopes.items():
+            place = Place("", f"global {{}} of {scope.get('__name__')}")
+            is_ours = _is_trusted_name(scope.get("__name__"))
+            self._add_dict(scope, wanted[key].__contains__, place, follow=not is_ours)
+            if is_ours:  # of a layer of torch's: the functions that it calls may be replaced
+                modules = (scope[name] for name in wanted[key] & scope.keys())
+                self._later(*((m, place) for m in modules if isinstance(m, types.ModuleType)))
+        built_in = set().union(*wanted.values()) - set().union(*scopes.values())
+        self._add_dict(vars(builtins), built_in.__contains__, Place("", "the built-in {}"), follow=False)
+
     def _follow(self) -> None:
         while self._queue:
             thing, place = self._queue.popleft()
             if isinstance(thing, types.BuiltinFunctionType) and not isinstance(thing.__self__, types.ModuleType):
                 thing = thing.__self__  # such as the generator whose method it is
-            if isinstance(thing, CONSTANT_TYPES) or id(thing) in self._seen or _has_own_life(thing):
+            if isinstance(thing, NEVER_CHANGE) or id(thing) in self._seen or _has_own_life(thing):
                 continue
             if len(self._seen) >= LIMIT:
                 self.beyond = place
@@ -260,8 +289,9 @@ class Reads:
         elif isinstance(thing, type):
             self._visit_class(thing, place)
         elif isinstance(thing, types.ModuleType):
-            if not _is_trusted_name(thing.__name__):
-                self._add_dict(vars(thing), self.names.__contains__, Place("", f"{thing.__name__}.{{}}"))
+            # Of torch's own functions it counts whether they are the same: somebody may replace them.
+            at, is_own = Place("", f"{thing.__name__}.{{}}"), not _is_trusted_name(thing.__name__)
+            self._add_dict(vars(thing), self.names.__contains__, at, follow=is_own)
         elif isinstance(thing, types.FunctionType):
             self._visit_function(thing, place)
         elif isinstance(thing, types.MethodType):
@@ -283,12 +313,21 @@ class Reads:
             self._later((thing.get(None), place))
         elif isinstance(thing, weakref.ref):
             self._later((thing(), place))
+        elif isinstance(thing, types.MappingProxyType | collections.abc.MappingView):
+            self._probe(thing, tuple if isinstance(thing, collections.abc.MappingView) else _items_of, place)
+            self._later(*((item, place) for item in _items_of(thing)))
+        elif isinstance(thing, functools._lru_cache_wrapper):
+            self._probe(thing, _cache_of, place)
+            self._visit_function(thing.__wrapped__, place, ran=True)
         elif isinstance(thing, tuple | frozenset):
             self._later(*((item, place.at(f"[{i}]")) for i, item in enumerate(thing)))
             self._visit_attributes(thing, place)
         elif isinstance(thing, list | set | dict | collections.deque | collections.UserDict | collections.UserList):
             items = thing.data if isinstance(thing, collections.UserDict | collections.UserList) else thing
             self._add_whole(items, place)
+            if isinstance(thing, collections.defaultdict):
+                self._probe(thing, operator.attrgetter("default_factory", "default_factory"), place)
+                self._later((thing.default_factory, place))
             if not _is_trusted_name(type(thing).__module__):
                 self._visit_attributes(thing, place)
         elif not self._visit_changing(thing, place):
@@ -307,15 +346,16 @@ class Reads:
 
     def _visit_class(self, cls: type, place: Place) -> None:
         for base in cls.__mro__:
-            if base in (object, Module) or not base.__flags__ & _HEAP_TYPE:
+            if base is object or not base.__flags__ & _HEAP_TYPE:
                 continue
             at = Place("", f"{base.__qualname__}.{{}}")
             self._add_dict(vars(base), self.names.__contains__, at, follow=not _is_trusted_name(base.__module__))
 
-    def _visit_function(self, function: types.FunctionType, place: Place) -> None:
-        if _is_trusted(function.__code__):
+    def _visit_function(self, function: Any, place: Place, ran: bool = False) -> None:
+        if not isinstance(function, types.FunctionType) or _is_trusted(function.__code__):
             return
-        if not self.executed.is_complete:
+        if ran or not self.executed.is_complete:
+            self.names.update(function.__code__.co_names)
             self._add_dict(function.__globals__, frozenset(function.__code__.co_names).__contains__, place.at(": {}"))
         elif not self.executed.ran(function):
             return
@@ -332,9 +372,14 @@ class Reads:
             self._content.append((thing, _array, _array(thing), place))
             if thing.dtype.hasobject:
                 self._later(*((item, place) for item in thing.flat))
+            return type(thing) is numpy.ndarray
+        if numpy is not None and isinstance(thing, numpy.generic) and not isinstance(thing, numpy.void):
             return True
-        if numpy is not None and isinstance(thing, numpy.generic):
+        if isinstance(thing, io.StringIO | io.BytesIO):
+            self._content.append((thing, type(thing).getvalue, thing.getvalue(), place))
             return True
+        if isinstance(thing, ctypes._Pointer) and thing:
+            self._later((thing.contents, place))
         moving = _state_of(thing)
         if moving is not None:
             self._moving.append((thing, moving, moving(thing), place))
@@ -349,7 +394,10 @@ class Reads:
     def _visit_attributes(self, thing: Any, place: Place) -> None:
         cls = type(thing)
         self._later((cls, place))
+        # The code of Python's library has its own names for what it keeps.
+        is_of_library = _is_trusted_name(cls.__module__) and not isinstance(thing, Module | PLAIN)
         by_any_name = (self.reads_any_name and place.depth < DEEP) or _answers_itself(cls)
+        by_any_name |= is_of_library or isinstance(thing, enum.Enum)
         attributes = getattr(thing, "__dict__", None)
         if isinstance(attributes, dict):
             if not isinstance(thing, Module):
@@ -410,7 +458,9 @@ class Reads:
         self._pairs = [(d.getter, d.items) for d in dicts if not isinstance(d.items, dict)]
         self._counted = [d.items for d in self._dicts.values() if not isinstance(d.items, dict)]
         self._sizes = list(map(len, self._counted))
-        self._loose = [items for items, _ in self._whole if items and not isinstance(items, dict)]
+        # A dict that keeps an order of its own does not count a change of it.
+        ordered = (collections.OrderedDict, set, list, collections.deque)
+        self._loose = [items for items, _ in self._whole if items and isinstance(items, ordered)]
         self._objects = [thing for thing, _, _ in self._typed]
         self._classes = [cls for _, cls, _ in self._typed]
         self._probed_before = [getter(thing) for thing, getter, _ in self._probed]
@@ -508,7 +558,7 @@ def _are_same(a: Any, b: Any) -> bool:
         return repr(a) == repr(b)  # which tells the sign of 0, and NaN is NaN
     if isinstance(a, types.MethodType):
         return a.__self__ is b.__self__ and a.__func__ is b.__func__
-    return isinstance(a, CONSTANT_TYPES) and not isinstance(a, enum.Enum) and bool(a == b)
+    return isinstance(a, NEVER_CHANGE) and not isinstance(a, enum.Enum) and bool(a == b)
 
 
 def _draws_by_numpy(function: Any) -> bool:
@@ -546,6 +596,15 @@ def _texts_in(constants: tuple[Any, ...]) -> Iterator[str]:
             yield constant
         elif isinstance(constant, tuple | frozenset):
             yield from _texts_in(tuple(constant))
+
+
+def _items_of(mapping: Any) -> tuple[Any, ...]:
+    return tuple(mapping.items()) if isinstance(mapping, types.MappingProxyType) else tuple(mapping)
+
+
+def _cache_of(function: Any) -> tuple[Any, ...]:
+    """How often a cached function has computed something, and how much of it is kept."""
+    return function.cache_info()[1:]
 
 
 def _value_here(variable: contextvars.ContextVar[Any]) -> tuple[Any, ...]:

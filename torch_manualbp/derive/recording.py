@@ -255,7 +255,7 @@ def _known_copies(tape: Tape, tree: Any, letter: str) -> tuple[Any, list[Tensor]
                 raise ValueError(f"{letter}: a tensor of shape {tuple(leaf.shape)} asks for a gradient; detach it")
             flat[i] = leaf.detach().clone()
             copies.append(flat[i])
-            tape.input(flat[i], letter if count == 1 else f"{letter}{i + 1}")
+            tape.input(flat[i], letter if count == 1 else f"{letter}{i + 1}", flat[i].stride() == leaf.stride())
     return pytree.tree_unflatten(flat, spec), copies
 
 

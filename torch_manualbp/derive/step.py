@@ -148,7 +148,8 @@ class TrainStep:
         """∂C/∂(output) of every module, by its path, after a step with ``keep_deltas``."""
 
         self.output: Any = None
-        """What the model returned, after a step with ``keep_output``: new tensors at each step, without a graph."""
+        """What the model returned, after a step with ``keep_output``: new tensors at each step, without a graph; a
+        parameter or an input that it returns is that tensor itself, as in torch."""
 
         self.layers: list[KeptLayer] = []
         """The uses of linear layers in the order of the forward, after a step with ``keep_layers``."""
@@ -422,7 +423,7 @@ _STALE_TODO = "keep it in an attribute of the model, or in a tensor"
 def _form(data: Any) -> Any:
     """What of data a program depends on: all but the numbers."""
     if isinstance(data, Tensor):
-        return data.shape, data.stride(), data.dtype, data.requires_grad, data.device
+        return data.shape, data.stride(), data.dtype, data.requires_grad, data.device, type(data)
     leaves, spec = pytree.tree_flatten(data)
     for leaf in leaves:
         if not isinstance(leaf, Tensor | SCALARS):

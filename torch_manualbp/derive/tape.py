@@ -175,6 +175,7 @@ class Tape(TorchFunctionMode):
 
         self._thread = threading.get_ident()
         self._learns: set[Value] = set()
+        self._uneven: set[int] = set()
         self._foreign: set[int] = set()  # tensors that require grad, and that are not the model's
         self._paths: list[str] = [""]
         self._is_in_rule = False
@@ -204,9 +205,11 @@ class Tape(TorchFunctionMode):
         if tensor.requires_grad:
             self._foreign.add(id(tensor))
 
-    def input(self, tensor: Tensor, name: str) -> None:
-        """Make a tensor known that the caller gives."""
+    def input(self, tensor: Tensor, name: str, is_even: bool = True) -> None:
+        """Make a tensor known that the caller gives, and whether it is laid out as the caller's is."""
         self.program.add(tensor, INPUT, name)
+        if not is_even:
+            self._uneven.add(id(tensor))
 
     def learns_from(self, tensor: Tensor) -> bool:
         """Whether a gradient goes back through it."""
@@ -285,6 +288,9 @@ class Tape(TorchFunctionMode):
             return self.program.call(function, args, kwargs)
         if name in LAYOUT and not (name == "view" and self._need_gradient(args, kwargs)):
             self._minds_layout |= not all(t.is_contiguous() for t in leaves_of((args, kwargs), Tensor))
+            if any(id(t) in self._uneven for t in leaves_of((args, kwargs), Tensor)):
+                todo = "give the step contiguous tensors, or write reshape"
+                self._refuse(f"{_named(function)} asks how a tensor of the batch lies that has gaps", todo)
         self._refuse_stale(args, kwargs)
         self._refuse_foreign(function, args, kwargs)
         output = self._run(function, name, args, kwargs)
