@@ -100,7 +100,8 @@ def raw_backward_is_well_formed(case: Case) -> None:
         args = case.args(frozen=[p for p in positions if p not in needed])
         results = outputs(case.rule.apply(*args))
         node: Any = results[0].grad_fn
-        raw = node.apply(*map(upstream_for, results))
+        byproducts = len(node._input_metadata) - len(results)  # which have no gradient
+        raw = node.apply(*map(upstream_for, results), *[None] * byproducts)
         raw = raw if isinstance(raw, tuple) else (raw,)
         assert len(raw) == len(args), f"{len(raw)} gradients for {len(args)} arguments"
         for i, (gradient, arg) in enumerate(zip(raw, args, strict=True)):
