@@ -982,6 +982,55 @@ def test_a_refused_step_leaves_attributes_as_they_were() -> None:
     assert not hasattr(model, "new")
 
 
+CHANGES_PARAMETERS: dict[str, Callable[[Any], Any]] = {
+    "in place": lambda m: torch.no_grad()(m.l.weight.mul_)(0.5),
+    "behind autograd's back": lambda m: m.l.weight.data.mul_(0.5),
+    "another memory": lambda m: setattr(m.l.weight, "data", m.l.weight.data * 2),
+    "its gradient": lambda m: setattr(m.l.weight, "grad", torch.ones_like(m.l.weight)),
+    "what learns": lambda m: m.l.weight.requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES_PARAMETERS)
+def test_a_refused_step_leaves_parameters_as_they_were(case: str) -> None:
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            CHANGES_PARAMETERS[case](self)
+            return self.l(x)
+
+    model = Changes().double()
+    p, before, state = model.l.weight, model.l.weight.detach().clone(), torch.get_rng_state()
+    address = p.data_ptr()
+    with pytest.raises(NotDerivableError):
+        TrainStep(model, nn.MSELoss(), OPTIMIZERS["SGD"](model.parameters()))(*batch(0))
+    assert torch.equal(p, before)
+    assert (p.data_ptr(), p.grad, p.requires_grad) == (address, None, True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_learning_rate_that_forward_reads_counts() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(4, 3)
+            self.rate: Any = [1.0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.l(x) * self.rate[0].param_groups[0]["lr"]
+
+    twins = Twins(Scaled().double())
+    for model, optimizer in zip(map(cast_any, (twins.ours, twins.theirs)), twins.optimizers, strict=True):
+        model.rate = [optimizer]
+    for i, lr in enumerate((0.1, 0.1, 0.2, 0.2)):
+        for optimizer in twins.optimizers:
+            optimizer.param_groups[0]["lr"] = lr
+        twins.advance(i)
+
+
 # ------------------------------------------------------------------------------------------------ saved programs
 
 

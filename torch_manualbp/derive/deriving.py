@@ -6,7 +6,8 @@
 4. the program up to the gradients runs, and its numbers are compared with autograd's (``check``);
 5. the program itself is planned and written (``derived``).
 
-Whatever fails, parameters, buffers, attributes and random numbers are as they were.
+Whatever fails, modules are as they were: parameters, buffers and attributes. What forward has changed in other objects
+is refused, and stays changed.
 """
 
 from __future__ import annotations

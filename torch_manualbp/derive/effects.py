@@ -54,7 +54,8 @@ def watched(
 
 class Restored:
     """A block after which modules are as before, if an exception ends it: attributes, what is in lists, sets and dicts
-    among them, and the numbers of tensors."""
+    among them, parameters and other tensors with their numbers and ``.grad``. Random numbers go on from where they
+    were, too, where no other thread may have drawn some."""
 
     def __init__(self, roots: Iterable[Any]) -> None:
         self._modules = [m for root in roots if isinstance(root, Module) for m in root.modules()]
@@ -66,7 +67,10 @@ class Restored:
         tensors = {id(t): t for _, attributes in self._attributes for t in attributes.values() if isinstance(t, Tensor)}
         tensors |= {id(t): t for m in self._modules for t in m._buffers.values() if t is not None}
         self._tensors = [(t, t.detach().clone()) for t in tensors.values()]
-        self._parameters = [(p, p.data) for m in self._modules for p in m._parameters.values() if p is not None]
+        parameters = {id(p): p for m in self._modules for p in m._parameters.values() if p is not None}
+        self._parameters = [(p, p.data, p.grad, p.requires_grad) for p in parameters.values()]
+        self._tensors += [(p, p.detach().clone()) for p in parameters.values()]
+        self._random = _states_of_random_numbers() if threading.active_count() == 1 else None
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if kind is None:
@@ -83,13 +87,20 @@ class Restored:
             else:
                 container.clear()
                 container.update(content)
+        for p, data, gradient, requires_grad in self._parameters:
+            if p.data_ptr() != data.data_ptr():
+                p.data = data
+            if p.grad is not gradient:
+                p.grad = gradient
+            if p.requires_grad != requires_grad:
+                p.requires_grad_(requires_grad)
         for t, numbers in self._tensors:  # of whose changes a batch norm counts no version up
             if not torch.equal(t, numbers):
                 with torch.no_grad():
-                    t.resize_(numbers.shape).copy_(numbers)
-        for p, data in self._parameters:
-            if p.data_ptr() != data.data_ptr():
-                p.data = data
+                    (t if t.shape == numbers.shape else t.resize_(numbers.shape)).copy_(numbers)
+        if self._random is not None and threading.active_count() == 1:
+            for put_back, state in self._random:
+                put_back(state)
 
 
 def _items(container: Any) -> list[Any]:
@@ -119,6 +130,16 @@ def _is_equal(a: Any, b: Any) -> bool:
     if a is b or type(a) is not type(b):
         return a is b
     return _is_same(a, b) if isinstance(a, tuple) else isinstance(a, int | float | str | bytes) and a == b
+
+
+def _states_of_random_numbers() -> list[tuple[Callable[[Any], Any], Any]]:
+    """How to put Python's, NumPy's and torch's random numbers back to where they are now."""
+    numpy = sys.modules.get("numpy")
+    states: list[tuple[Callable[[Any], Any], Any]] = [
+        (random.setstate, random.getstate()),
+        (torch.set_rng_state, torch.get_rng_state()),
+    ]
+    return states if numpy is None else [*states, (numpy.random.set_state, numpy.random.get_state())]
 
 
 def _random_states() -> list[Any]:

@@ -66,7 +66,7 @@ SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch
 NEVER_CHANGE = (*SCALARS, range, slice, torch.Size, torch.memory_format, types.BuiltinFunctionType, types.CodeType)
 """Types whose objects never change."""
 
-OWN_LIFE = (Optimizer, LRScheduler, logging.Logger, threading.Thread)
+OWN_LIFE = (logging.Logger, threading.Thread)
 """Types whose objects change at every step, and of which a forward reads nothing."""
 
 MODULE_NAMES = words(
@@ -277,6 +277,9 @@ class Reads:
                 thing = thing.__self__  # such as the generator whose method it is
             if isinstance(thing, NEVER_CHANGE) or id(thing) in self._seen or _has_own_life(thing):
                 continue
+            if isinstance(thing, Optimizer | LRScheduler):
+                self._visit_training(thing, place)
+                continue
             if len(self._seen) >= LIMIT:
                 self.beyond = place
                 return
@@ -335,6 +338,14 @@ class Reads:
 
     def _later(self, *items: tuple[Any, Place]) -> None:
         self._queue.extend(items)
+
+    def _visit_training(self, thing: Optimizer | LRScheduler, place: Place) -> None:
+        """Of what trains the model the hyperparameters, where the code asks for them."""
+        if isinstance(thing, Optimizer) and "param_groups" in self.names:
+            self._later((thing.param_groups, place.at(".param_groups")))
+        elif isinstance(thing, LRScheduler) and not self.names.isdisjoint(("get_last_lr", "_last_lr", "last_epoch")):
+            self._probe(thing, operator.attrgetter("_last_lr", "last_epoch"), place)
+            self._later((thing._last_lr, place))
 
     def _visit_tensor(self, tensor: Tensor, place: Place) -> None:
         self.tensors.append(tensor)
@@ -567,8 +578,8 @@ def _draws_by_numpy(function: Any) -> bool:
 
 
 def _has_own_life(thing: Any) -> bool:
-    """Whether it changes at every step, and a forward reads nothing of it: an optimizer, or what this package trains
-    and looks with."""
+    """Whether it changes at every step, and a forward reads nothing of it, as of what this package trains and looks
+    with."""
     if isinstance(thing, Module | Tensor | type | types.FunctionType | types.ModuleType):
         return False
     return isinstance(thing, OWN_LIFE) or type(thing).__module__.startswith("torch_manualbp.")

@@ -107,7 +107,7 @@ class Node:
     """∂C/∂(first output), once it is known."""
 
 
-READS = words("item __bool__ __int__ __float__ __index__ __contains__ tolist numpy __array__")
+READS = words("__format__ item __bool__ __int__ __float__ __index__ __contains__ tolist numpy __array__")
 READS |= {"equal", "allclose", "is_nonzero", "__complex__", "nonzero", "masked_select", "unique", "unique_consecutive"}
 READS |= {"argwhere", "bincount", "_unique2"}
 """What makes Python depend on numbers, or a shape."""
