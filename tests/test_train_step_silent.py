@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import torch_manualbp
 from torch_manualbp import TrainStep
@@ -1061,6 +1062,53 @@ def test_a_saved_program_holds_the_tensors_of_its_model(tmp_path: Path) -> None:
     saved = namespace["build"](parameters, {})
     for i in range(3):
         torch.testing.assert_close(saved(*batch(i), 0.1), step(*batch(i)), rtol=1e-13, atol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+def test_a_tensor_that_is_given_twice_is_one() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(4, 3)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.l(a) if a is b else self.l(a) * 2
+
+    model = Two().double()
+    step = TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.0))
+    x, y = batch(0)
+    for inputs in ((x, x), (x, x.clone()), (x, x)):
+        torch.testing.assert_close(step(inputs, y), nn.MSELoss()(model(*inputs), y).detach(), rtol=1e-12, atol=0)
+
+
+def test_data_that_are_no_plain_tensors_are_refused() -> None:
+    model = nn.Linear(4, 3).double()
+    step = TrainStep(model, nn.MSELoss(), OPTIMIZERS["SGD"](model.parameters()))
+    x, y = batch(0)
+    marked: Any = x.clone()
+    marked.scale = 2.0
+    for given, said in ((nn.Parameter(x, False), "a Parameter"), (marked, "scale"), (x.to_sparse(), "sparse_coo")):
+        with pytest.raises(ValueError, match=said):
+            step(given, y)
+
+
+def test_an_accumulation_that_is_shortened_in_a_window_ends() -> None:
+    model = nn.Linear(4, 3).double()
+    step = TrainStep(model, nn.MSELoss(), OPTIMIZERS["SGD"](model.parameters()), accumulate=4)
+    for i in range(3):
+        step(*batch(i))
+    before = model.weight.detach().clone()
+    step.accumulate = 2
+    step(*batch(3))
+    assert not torch.equal(model.weight, before)
+
+
+def test_checkpoints_in_forward_set_no_seed() -> None:
+    twins = Twins(Gate(lambda h, w: checkpoint(torch.tanh, h, use_reentrant=False) * w).double())
+    for i in range(3):
+        twins.advance(i)
 
 
 # -------------------------------------------------------------------------------------------------- environments

@@ -12,7 +12,7 @@ is refused, and stays changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -76,12 +76,12 @@ def derived_program(
         executed = Executed()
         expected = None
         if not has_hooks_on_the_way(root for _, root in roots):  # which the recording refuses, and are not to be called
-            with executed:
-                try:
-                    expected = reference(model, loss, inputs, target, parameters if check else {}, draws, how.share)
-                except Exception:
-                    record(model, loss, named, {}, inputs, target, draws)  # which may refuse a part of it by name
-                    raise
+            learnt = parameters if check else {}
+            try:
+                expected = reference(model, loss, inputs, target, learnt, draws, how.share, executed)
+            except Exception:
+                record(model, loss, named, {}, inputs, target, draws)  # which may refuse a part of it by name
+                raise
         go_on()
         if executed.draws:
             raise NotDerivableError([DRAWS])
@@ -139,18 +139,15 @@ def _hold(
     plain = How(folds=False, share=how.share, keep_output=True)
     wanted = named_results(expected.C, expected.output, expected.gradients)
 
-    def differ_from(found: Recording, moved: Iterable[Mapping[str, float]]) -> list[str]:
-        C, outputs, gradients, _ = _run(case, program(replace(found, output=list(found.outputs)), plain))
-        of_program = {name: gradients.get(p) for name, p in case.parameters.items()}
-        return differences(named_results(C, outputs, of_program), wanted, case.rounded, moved)
-
-    if not differ_from(recording.copied(), ()):
-        return
     twin = recording.copied()
-    for call in twin.program.calls:  # by torch's own kernel, whose rounding moves nothing across a kink
-        if call.function is onednn_linear:
+    for call in twin.program.calls:
+        # By torch's own kernel in forward, as autograd has it: the other's rounding takes one z in some millions across
+        # the kink of a ReLU.
+        if call.function is onednn_linear and call.section == "forward":
             call.function, call.args = torch.nn.functional.linear, call.args[:3]
-    differ = differ_from(twin, case.moved(wanted))
+    C, outputs, gradients, _ = _run(case, program(replace(twin, output=list(twin.outputs)), plain))
+    found = named_results(C, outputs, {name: gradients.get(p) for name, p in case.parameters.items()})
+    differ = differences(found, wanted, case.rounded, case.moved(wanted))
     if not differ:
         return
     _, _, _, deltas = _run(case, program(recording.copied(), replace(plain, keep_output=False, keep_deltas=True)))

@@ -195,15 +195,16 @@ def wrappers(modules: Iterable[tuple[str, Module]]) -> list[tuple[str, str, str]
 
 
 def refuse_scripted(roots: Iterable[Any]) -> None:
-    """Refuse modules of TorchScript.
+    """Refuse modules whose forward is no Python: TorchScript's, and what torch.compile returns.
 
     Raises:
         ValueError: there is one.
     """
-    modules = (m for root in roots if isinstance(root, Module) for m in root.modules())
-    scripted = next((type(m).__name__ for m in modules if isinstance(m, torch.jit.ScriptModule)), None)
-    if scripted is not None:
-        raise ValueError(f"the model holds a {scripted}, whose forward is no Python: give the module that it is of")
+    for root in roots:
+        for module in root.modules() if isinstance(root, Module) else ():
+            kind = type(module).__name__
+            if isinstance(module, torch.jit.ScriptModule) or kind == "OptimizedModule":
+                raise ValueError(f"the model holds a {kind}, whose forward is no Python: give the module that it is of")
 
 
 def has_hooks_on_the_way(roots: Iterable[Any]) -> bool:

@@ -66,7 +66,7 @@ SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch
 NEVER_CHANGE = (*SCALARS, range, slice, torch.Size, torch.memory_format, types.BuiltinFunctionType, types.CodeType)
 """Types whose objects never change."""
 
-OWN_LIFE = (logging.Logger, threading.Thread)
+OWN_LIFE = (threading.Thread,)
 """Types whose objects change at every step, and of which a forward reads nothing."""
 
 MODULE_NAMES = words(
@@ -263,6 +263,8 @@ class Reads:
         for key, scope in scopes.items():
             place = Place("", f"global {{}} of {scope.get('__name__')}")
             is_ours = _is_trusted_name(scope.get("__name__"))
+            if is_ours:
+                wanted[key] = {name for name in wanted[key] if _is_called(scope.get(name))}
             self._add_dict(scope, wanted[key].__contains__, place, follow=not is_ours)
             if is_ours:  # of a layer of torch's: the functions that it calls may be replaced
                 modules = (scope[name] for name in wanted[key] & scope.keys())
@@ -280,6 +282,9 @@ class Reads:
             if isinstance(thing, Optimizer | LRScheduler):
                 self._visit_training(thing, place)
                 continue
+            if isinstance(thing, logging.Logger):
+                self._probe(thing, _level_of, place)
+                continue
             if len(self._seen) >= LIMIT:
                 self.beyond = place
                 return
@@ -294,7 +299,9 @@ class Reads:
         elif isinstance(thing, types.ModuleType):
             # Of torch's own functions it counts whether they are the same: somebody may replace them.
             at, is_own = Place("", f"{thing.__name__}.{{}}"), not _is_trusted_name(thing.__name__)
-            self._add_dict(vars(thing), self.names.__contains__, at, follow=is_own)
+            called = {name for name in self.names if _is_called(vars(thing).get(name))}
+            may_hold = self.names.__contains__ if is_own else called.__contains__
+            self._add_dict(vars(thing), may_hold, at, follow=is_own)
         elif isinstance(thing, types.FunctionType):
             self._visit_function(thing, place)
         elif isinstance(thing, types.MethodType):
@@ -607,6 +614,14 @@ def _texts_in(constants: tuple[Any, ...]) -> Iterator[str]:
             yield constant
         elif isinstance(constant, tuple | frozenset):
             yield from _texts_in(tuple(constant))
+
+
+def _level_of(logger: logging.Logger) -> tuple[Any, ...]:
+    return logger.getEffectiveLevel(), logger.disabled
+
+
+def _is_called(thing: Any) -> bool:
+    return callable(thing) or isinstance(thing, types.ModuleType)
 
 
 def _items_of(mapping: Any) -> tuple[Any, ...]:

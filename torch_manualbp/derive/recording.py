@@ -187,8 +187,9 @@ def _recorded(
         tape.parameter(tensor, _letter(name))
     for name, tensor in held.items():
         tape.held(tensor, _letter(name))
-    inputs, given = _known_copies(tape, inputs, "x")
-    target, given_target = _known_copies(tape, target, "y")
+    copies: dict[int, Tensor] = {}
+    inputs, given = _known_copies(tape, inputs, "x", copies)
+    target, given_target = _known_copies(tape, target, "y", copies)
     path = path_of_loss(model)
     try:
         with tape.running(("", model), (path, loss)):
@@ -242,18 +243,24 @@ NOTHING_LEARNT = (
 )
 
 
-def _known_copies(tape: Tape, tree: Any, letter: str) -> tuple[Any, list[Tensor]]:
-    """The data with copies of its tensors, which the tape knows by this letter, and these."""
+def _known_copies(tape: Tape, tree: Any, letter: str, known: dict[int, Tensor]) -> tuple[Any, list[Tensor]]:
+    """The data with copies of its tensors, which the tape knows by this letter, and these. What is given twice is one
+    tensor for the model, too."""
     flat, spec = pytree.tree_flatten(tree)
     count = sum(isinstance(leaf, Tensor) for leaf in flat)
     copies = []
     for i, leaf in enumerate(flat):
         if isinstance(leaf, Tensor):
+            if id(leaf) in known:
+                copies.append(leaf.detach().clone())
+                tape.input(copies[-1], f"{letter}{i + 1}_again")
+                flat[i] = known[id(leaf)]
+                continue
             if leaf.layout is not torch.strided or leaf.is_nested:
                 raise ValueError(f"{letter}: a {leaf.layout} tensor of shape {tuple(leaf.shape)}; make it dense")
             if leaf.requires_grad:
                 raise ValueError(f"{letter}: a tensor of shape {tuple(leaf.shape)} asks for a gradient; detach it")
-            flat[i] = leaf.detach().clone()
+            flat[i] = known[id(leaf)] = leaf.detach().clone()
             copies.append(flat[i])
             tape.input(flat[i], letter if count == 1 else f"{letter}{i + 1}", flat[i].stride() == leaf.stride())
     return pytree.tree_unflatten(flat, spec), copies

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 from torch.utils import _device as torch_device
 from torch.utils import _pytree as pytree
@@ -126,8 +126,9 @@ class TrainStep:
         )
         whole = isinstance(accumulate, int) and accumulate >= 1
         _check("accumulate", accumulate, whole, "a whole number of at least 1")
-        _check("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "a number above 0, or None")
-        _check("clip_value", clip_value, clip_value is None or clip_value > 0, "a number above 0, or None")
+        for name, bound in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            is_number = isinstance(bound, int | float) and bound > 0
+            _check(name, bound, bound is None or is_number, "a number above 0, or None")
         _check("check", check, check in (True, False, "every"), 'True, False, or "every"')
         often = isinstance(check_every, int) and check_every >= 1
         _check("check_every", check_every, often, "a whole number of at least 1")
@@ -265,7 +266,7 @@ class TrainStep:
                 skipped = self.skipped
                 C = self._run(entry, inputs, target)
                 self._done = done + (self.skipped == skipped)
-                if self._done == self.accumulate:
+                if self._done >= self.accumulate:
                     self.update()
         except BaseException:
             self._done = 0  # a window begins anew
@@ -370,6 +371,7 @@ class TrainStep:
         form = [
             _form(inputs),
             _form(target),
+            _repeated(inputs, target),
             structure,
             adds,
             share,
@@ -420,9 +422,22 @@ _STALE = (
 _STALE_TODO = "keep it in an attribute of the model, or in a tensor"
 
 
+def _repeated(inputs: Any, target: Any) -> Any:
+    """Which tensors of the data are one: by each the number of the first that it is."""
+    if isinstance(inputs, Tensor) and isinstance(target, Tensor):
+        return inputs is target
+    ids = [id(leaf) for leaf in pytree.tree_leaves((inputs, target)) if isinstance(leaf, Tensor)]
+    return [ids.index(i) for i in ids]
+
+
 def _form(data: Any) -> Any:
     """What of data a program depends on: all but the numbers."""
     if isinstance(data, Tensor):
+        if data.layout is not torch.strided or data.is_nested:
+            raise ValueError(f"a {data.layout} tensor is among inputs and target; make it dense")
+        if isinstance(data, Parameter) or data.__dict__:
+            what = "a Parameter" if isinstance(data, Parameter) else f"a tensor with the attributes {[*data.__dict__]}"
+            raise ValueError(f"{what} is among inputs and target, where a step takes plain tensors: give data.detach()")
         return data.shape, data.stride(), data.dtype, data.requires_grad, data.device, type(data)
     leaves, spec = pytree.tree_flatten(data)
     for leaf in leaves:
@@ -431,7 +446,7 @@ def _form(data: Any) -> Any:
                 f"a {type(leaf).__name__} is among inputs and target: a step takes tensors, numbers and texts, in "
                 "tuples, lists and dicts"
             )
-    return spec, [_form(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+    return spec, [_form(leaf) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf)) for leaf in leaves]
 
 
 def _check(name: str, value: object, ok: bool, accepted: str) -> None:

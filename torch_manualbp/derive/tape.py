@@ -130,7 +130,8 @@ AUTOGRADS = words(
 """What needs the graph."""
 
 MEMORY = words(
-    "untyped_storage storage storage_offset data_ptr _typed_storage __dlpack__ set_ share_memory_ pin_memory"
+    "_version _base untyped_storage storage storage_offset data_ptr _typed_storage __dlpack__ set_ share_memory_ "
+    "pin_memory"
 )
 """What is about the memory of a tensor, and not about its numbers."""
 

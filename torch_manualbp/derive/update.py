@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -74,7 +75,7 @@ def structure_of(optimizer: Optimizer) -> list[tuple[Any, ...]] | None:
             if dampening and momentum and _are_at_different_steps(optimizer, g):
                 return None
             structure.append((momentum != 0, dampening != 0, decay != 0, nesterov, maximize))
-    elif type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+    elif type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and not _is_forked:
         for g in groups:
             lr, betas, eps, decay, decoupled, amsgrad, maximize, differentiable, capturable = _of_adam(g)
             is_plain = _NUMBERS.issuperset(map(type, (lr, *betas, eps, decay)))
@@ -85,6 +86,18 @@ def structure_of(optimizer: Optimizer) -> list[tuple[Any, ...]] | None:
         return None
     return structure
 
+
+_is_forked = False
+"""Whether this is a child that was forked: OpenMP's threads, which torch's fused kernels wait for, stayed behind."""
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 _NUMBERS = frozenset({bool, int, float})
 """The types of plain hyperparameters: with a tensor, or a number of NumPy's, torch computes in its precision."""
