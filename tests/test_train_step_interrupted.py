@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +19,13 @@ from torch_manualbp import TrainStep, nn
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "setitimer"), reason="signal.setitimer, which tells when to interrupt, is of Unix"
 )
+
+
+@pytest.fixture(autouse=True)
+def _grad_mode() -> Iterator[None]:
+    """A context of torch's own that is interrupted at its end stays on, which is not to be the next test's."""
+    yield
+    torch.set_grad_enabled(True)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -70,9 +78,8 @@ def test_a_mixture_is_told() -> None:
         def step(self, closure: Any = None) -> Any:
             for group in self.param_groups:
                 for p in group["params"]:
-                    if p.grad is not None:
-                        with torch.no_grad():
-                            p -= group["lr"] * p.grad
+                    if p.grad is not None:  # without no_grad, which an interruption might leave on
+                        p.data.sub_(group["lr"] * p.grad)
                     for _ in range(1000):
                         pass
 
