@@ -109,7 +109,8 @@ def is_folded(module: Any) -> bool:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_trains_as_autograd_does(name: str, tmp_path: Path) -> None:
     module = check_alike(tmp_path, MODEL, LOSS, optimizer(name), STEP_LR)
-    assert is_folded(module) == (name != "RMSprop")
+    # In double precision Lightning sets another default dtype, in which torch counts Adam's steps: its own step does.
+    assert is_folded(module) == (name not in ("RMSprop", "Adam", "AdamW"))
 
 
 FLAGS: tuple[dict[str, Any], ...] = (
@@ -456,7 +457,11 @@ def by_lambda(hook: str, found: list[Any]) -> Any:
 
 
 def by_callback_of_ours(hook: str, found: list[Any]) -> Any:
-    return type("Flow", (GradientFlow,), {hook: lambda self, trainer, module, *args: found.append(norms_of(module))})()
+    def looks(self: Any, trainer: Any, module: Any, *args: Any) -> None:
+        found.append(norms_of(module))
+        getattr(GradientFlow, hook)(self, trainer, module, *args)  # which ends the measurement
+
+    return type("Flow", (GradientFlow,), {hook: looks})()
 
 
 LOOKS = ("on_train_batch_end", "on_train_batch_start", "on_train_epoch_end", "on_train_end")

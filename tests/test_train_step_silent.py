@@ -511,7 +511,7 @@ def test_functions_of_torch_that_somebody_replaces_count(monkeypatch: pytest.Mon
     twins = Twins(twins.ours)
     twins.advance(0)
     monkeypatch.setattr(F, "relu", lambda x, inplace=False: relu(x, inplace) * 2)
-    with pytest.raises(NotDerivableError, match="relu has no rule"):
+    with pytest.raises(NotDerivableError, match="has no rule"):
         twins.step(*batch(1))
     monkeypatch.setattr(F, "relu", relu)
     call = nn.Module.__call__

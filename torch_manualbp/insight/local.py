@@ -159,7 +159,8 @@ class Watch(TorchFunctionMode):
 
     def _before(self, name: str) -> Callable[..., None]:
         @_unseen
-        def before(module: Module, args: Any, kwargs: Any) -> None:
+        # Without kwargs where another thread calls the module before torch has noted that the hook takes them.
+        def before(module: Module, args: Any, kwargs: Any = None) -> None:
             if torch.compiler.is_compiling():
                 raise ValueError(f"{visible(name) or 'the model'} is called inside of torch.compile, {ONE_PIECE}")
             if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
@@ -169,6 +170,7 @@ class Watch(TorchFunctionMode):
                 return
             call = self._new_call(name)
             first = args[0] if args else None
+            kwargs = kwargs or {}
             given = first if isinstance(first, Tensor) and first.is_floating_point() else _first_tensor((args, kwargs))
             # What an activation of somebody's own does with z inside is no activation by itself, so it takes z now.
             z = self._made_as(given) if _may_be_activation(module, given, (args, kwargs)) else None
@@ -194,9 +196,10 @@ class Watch(TorchFunctionMode):
         return Call(name, is_under_no_grad=under_no_grad, is_recomputed=is_recomputed, batch=self._batch)
 
     @_unseen
-    def _after(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _after(self, module: Module, args: Any, *kwargs_and_output: Any) -> None:
         if not self._pending.get(module) or self._is_of_another_thread():  # it may have begun before the block
             return
+        output = kwargs_and_output[-1]
         call, z = self._pending[module].pop()
         self.record.add(call, type(module).__name__)
         made = _first_tensor(output)
