@@ -84,8 +84,8 @@ PLAIN = types.SimpleNamespace | argparse.Namespace
 DEEP = 5
 """Attributes by any name are followed this far from a module of the model; beyond it by name."""
 
-LIMIT = 20_000
-"""Objects that are followed; a forward that may read more is refused."""
+LIMIT = 500_000
+"""Objects that are followed, some twenty a module; a forward that may read more is refused."""
 
 SEEDING = {inspect.unwrap(f).__code__ for f in (torch.manual_seed, torch.seed, torch.set_rng_state)}
 """What sets the state of torch's random numbers, as ``torch.random.fork_rng`` does at its end."""
