@@ -109,6 +109,7 @@ class _Without:
             raise ModuleNotFoundError(f"No module named {self.module!r}", name=self.module)
 
 
+@pytest.mark.usefixtures("asked_of_malloc")
 def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -117,10 +118,22 @@ def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert failure(["bench", "layers"], capsys) == (130, "torch-manualbp bench layers: interrupted")
 
 
-def test_bench_layers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def asked_of_malloc(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What bench layers asks of malloc, which would have it keep freed memory for all tests that come after."""
+    asked: list[str] = []
+    monkeypatch.setattr(layers, "keep_freed_memory", lambda: not asked.append("keep freed memory"))
+    return asked
+
+
+@pytest.mark.parametrize("options", [[], ["--return-memory"]], ids=["kept", "returned"])
+def test_bench_layers_runs(
+    options: list[str], asked_of_malloc: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     figures, table = tmp_path / "out" / "layers.json", tmp_path / "layers.md"
     arguments = ["--layer", "ReLU", "--mode", "eager", "--repeats", "2", "--json", str(figures), "--markdown"]
-    assert cli.main(["bench", "layers", *arguments, str(table)]) == 0
+    assert cli.main(["bench", "layers", *arguments, str(table), *options]) == 0
+    assert asked_of_malloc == ([] if options else ["keep freed memory"])
     printed = capsys.readouterr().out
     assert "32×64" in printed
     assert "bounds met" in printed
@@ -128,6 +141,7 @@ def test_bench_layers_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     about = {"torch", "python", "machine", "threads", "products", "dtype", "repeats", "keeps freed memory"}
     assert written.keys() == about | {"rows"}
     assert (written["torch"], written["dtype"], written["repeats"]) == (torch.__version__, "float32", 2)
+    assert written["keeps freed memory"] is not bool(options)
     assert [(r["layer"], r["size"], r["mode"], r["bound"]) for r in written["rows"]] == [
         ("ReLU", "512×4096", "eager", 1.5),
         ("ReLU", "32×64", "eager", None),

@@ -29,6 +29,9 @@ from torch_manualbp.rules.products import use_onednn, uses_onednn
 
 __all__ = ["Peak", "peak_memory"]
 
+PROGRAM = [sys.executable, "-m", "torch_manualbp.bench.memory"]
+"""What the new process runs."""
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -55,8 +58,7 @@ def peak_memory(case: Case, variant: str, threads: int) -> Peak:
     words = [variant, case.network.at, case.activation, case.optimizer, case.precision, str(threads)]
     words.append("onednn" if uses_onednn() else "blas")
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
-    command = [sys.executable, "-m", "torch_manualbp.bench.memory", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*PROGRAM, *words], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
             ([line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"])[-1]
