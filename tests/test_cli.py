@@ -122,7 +122,12 @@ def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
 def asked_of_malloc(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What bench layers asks of malloc, which would have it keep freed memory for all tests that come after."""
     asked: list[str] = []
-    monkeypatch.setattr(layers, "keep_freed_memory", lambda: not asked.append("keep freed memory"))
+
+    def keep_freed_memory() -> bool:
+        asked.append("keep freed memory")
+        return True
+
+    monkeypatch.setattr(layers, "keep_freed_memory", keep_freed_memory)
     return asked
 
 
