@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import Rule, nn
-from torch_manualbp.rules import Entry, Make, Sample
+from torch_manualbp.catalogue import Make, Operation, Sample
 from torch_manualbp.rules.rule import widened
 from torch_manualbp.verify import contract_matrix
 
@@ -67,7 +67,7 @@ def samples(make: Make) -> Iterator[Sample]:
     yield Sample("empty batch", (make(0, 4), make.positive(4)))
 
 
-CATALOGUE = (Entry(Snake, snake, samples, cancels=True),)
+CATALOGUE = (Operation(Snake, snake, samples, cancels=True),)
 
 
 class SnakeLayer(nn.Module):

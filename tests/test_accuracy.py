@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import cli, rules
-from torch_manualbp.rules import CATALOGUE, Entry, Make, Rule, Sample
+from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
+from torch_manualbp.rules import Rule
 from torch_manualbp.rules.activation import softmax
 from torch_manualbp.verify import accuracy
 from torch_manualbp.verify.accuracy import DTYPES, Accuracy, measure, ulp
@@ -24,7 +25,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dty
 
 @every_dtype
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
-def test_no_rule_is_worse_than_torch(entry: Entry, dtype: torch.dtype) -> None:
+def test_no_rule_is_worse_than_torch(entry: Operation, dtype: torch.dtype) -> None:
     try:
         found = measure(entry, dtype)
     except NotImplementedError as error:
@@ -34,7 +35,7 @@ def test_no_rule_is_worse_than_torch(entry: Entry, dtype: torch.dtype) -> None:
     assert [a for a in found if not a.ok] == []
 
 
-def of(rule: type[Rule]) -> Entry:
+def of(rule: type[Rule]) -> Operation:
     (entry,) = (e for e in CATALOGUE if e.rule is rule)
     return entry
 

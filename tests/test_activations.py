@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torch_manualbp import functional, nn, rules
-from torch_manualbp.rules import CATALOGUE, Entry, Make, choice, evaluate
+from torch_manualbp.catalogue import CATALOGUE, Make, Operation
+from torch_manualbp.rules import choice, evaluate
 from torch_manualbp.rules.activation import Activation
 from torch_manualbp.rules.evaluate import LARGE
 from torch_manualbp.verify.accuracy import ulp
@@ -38,13 +39,13 @@ def numbers(dtype: torch.dtype, special: bool) -> tuple[Tensor, Tensor]:
     return z, g
 
 
-def row_by_row(entry: Entry, z: Tensor, g: Tensor, options: tuple[float, ...]) -> Tensor:
+def row_by_row(entry: Operation, z: Tensor, g: Tensor, options: tuple[float, ...]) -> Tensor:
     assert z.shape[1] < LARGE < z.numel()
     rows = zip(g.split(1), z.split(1), strict=True)
     return torch.cat([entry.rule.delta(g_row, z_row, *options) for g_row, z_row in rows])  # type: ignore[attr-defined]
 
 
-def options_of(entry: Entry) -> Iterator[tuple[float, ...]]:
+def options_of(entry: Operation) -> Iterator[tuple[float, ...]]:
     for sample in entry.samples(Make()):
         if sample.name in ("matrix", "other options"):
             yield sample.args[1:]
@@ -58,7 +59,7 @@ def assert_equal_to_rounding(large: Tensor, small: Tensor) -> None:
 @pytest.mark.parametrize("special", [False, True], ids=["numbers", "infinities and NaN"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("entry", ELEMENTWISE, ids=lambda e: e.name)
-def test_large_equals_small(entry: Entry, dtype: torch.dtype, special: bool) -> None:
+def test_large_equals_small(entry: Operation, dtype: torch.dtype, special: bool) -> None:
     kept, g = numbers(dtype, special)
     for options in options_of(entry):
         if getattr(entry.rule, "keeps_output", False):
@@ -75,7 +76,7 @@ WITH_A_ZERO = (rules.SiLU, rules.GELU, rules.activation.GELUTanh)
 """Those whose f' has a zero, at which an ulp of z is any number of its own."""
 
 
-def gradient_error(entry: Entry, rule: type[Activation] | None, z: Tensor, options: tuple[float, ...]) -> Tensor:
+def gradient_error(entry: Operation, rule: type[Activation] | None, z: Tensor, options: tuple[float, ...]) -> Tensor:
     """The error of f'(z) in ulps, of the rule or else of torch's function."""
 
     def gradient(function: Callable[..., Tensor], z: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def gradient_error(entry: Entry, rule: type[Activation] | None, z: Tensor, optio
     return (error - slack) / ulp(exact, torch.float32)
 
 
-def excess(entry: Entry, rule: type[Activation], z: Tensor, options: tuple[float, ...]) -> float:
+def excess(entry: Operation, rule: type[Activation], z: Tensor, options: tuple[float, ...]) -> float:
     """By how much the worst error in an octave of z exceeds torch's worst there."""
     ours, theirs = gradient_error(entry, rule, z, options), gradient_error(entry, None, z, options)
     octave = 2 * torch.frexp(z.abs())[1] + z.signbit()
@@ -104,7 +105,7 @@ def usual_numbers() -> Tensor:
 
 
 @pytest.mark.parametrize("entry", WRITTEN, ids=lambda e: e.name)
-def test_short_cuts_for_usual_numbers_lose_no_digits(entry: Entry) -> None:
+def test_short_cuts_for_usual_numbers_lose_no_digits(entry: Operation) -> None:
     """The grid of test_accuracy has numbers beside them that forbid some of the short cuts."""
     for options in options_of(entry):
         assert excess(entry, entry.rule, usual_numbers(), options) <= 1  # type: ignore[arg-type]

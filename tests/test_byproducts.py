@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from torch_manualbp.rules import Entry, Make, Sample
+from torch_manualbp.catalogue import Make, Operation, Sample
 from torch_manualbp.rules.rule import RuleWithByproducts
 from torch_manualbp.verify import contract_matrix, verify
 
@@ -152,7 +152,7 @@ def _samples(make: Make) -> Iterator[Sample]:
 
 
 def test_it_passes_the_contract_and_verify() -> None:
-    matrix = contract_matrix([Entry(LogSumExp, lambda z: torch.logsumexp(z, -1), _samples)])
+    matrix = contract_matrix([Operation(LogSumExp, lambda z: torch.logsumexp(z, -1), _samples)])
     # Where the softmax is NaN torch has exp(z − C), and of complex numbers there is no softmax.
     assert {o.check for o in matrix.failures} == {"infinities", "complex numbers"}
     assert verify(LogSumExp, Make()(3, 4).requires_grad_()).ok

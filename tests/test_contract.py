@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torch_manualbp import rules
-from torch_manualbp.rules import CATALOGUE
+from torch_manualbp.catalogue import CATALOGUE, Operation
 from torch_manualbp.verify import contract
 from torch_manualbp.verify.contract import CHECKS, Case, Check
 from torch_manualbp.verify.contract.check import check_of_exemption
@@ -54,7 +54,7 @@ def hold(case: Case, check: Check) -> None:
 
 
 @pytest.mark.parametrize(("entry", "key"), EXEMPTIONS, ids=[f"{entry.name}-{key}" for entry, key in EXEMPTIONS])
-def test_an_exemption_is_needed(entry: rules.Entry, key: str) -> None:
+def test_an_exemption_is_needed(entry: Operation, key: str) -> None:
     """Without it the check fails, on some sample; and it is the exemption of a check that there is."""
     check = check_of_exemption(entry, key)
     without = replace(entry, exempt={k: reason for k, reason in entry.exempt.items() if k != key})

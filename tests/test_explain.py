@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 import torch_manualbp
 from torch_manualbp import Rule, explain, rules
+from torch_manualbp.catalogue.activation import ACTIVATIONS as LISTED
 from torch_manualbp.insight.explanation import Explanation
-from torch_manualbp.rules.catalogue.activation import ACTIVATIONS as LISTED
 
 
 def entries(parameter: Tensor) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from torch_manualbp import functional, rules
-from torch_manualbp.rules import CATALOGUE, Entry
+from torch_manualbp.catalogue import CATALOGUE, Operation
 from torch_manualbp.rules.evaluate import LARGE
 from torch_manualbp.verify import contract
 from torch_manualbp.verify.contract import Case, tangents
@@ -153,7 +153,7 @@ def cases_of(name: str) -> list[Case]:
         return call(F, *args)
 
     second = entry.twin_for_second
-    of_function: Entry = replace(entry, rule=function, twin=twin, twin_for_second=second, exempt={})
+    of_function: Operation = replace(entry, rule=function, twin=twin, twin_for_second=second, exempt={})
     return list(contract.cases([of_function]))
 
 

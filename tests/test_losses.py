@@ -12,6 +12,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 
 from torch_manualbp import functional, rules
+from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import evaluate
 from torch_manualbp.verify import contract
 
@@ -144,7 +145,7 @@ def test_where_ours_is_finite_and_torch_is_not() -> None:
 def test_a_variance_below_eps_takes_the_gradient_of_eps(variance: tuple[int, ...] | None) -> None:
     results = []
     for module in (functional, torch_functional):
-        make = rules.Make()
+        make = Make()
         s, y = make(5, 4).requires_grad_(), make(5, 4).requires_grad_()
         v: Any = 0.3 if variance is None else (make(*variance).abs() * 0.5).requires_grad_()
         inputs = [s, y] if variance is None else [s, y, v]
@@ -160,7 +161,7 @@ def test_a_variance_below_eps_takes_the_gradient_of_eps(variance: tuple[int, ...
 def test_poisson_of_complex_numbers(reduction: str) -> None:
     results = []
     for module in (functional, torch_functional):
-        make = rules.Make(torch.complex128)
+        make = Make(torch.complex128)
         s, y = make(5).requires_grad_(), make(5).requires_grad_()
         loss = module.poisson_nll_loss(s, y, reduction=reduction)
         results.append([loss, *torch.autograd.grad(loss, [s, y], contract.upstream_for(loss))])
@@ -191,7 +192,7 @@ def test_dtypes(name: str, autocast: bool, dtypes: tuple[str, str]) -> None:
     """Of outputs and gradients, with autocast and without, wherever torch has them."""
     results = []
     for module in (functional, torch_functional):
-        make = rules.Make()
+        make = Make()
         s, y = (make(5, 4).sigmoid().to(getattr(torch, dtype)).requires_grad_(i == 0) for i, dtype in enumerate(dtypes))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             others = (y, (y + 0.5)) if name == "gaussian_nll_loss" else (y,)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import rules
-from torch_manualbp.rules import CATALOGUE, Entry, Make, Rule, Sample
+from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
+from torch_manualbp.rules import Rule
 from torch_manualbp.verify import Matrix, contract_matrix
 from torch_manualbp.verify.contract import CHECKS, Case, Check, DoesNotApply, Outcome, check
 from torch_manualbp.verify.contract import matrix as command
@@ -32,7 +33,7 @@ def _samples(make: Make) -> Iterator[Sample]:
     yield Sample("matrix", (make(5, 4),))
 
 
-WRONG = (Entry(rules.Sigmoid, torch.sigmoid, _samples), Entry(Wrong, torch.tanh, _samples))
+WRONG = (Operation(rules.Sigmoid, torch.sigmoid, _samples), Operation(Wrong, torch.tanh, _samples))
 
 
 def arguments(*written: str) -> argparse.Namespace:
@@ -79,7 +80,7 @@ def test_an_error_in_a_rule_is_a_failure_of_its_name() -> None:
         def backward(ctx: Any, da: Tensor) -> Tensor:
             raise KeyError("planted")
 
-    matrix = contract_matrix([Entry(Broken, torch.tanh, _samples)], ["raw backward"])
+    matrix = contract_matrix([Operation(Broken, torch.tanh, _samples)], ["raw backward"])
     assert [o.reasons for o in matrix.failures] == [("KeyError: 'planted'",)] * 2
 
 
@@ -102,7 +103,7 @@ def test_every_check_says_what_is_owed() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="no check is named 'vamp'; there are: first derivatives, "):
         contract_matrix(WRONG, ["vamp"])
-    exempt = Entry(rules.Tanh, torch.tanh, _samples, exempt={"vamp": "no reason"})
+    exempt = Operation(rules.Tanh, torch.tanh, _samples, exempt={"vamp": "no reason"})
     with pytest.raises(ValueError, match="Tanh is exempt from 'vamp', which is no check"):
         contract_matrix([exempt])
 
@@ -127,7 +128,7 @@ def test_the_command_writes_files_and_returns_its_status(
         (["--rule", "Thanh"], "no rule is named 'Thanh'"),
         (["--check", "vamp"], "no check is named 'vamp'"),
         (["torch_manualbp.rules"], "write package.module:NAME"),
-        (["torch_manualbp.rules:Rule"], "is no list or tuple of Entry"),
+        (["torch_manualbp.rules:Rule"], "is no list or tuple of Operation"),
         (["no_such_package:CATALOGUE"], "No module named 'no_such_package'"),
     ],
 )
@@ -153,5 +154,5 @@ def test_checks_import_neither_pytest_nor_numpy() -> None:
 def test_a_rule_of_ones_own_needs_no_function() -> None:
     assert issubclass(Wrong, Rule)
     assert contract_matrix(WRONG[1:], ["autocast, bfloat16"]).cell("Wrong", "autocast, bfloat16") == "✗"
-    own = Entry(type("Own", (rules.Tanh,), {}), torch.tanh, _samples)
+    own = Operation(type("Own", (rules.Tanh,), {}), torch.tanh, _samples)
     assert contract_matrix([own], ["autocast, bfloat16"]).ok

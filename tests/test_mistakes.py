@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_manualbp.rules import Make
+from torch_manualbp.catalogue import Make
 from torch_manualbp.verify import verify
 from torch_manualbp.verify.mistakes import KINDS, MISTAKES, Mistake
 from torch_manualbp.verify.outputs import outputs

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from torch_manualbp import functional
+from torch_manualbp.catalogue import CATALOGUE, Make
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
-from torch_manualbp.rules import CATALOGUE, Hardsigmoid, Make, Rule
+from torch_manualbp.rules import Hardsigmoid, Rule
 from torch_manualbp.verify.contract import EXACT, assert_same, upstream_for
 from torch_manualbp.verify.outputs import outputs
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp import functional, nn
-from torch_manualbp.rules import CATALOGUE, Activation, Entry, Make, compile_formulas, evaluate
+from torch_manualbp.catalogue import CATALOGUE, Make, Operation
+from torch_manualbp.rules import Activation, compile_formulas, evaluate
 from torch_manualbp.rules.evaluate import LARGE
 from torch_manualbp.verify.contract.precision import minus_nan, number_by_number, special_values
 
@@ -21,7 +22,7 @@ ELEMENTWISE = [entry for entry in CATALOGUE if issubclass(entry.rule, Activation
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-def options_of(entry: Entry) -> Iterator[tuple[float, ...]]:
+def options_of(entry: Operation) -> Iterator[tuple[float, ...]]:
     seen = set()
     for sample in entry.samples(Make()):
         options = sample.args[1:]
@@ -41,7 +42,7 @@ def written_down(how: str | None) -> Iterator[None]:
         evaluate.write_down(before)
 
 
-def delta(entry: Entry, z: Tensor, g: Tensor, options: tuple[float, ...], how: str | None) -> Tensor:
+def delta(entry: Operation, z: Tensor, g: Tensor, options: tuple[float, ...], how: str | None) -> Tensor:
     """δ as a backward evaluates it (None), or a derived step."""
     with torch.no_grad(), written_down(how):
         a = entry.rule.forward(z, *options)
@@ -57,7 +58,7 @@ def pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return z.flatten(), g.flatten()
 
 
-def torchs(entry: Entry, options: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+def torchs(entry: Operation, options: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
     """torch's function; of Hardsigmoid, whose twin is none because of its 1/6 in float32, at NaN."""
     if entry.name == "Hardsigmoid":
         return lambda z: torch.where(z.isnan(), F.hardsigmoid(z), entry.twin(z))
@@ -75,7 +76,7 @@ def assert_as_torch(ours: Tensor, theirs: Tensor, z: Tensor, g: Tensor) -> None:
 @pytest.mark.parametrize("how", [None, "lean", "rows", "pure"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("entry", ELEMENTWISE, ids=lambda e: e.name)
-def test_every_size(entry: Entry, dtype: torch.dtype, how: str | None) -> None:
+def test_every_size(entry: Operation, dtype: torch.dtype, how: str | None) -> None:
     few_z, few_g = pairs(dtype)
     for options in options_of(entry):
         alone = number_by_number(torchs(entry, options), few_z, few_g)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import rules
-from torch_manualbp.rules import Make, Rule
+from torch_manualbp.catalogue import Make
+from torch_manualbp.rules import Rule
 from torch_manualbp.verify.contract import assert_same, leaves, upstream_for
 
 double, single, complex_ = Make(), Make(torch.float32), Make(torch.complex128)

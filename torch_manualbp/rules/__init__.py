@@ -16,12 +16,12 @@ g          ``g``        the upstream gradient of a loss
 ⇒                       between a forward and the backward that follows from it
 ========== ============ ==========================================================================================
 
-``CATALOGUE`` lists every rule with its torch twin and sample inputs. A rule is tested by being listed in it.
+:mod:`torch_manualbp.catalogue` lists every rule with its torch twin and sample inputs. A rule is tested by being listed
+there.
 """
 
 from torch_manualbp.rules import activation, linear, loss, structure
 from torch_manualbp.rules.activation import *  # noqa: F403
-from torch_manualbp.rules.catalogue import CATALOGUE, Entry, Make, Sample
 from torch_manualbp.rules.evaluate import compile_formulas
 from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
@@ -29,5 +29,5 @@ from torch_manualbp.rules.products import use_onednn
 from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.structure import *  # noqa: F403
 
-__all__ = ["CATALOGUE", "Entry", "Make", "Rule", "Sample", "compile_formulas", "use_onednn"]
+__all__ = ["Rule", "compile_formulas", "use_onednn"]
 __all__ += activation.__all__ + linear.__all__ + loss.__all__ + structure.__all__

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
-from torch_manualbp.rules import CATALOGUE, Entry, Make, Sample
+from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
 from torch_manualbp.verify.outputs import joined
 
 __all__ = ["DTYPES", "Accuracy", "add_arguments", "main", "measure", "ulp"]
@@ -96,7 +96,7 @@ def ulp(reference: Tensor, dtype: torch.dtype) -> Tensor:
     return info.eps * (exponent.double() - 1).exp2()
 
 
-def measure(entry: Entry, dtype: torch.dtype) -> list[Accuracy]:
+def measure(entry: Operation, dtype: torch.dtype) -> list[Accuracy]:
     """The accuracy of the output and of every gradient of a rule.
 
     Raises:
@@ -110,7 +110,7 @@ def measure(entry: Entry, dtype: torch.dtype) -> list[Accuracy]:
     return [_accuracy(entry, dtype, result, of_result) for result, of_result in points.items()]
 
 
-def _accuracy(entry: Entry, dtype: torch.dtype, result: str, points: Sequence[_Points]) -> Accuracy:
+def _accuracy(entry: Operation, dtype: torch.dtype, result: str, points: Sequence[_Points]) -> Accuracy:
     ours, theirs, slack, octave = (
         torch.cat([getattr(p, name) for p in points]) for name in ("ours", "torch", "slack", "octave")
     )
@@ -155,7 +155,7 @@ def _percentile(errors: Tensor) -> float:
     return errors.sort().values[math.ceil(0.999 * errors.numel()) - 1].item()
 
 
-def _all_points(entry: Entry, dtype: torch.dtype) -> Iterator[list[_Points]]:
+def _all_points(entry: Operation, dtype: torch.dtype) -> Iterator[list[_Points]]:
     samples = list(entry.samples(Make()))
     seen, gridded = set(), set()
     for sample in samples:
@@ -182,7 +182,7 @@ def _gridded(sample: Sample) -> list[int]:
     return [i for i, a in enumerate(sample.args) if isinstance(a, Tensor) and (a.numel() > 1 or not a.dim())]
 
 
-def _is_pointwise(entry: Entry, sample: Sample) -> bool:
+def _is_pointwise(entry: Operation, sample: Sample) -> bool:
     """Whether each entry of the output depends on one entry of each argument: by its Jacobians, which are diagonal."""
     positions = _gridded(sample)
     if not positions or any(sample.args[i].is_complex() for i in positions):
@@ -206,7 +206,7 @@ def _is_pointwise(entry: Entry, sample: Sample) -> bool:
     return all(j.shape == (7, 7) and not (j - j.diag().diag()).any() for j in jacobians)
 
 
-def _on_grid(entry: Entry, sample: Sample, dtype: torch.dtype, upstream: str) -> list[_Points]:
+def _on_grid(entry: Operation, sample: Sample, dtype: torch.dtype, upstream: str) -> list[_Points]:
     positions = _gridded(sample)
     options = [float(a) for a in sample.args if isinstance(a, (int, float)) and not isinstance(a, bool)]
     drawn = [[s.args[i] for s in entry.samples(Make()) if isinstance(s.args[i], Tensor)] for i in positions]
@@ -290,7 +290,7 @@ def _octave(t: Tensor, width: int) -> Tensor:
 # Samples
 
 
-def _on_samples(entry: Entry, name: str, dtype: torch.dtype, scale: float) -> list[_Points]:
+def _on_samples(entry: Operation, name: str, dtype: torch.dtype, scale: float) -> list[_Points]:
     """All seeds of one sample, its numbers multiplied by the scale where they may be."""
     points: dict[str, list[_Points]] = {}
     for seed in range(SEEDS):
@@ -313,7 +313,7 @@ def _on_samples(entry: Entry, name: str, dtype: torch.dtype, scale: float) -> li
 
 
 def _compared(
-    entry: Entry, args: Sequence[Any], learning: list[int], g: Tensor, octave: Tensor | None, pointwise: bool
+    entry: Operation, args: Sequence[Any], learning: list[int], g: Tensor, octave: Tensor | None, pointwise: bool
 ) -> list[_Points]:
     """Both errors of the output and of each gradient."""
     dtype = g.dtype
@@ -407,7 +407,7 @@ def _errors(result: Tensor, reference: Tensor, spacing: Tensor, has_nan: Tensor)
 
 
 def _moved_pointwise(
-    entry: Entry, wide: Sequence[Any], learning: Sequence[int], g: Tensor, dtype: torch.dtype
+    entry: Operation, wide: Sequence[Any], learning: Sequence[int], g: Tensor, dtype: torch.dtype
 ) -> list[Tensor]:
     """By how much each result of the reference moves when each argument moves by one ulp: by its derivatives."""
     leaves = [wide[i].detach().clone().requires_grad_() for i in learning]
@@ -427,7 +427,9 @@ def _moved_pointwise(
     return moved
 
 
-def _moved(entry: Entry, wide: Sequence[Any], learning: Sequence[int], g: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def _moved(
+    entry: Operation, wide: Sequence[Any], learning: Sequence[int], g: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
     """The same where every entry depends on all: by the largest difference that random moves make."""
     start = _results(entry.twin, wide, learning, g.double())
     moved = [torch.zeros_like(t) for t in start]

@@ -4,7 +4,7 @@ A rule is held to it by being listed in a catalogue, ours or one's own::
 
     from torch_manualbp.verify import contract_matrix
 
-    print(contract_matrix([Entry(MyRule, the_same_in_torch_operations, samples)]))
+    print(contract_matrix([Operation(MyRule, the_same_in_torch_operations, samples)]))
 
 ``CHECKS`` are the claims in the order of the matrix's columns; each takes a :class:`Case`, a rule with one of its
 samples, and raises AssertionError where the rule breaks the claim, or :class:`DoesNotApply` with the reason.

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules import CATALOGUE, Entry, Make, Rule
+from torch_manualbp.catalogue import CATALOGUE, Make, Operation
+from torch_manualbp.rules import Rule
 from torch_manualbp.verify.outputs import of_one_output
 
 __all__ = [
@@ -46,7 +47,7 @@ class DoesNotApply(Exception):
 class Case:
     """A rule and the name of one of its samples."""
 
-    entry: Entry
+    entry: Operation
     sample: str
 
     def __str__(self) -> str:
@@ -105,14 +106,14 @@ class Case:
         return self.entry.exempt.get(check if variant is None else f"{check}, {variant}")
 
 
-def cases(entries: Sequence[Entry] = CATALOGUE) -> Iterator[Case]:
+def cases(entries: Sequence[Operation] = CATALOGUE) -> Iterator[Case]:
     """Every sample of every rule."""
     for entry in entries:
         for sample in entry.samples(Make()):
             yield Case(entry, sample.name)
 
 
-def case_of(rule: type[Rule], sample: str, entries: Sequence[Entry] = CATALOGUE) -> Case:
+def case_of(rule: type[Rule], sample: str, entries: Sequence[Operation] = CATALOGUE) -> Case:
     (entry,) = (e for e in entries if e.rule is rule)
     return Case(entry, sample)
 

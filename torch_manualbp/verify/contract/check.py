@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from torch_manualbp.rules import Entry
+from torch_manualbp.catalogue import Operation
 from torch_manualbp.verify.contract import derivatives, layout, memory, precision, surroundings, tangents, transforms
 from torch_manualbp.verify.contract.case import Case, DoesNotApply
 
@@ -105,7 +105,7 @@ def check(name: str) -> Check:
     raise ValueError(f"no check is named {name!r}; there are: {', '.join(c.name for c in CHECKS)}")
 
 
-def check_of_exemption(entry: Entry, key: str) -> Check:
+def check_of_exemption(entry: Operation, key: str) -> Check:
     """The check that a key of ``entry.exempt`` speaks of: its name, or its name, a comma and what part of it."""
     named = [c for c in CHECKS if key == c.name or key.startswith(f"{c.name}, ")]
     if not named:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad, gradcheck, gradgradcheck
 
-from torch_manualbp.rules import Make
+from torch_manualbp.catalogue import Make
 from torch_manualbp.verify.contract.case import (
     Case,
     DoesNotApply,

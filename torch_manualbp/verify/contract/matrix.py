@@ -15,7 +15,7 @@ from string import ascii_lowercase
 import torch
 
 from torch_manualbp._tables import write
-from torch_manualbp.rules import CATALOGUE, Entry
+from torch_manualbp.catalogue import CATALOGUE, Operation
 from torch_manualbp.verify.contract.case import Case, cases
 from torch_manualbp.verify.contract.check import CHECKS, Check, Outcome, check, check_of_exemption, run
 
@@ -149,7 +149,7 @@ def _letters(i: int) -> str:
 
 
 def contract_matrix(
-    entries: Iterable[Entry] = CATALOGUE,
+    entries: Iterable[Operation] = CATALOGUE,
     checks: Iterable[str | Check] | None = None,
     *,
     all_samples: bool = False,
@@ -185,14 +185,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _row(entry: Entry, checks: Sequence[Check], all_samples: bool) -> Iterator[Outcome]:
+def _row(entry: Operation, checks: Sequence[Check], all_samples: bool) -> Iterator[Outcome]:
     of_rule: list[Case] = list(cases([entry]))
     for c in checks:
         for case in of_rule if all_samples or not c.slow else of_rule[:1]:
             yield run(c, case)
 
 
-def _refuse_unknown_exemptions(entry: Entry) -> None:
+def _refuse_unknown_exemptions(entry: Operation) -> None:
     for key in entry.exempt:
         check_of_exemption(entry, key)
 
@@ -249,7 +249,7 @@ def _show_progress(rule: str) -> None:
     print(f"\r{rule:<40}", end="", file=sys.stderr, flush=True)
 
 
-def _catalogue(where: str | None) -> Sequence[Entry]:
+def _catalogue(where: str | None) -> Sequence[Operation]:
     if where is None:
         return CATALOGUE
     module_name, _, name = where.partition(":")
@@ -260,6 +260,6 @@ def _catalogue(where: str | None) -> Sequence[Entry]:
         catalogue = getattr(importlib.import_module(module_name), name, None)
     finally:
         sys.path.remove("")
-    if not isinstance(catalogue, list | tuple) or not all(isinstance(e, Entry) for e in catalogue):
-        raise ValueError(f"{where!r} is no list or tuple of Entry")
+    if not isinstance(catalogue, list | tuple) or not all(isinstance(e, Operation) for e in catalogue):
+        raise ValueError(f"{where!r} is no list or tuple of Operation")
     return catalogue

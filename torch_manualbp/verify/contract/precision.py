@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules import Make
+from torch_manualbp.catalogue import Make
 from torch_manualbp.verify.contract.case import (
     Case,
     DoesNotApply,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from torch_manualbp import functional
-from torch_manualbp.rules import Make
+from torch_manualbp.catalogue import Make
 from torch_manualbp.verify.contract.case import Case, DoesNotApply, assert_same, leaves, refusal, upstream_for
 
 __all__ = ["autocasts_as_torch", "runs_on_fake_tensors", "runs_on_the_meta_device"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import GELU, AbsoluteError, Divide, Hardtanh, MeanSquaredError, ReLU, ReLU6, Tanh
-from torch_manualbp.rules.catalogue import Make
 from torch_manualbp.rules.rule import widened
 from torch_manualbp.verify.mistakes.mistake import Mistake
 

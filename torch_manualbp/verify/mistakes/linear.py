@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import Bilinear, Linear, bilinear_input_gradient
-from torch_manualbp.rules.catalogue import Make
 from torch_manualbp.verify.mistakes.mistake import Mistake
 
 __all__ = ["LINEAR"]

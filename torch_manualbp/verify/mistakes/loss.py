@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import (
     BinaryCrossEntropyWithLogits,
     CrossEntropy,
@@ -19,7 +20,6 @@ from torch_manualbp.rules import (
     NegativeLogLikelihood,
     PoissonNegativeLogLikelihood,
 )
-from torch_manualbp.rules.catalogue import Make
 from torch_manualbp.rules.loss.binary import binary_cross_entropy_with_logits_derivative
 from torch_manualbp.rules.loss.classification import divergence_derivative
 from torch_manualbp.rules.loss.regression import gaussian_variance_derivative

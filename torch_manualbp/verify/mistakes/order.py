@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import Huber, Linear, Sigmoid, Tanh, huber_derivative
-from torch_manualbp.rules.catalogue import Make
 from torch_manualbp.rules.rule import widened
 from torch_manualbp.verify.mistakes.mistake import Mistake
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_manualbp import functional
+from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import Linear, Sigmoid, Tanh
-from torch_manualbp.rules.catalogue import Make
 from torch_manualbp.verify.mistakes.mistake import Mistake
 
 __all__ = ["SURROUNDINGS"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
+from torch_manualbp.catalogue.operation import Make, Operation, Sample
 from torch_manualbp.rules.linear import Bilinear, Identity, Linear
 
 __all__ = ["LINEAR"]
@@ -41,14 +41,14 @@ def _any_shape(make: Make) -> Iterator[Sample]:
     yield Sample("empty batch", (make(0, 4),))
 
 
-LINEAR: tuple[Entry, ...] = (
-    Entry(Linear, F.linear, _linear_samples, complex=True, cancels=True),
-    Entry(
+LINEAR: tuple[Operation, ...] = (
+    Operation(Linear, F.linear, _linear_samples, complex=True, cancels=True),
+    Operation(
         Bilinear,
         F.bilinear,
         _bilinear_samples,
         cancels=True,
         exempt={"infinities": "torch adds up ∞ and −∞ of the neurons, which is NaN; ours multiplies their sum by ∞"},
     ),
-    Entry(Identity, torch.Tensor.clone, _any_shape, complex=True),
+    Operation(Identity, torch.Tensor.clone, _any_shape, complex=True),
 )

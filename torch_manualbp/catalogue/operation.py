@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_manualbp.rules.rule import Rule
 
-__all__ = ["Entry", "Make", "Sample"]
+__all__ = ["Make", "Operation", "Sample"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Make:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Operation:
     """A rule, the torch function of the same arguments, and samples that between them take every branch."""
 
     rule: type[Rule]

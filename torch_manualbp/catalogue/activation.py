@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.catalogue.operation import Make, Operation, Sample
 from torch_manualbp.rules.activation import (
     CELU,
     ELU,
@@ -39,7 +40,6 @@ from torch_manualbp.rules.activation import (
     Tanh,
     Threshold,
 )
-from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
 from torch_manualbp.rules.rule import widened
 
 __all__ = ["ACTIVATIONS"]
@@ -120,16 +120,16 @@ def _gelu_tanh_by_sigmoid(z: Tensor) -> Tensor:
     return z * torch.sigmoid(math.sqrt(8 / math.pi) * (z + 0.044715 * z**3))
 
 
-ACTIVATIONS: tuple[Entry, ...] = (
-    Entry(
+ACTIVATIONS: tuple[Operation, ...] = (
+    Operation(
         CELU,
         F.celu,
         _elementwise(1.0, also=(0.5,)),
         exempt=_special_values(OVERFLOWS, "float64", "float32", "bfloat16"),
     ),
-    Entry(ELU, F.elu, _elementwise(1.0, also=(0.5,))),
-    Entry(GELU, F.gelu, _elementwise(), cancels=True),
-    Entry(
+    Operation(ELU, F.elu, _elementwise(1.0, also=(0.5,))),
+    Operation(GELU, F.gelu, _elementwise(), cancels=True),
+    Operation(
         GELUTanh,
         _gelu_tanh,
         _elementwise(),
@@ -140,9 +140,9 @@ ACTIVATIONS: tuple[Entry, ...] = (
             **_special_values(INFINITE_BY_ZERO, "float64", "float32", "float16", "bfloat16"),
         },
     ),
-    Entry(GLU, F.glu, _glu_samples),
-    Entry(Hardshrink, F.hardshrink, _elementwise(0.5)),
-    Entry(
+    Operation(GLU, F.glu, _glu_samples),
+    Operation(Hardshrink, F.hardshrink, _elementwise(0.5)),
+    Operation(
         Hardsigmoid,
         _hardsigmoid,
         _elementwise(),
@@ -151,39 +151,39 @@ ACTIVATIONS: tuple[Entry, ...] = (
             "NaN, number": "the twin's minimum lets the gradient of one NaN pass; torch's own function has 0, as ours",
         },
     ),
-    Entry(
+    Operation(
         Hardswish,
         F.hardswish,
         _elementwise(),
         twin_for_second=_hardswish,
     ),
-    Entry(Hardtanh, F.hardtanh, _elementwise(-1.0, 1.0, also=(0.5, 2.5))),
-    Entry(LeakyReLU, F.leaky_relu, _elementwise(0.01, also=(-0.5,))),
-    Entry(LogSigmoid, F.logsigmoid, _elementwise()),
-    Entry(LogSoftmax, torch.log_softmax, _along_samples, cancels=True),
-    Entry(Mish, F.mish, _elementwise(), cancels=True),
-    Entry(PReLU, torch.prelu, _prelu_samples),
-    Entry(ReLU, torch.relu, _elementwise()),
-    Entry(ReLU6, F.relu6, _elementwise()),
-    Entry(RReLU, torch.mul, _rrelu_samples, constants=frozenset({1})),
-    Entry(
+    Operation(Hardtanh, F.hardtanh, _elementwise(-1.0, 1.0, also=(0.5, 2.5))),
+    Operation(LeakyReLU, F.leaky_relu, _elementwise(0.01, also=(-0.5,))),
+    Operation(LogSigmoid, F.logsigmoid, _elementwise()),
+    Operation(LogSoftmax, torch.log_softmax, _along_samples, cancels=True),
+    Operation(Mish, F.mish, _elementwise(), cancels=True),
+    Operation(PReLU, torch.prelu, _prelu_samples),
+    Operation(ReLU, torch.relu, _elementwise()),
+    Operation(ReLU6, F.relu6, _elementwise()),
+    Operation(RReLU, torch.mul, _rrelu_samples, constants=frozenset({1})),
+    Operation(
         SELU,
         torch.selu,
         _elementwise(),
         exempt=_special_values(OVERFLOWS, "float64", "float32", "bfloat16"),
     ),
-    Entry(Sigmoid, torch.sigmoid, _elementwise(), complex=True),
-    Entry(SiLU, F.silu, _elementwise(), cancels=True),
-    Entry(Softmax, torch.softmax, _along_samples, cancels=True),
-    Entry(Softmin, F.softmin, _along_samples, cancels=True),
-    Entry(
+    Operation(Sigmoid, torch.sigmoid, _elementwise(), complex=True),
+    Operation(SiLU, F.silu, _elementwise(), cancels=True),
+    Operation(Softmax, torch.softmax, _along_samples, cancels=True),
+    Operation(Softmin, F.softmin, _along_samples, cancels=True),
+    Operation(
         Softplus,
         F.softplus,
         _elementwise(1.0, 20.0, also=(2.0, 1.5)),
         exempt=_special_values(OVERFLOWS, "float64", "float32", "bfloat16"),
     ),
-    Entry(Softshrink, F.softshrink, _elementwise(0.5)),
-    Entry(
+    Operation(Softshrink, F.softshrink, _elementwise(0.5)),
+    Operation(
         Softsign,
         F.softsign,
         _elementwise(),
@@ -193,6 +193,6 @@ ACTIVATIONS: tuple[Entry, ...] = (
             **_special_values(SUBTRACTS_INFINITIES, "float64", "float32", "float16", "bfloat16"),
         },
     ),
-    Entry(Tanh, torch.tanh, _elementwise(), complex=True),
-    Entry(Threshold, F.threshold, _elementwise(0.1, 0.2)),
+    Operation(Tanh, torch.tanh, _elementwise(), complex=True),
+    Operation(Threshold, F.threshold, _elementwise(0.1, 0.2)),
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
+from torch_manualbp.catalogue.operation import Make, Operation, Sample
 from torch_manualbp.rules.loss import (
     AbsoluteError,
     BinaryCrossEntropy,
@@ -231,24 +231,24 @@ def _cross_entropy(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, re
     return F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
 
 
-LOSSES: tuple[Entry, ...] = (
-    Entry(
+LOSSES: tuple[Operation, ...] = (
+    Operation(
         AbsoluteError,
         _absolute_value,
         _absolute_error_samples,
         complex=True,
     ),
-    Entry(SmoothAbsoluteError, _smooth_l1_loss, _pair_samples(0.8)),
-    Entry(Huber, _huber_loss, _pair_samples(0.8)),
-    Entry(MeanSquaredError, _mse_loss, _pair_samples()),
-    Entry(
+    Operation(SmoothAbsoluteError, _smooth_l1_loss, _pair_samples(0.8)),
+    Operation(Huber, _huber_loss, _pair_samples(0.8)),
+    Operation(MeanSquaredError, _mse_loss, _pair_samples()),
+    Operation(
         CrossEntropy,
         _cross_entropy,
         _cross_entropy_samples,
         constants=frozenset({2}),
         cancels=True,
     ),
-    Entry(
+    Operation(
         CrossEntropyProbabilities,
         _cross_entropy,
         _cross_entropy_probabilities_samples,
@@ -258,35 +258,35 @@ LOSSES: tuple[Entry, ...] = (
             "keeps log p and y",
         },
     ),
-    Entry(NegativeLogLikelihood, _nll_loss, _negative_log_likelihood_samples, constants=frozenset({2})),
-    Entry(
+    Operation(NegativeLogLikelihood, _nll_loss, _negative_log_likelihood_samples, constants=frozenset({2})),
+    Operation(
         GaussianNegativeLogLikelihood,
         _gaussian_nll_loss,
         _gaussian_samples,
         cancels=True,
     ),
-    Entry(
+    Operation(
         PoissonNegativeLogLikelihood,
         _poisson_nll_loss,
         _poisson_samples,
         cancels=True,
     ),
-    Entry(
+    Operation(
         KullbackLeiblerDivergence,
         _kl_div,
         _divergence_samples,
         cancels=True,
     ),
-    Entry(
+    Operation(
         BinaryCrossEntropy,
         _binary_cross_entropy,
         _binary_cross_entropy_samples,
         constants=frozenset({2}),
         twin_for_second=_binary_cross_entropy_by_logarithms,
     ),
-    Entry(BinaryCrossEntropyWithLogits, _with_logits, _with_logits_samples, constants=frozenset({2, 3})),
-    Entry(HingeEmbedding, _hinge_embedding_loss, _hinge_embedding_samples, constants=frozenset({1})),
-    Entry(
+    Operation(BinaryCrossEntropyWithLogits, _with_logits, _with_logits_samples, constants=frozenset({2, 3})),
+    Operation(HingeEmbedding, _hinge_embedding_loss, _hinge_embedding_samples, constants=frozenset({1})),
+    Operation(
         SoftMargin,
         _soft_margin_loss,
         _soft_margin_samples,

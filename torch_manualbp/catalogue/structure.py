@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
+from torch_manualbp.catalogue.operation import Make, Operation, Sample
 from torch_manualbp.rules.structure import (
     Add,
     Cast,
@@ -162,16 +162,16 @@ KEEPS_ITS_ARGUMENT = (
     "before backward is an error"
 )
 
-STRUCTURE: tuple[Entry, ...] = (
-    Entry(Add, _add, _add_samples, complex=True),
-    Entry(Cast, Tensor.to, _cast_samples, complex=True),
-    Entry(Cat, _cat, _cat_samples, complex=True),
-    Entry(Difference, _difference, _difference_samples, complex=True),
-    Entry(Divide, torch.div, _divide_samples, complex=True),
-    Entry(Dropout, torch.mul, _dropout_samples, constants=frozenset({1})),
-    Entry(Expand, Tensor.expand, _expand_samples, complex=True),
-    Entry(Index, _index, _index_samples, complex=True),
-    Entry(
+STRUCTURE: tuple[Operation, ...] = (
+    Operation(Add, _add, _add_samples, complex=True),
+    Operation(Cast, Tensor.to, _cast_samples, complex=True),
+    Operation(Cat, _cat, _cat_samples, complex=True),
+    Operation(Difference, _difference, _difference_samples, complex=True),
+    Operation(Divide, torch.div, _divide_samples, complex=True),
+    Operation(Dropout, torch.mul, _dropout_samples, constants=frozenset({1})),
+    Operation(Expand, Tensor.expand, _expand_samples, complex=True),
+    Operation(Index, _index, _index_samples, complex=True),
+    Operation(
         MatMul,
         torch.matmul,
         _matmul_samples,
@@ -179,15 +179,15 @@ STRUCTURE: tuple[Entry, ...] = (
         cancels=True,
         exempt={f"changes in place, argument {i}": KEEPS_ITS_ARGUMENT for i in (0, 1)},
     ),
-    Entry(Mean, torch.mean, _over_samples, complex=True),
-    Entry(Multiply, torch.mul, _multiply_samples, complex=True),
-    Entry(Negate, torch.neg, _negate_samples, complex=True),
-    Entry(Permute, torch.permute, _permute_samples, complex=True),
-    Entry(Reshape, torch.reshape, _reshape_samples, complex=True),
-    Entry(Slice, Tensor.__getitem__, _slice_samples, complex=True),
-    Entry(Split, torch.split, _split_samples, complex=True),
-    Entry(Stack, _stack, _stack_samples, complex=True),
-    Entry(Sum, torch.sum, _over_samples, complex=True),
-    Entry(Transpose, torch.transpose, _transpose_samples, complex=True),
-    Entry(Unbind, torch.unbind, _unbind_samples, complex=True),
+    Operation(Mean, torch.mean, _over_samples, complex=True),
+    Operation(Multiply, torch.mul, _multiply_samples, complex=True),
+    Operation(Negate, torch.neg, _negate_samples, complex=True),
+    Operation(Permute, torch.permute, _permute_samples, complex=True),
+    Operation(Reshape, torch.reshape, _reshape_samples, complex=True),
+    Operation(Slice, Tensor.__getitem__, _slice_samples, complex=True),
+    Operation(Split, torch.split, _split_samples, complex=True),
+    Operation(Stack, _stack, _stack_samples, complex=True),
+    Operation(Sum, torch.sum, _over_samples, complex=True),
+    Operation(Transpose, torch.transpose, _transpose_samples, complex=True),
+    Operation(Unbind, torch.unbind, _unbind_samples, complex=True),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.catalogue.entry import Entry, Make, Sample
+from torch_manualbp.catalogue.operation import Make, Operation, Sample
 from torch_manualbp.rules.loss.embedding import CosineEmbedding, TripletMargin, VectorNorm
 from torch_manualbp.rules.loss.margin import MarginRanking, MultiLabelMargin, MultiLabelSoftMargin, MultiMargin
 
@@ -162,27 +162,27 @@ def _multi_label_soft_margin(s: Tensor, y: Tensor, w: Tensor | None, reduction: 
     return F.multilabel_soft_margin_loss(s, y, w, reduction=reduction)
 
 
-MARGINS: tuple[Entry, ...] = (
-    Entry(VectorNorm, _vector_norm, _vector_norm_samples, complex=True),
-    Entry(
+MARGINS: tuple[Operation, ...] = (
+    Operation(VectorNorm, _vector_norm, _vector_norm_samples, complex=True),
+    Operation(
         CosineEmbedding,
         _cosine_embedding,
         _cosine_samples,
         constants=frozenset({2}),
         cancels=True,
     ),
-    Entry(
+    Operation(
         MarginRanking,
         _margin_ranking,
         _ranking_samples,
     ),
-    Entry(
+    Operation(
         MultiLabelMargin,
         _multi_label_margin,
         _multi_label_margin_samples,
         twin_for_second=_multi_label_margin_by_pairs,
     ),
-    Entry(
+    Operation(
         MultiLabelSoftMargin,
         _multi_label_soft_margin,
         _multi_label_soft_margin_samples,
@@ -191,7 +191,7 @@ MARGINS: tuple[Entry, ...] = (
             "input; ours keeps s and y",
         },
     ),
-    Entry(
+    Operation(
         MultiMargin,
         _multi_margin,
         _multi_margin_samples,
@@ -199,7 +199,7 @@ MARGINS: tuple[Entry, ...] = (
         cancels=True,
         twin_for_second=_multi_margin_by_pairs,
     ),
-    Entry(
+    Operation(
         TripletMargin,
         _triplet_margin,
         _triplet_samples,
