@@ -1,32 +1,25 @@
-"""Runs a model's rules forward, then backward, in autograd's place, and writes down the torch calls that they make.
+"""Runs a model with its rules in autograd's place, and records the torch calls that they make.
 
-::
-
-    a¹ = x                                  forward: each rule's ``forward`` and ``setup_context``, in the model's order
-    ∂C/∂(output) of the loss = 1
-    ∂C/∂(arguments) = rule.backward         backward: the same rules in the opposite order; where a tensor was used
-                                            more than once its gradients are added up
+What is called beside the rules is looked at here: what has a rule becomes one, what nothing is learnt from is recorded
+as it is, and what no program can do is refused by name.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Module
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import resolve_name
 from torch.utils import _pytree as pytree
 
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched, wrappers
+from torch_manualbp.derive.history import Application
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.program import (
     CONSTANT,
@@ -34,17 +27,18 @@ from torch_manualbp.derive.program import (
     MADE,
     PARAMETER,
     NoMemoryError,
-    Program,
     Value,
     leaves_of,
+    mapped,
     words,
 )
+from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous
 from torch_manualbp.functional.known import function_of_entries, is_activation
 from torch_manualbp.rules.evaluate import write_down
 from torch_manualbp.rules.linear import Linear
 from torch_manualbp.rules.rule import Rule, put_on_tape
 
-__all__ = ["Node", "NotDerivableError", "Tape", "one_at_a_time"]
+__all__ = ["Node", "NotDerivableError", "Tape", "formulas", "identifier", "one_at_a_time"]
 
 
 class NotDerivableError(RuntimeError):
@@ -64,47 +58,6 @@ one_at_a_time = threading.RLock()
 
 def _nothing(path: str) -> None:
     """Nothing is to be done at a call."""
-
-
-class Context:
-    """What a rule's ``setup_context`` and ``backward`` take for autograd's ``ctx``."""
-
-    def __init__(self, needs_input_grad: tuple[bool, ...], kept: Callable[[Tensor], Tensor] = lambda t: t) -> None:
-        self.needs_input_grad = needs_input_grad
-        self.saved_tensors: tuple[Tensor | None, ...] = ()
-        self.non_differentiable: tuple[Tensor, ...] = ()
-        self.materializes_grads = True
-        self._kept = kept
-
-    def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Keep the numbers of now: a later change in place gives the tensor object others."""
-        self.saved_tensors = tuple(None if t is None else self._kept(t) for t in tensors)
-
-    def save_for_forward(self, *tensors: Tensor | None) -> None:
-        """Nothing: there is no forward mode here."""
-
-    def mark_non_differentiable(self, *tensors: Tensor) -> None:
-        self.non_differentiable = tensors
-
-    def set_materialize_grads(self, value: bool) -> None:
-        self.materializes_grads = value
-
-
-@dataclass(eq=False)
-class Node:
-    """One application of a rule on the way forward."""
-
-    rule: type[Rule]
-    ctx: Context
-    path: str
-    arguments: tuple[Value | None, ...]
-    """Those that need a gradient; None in the other places."""
-
-    outputs: tuple[Value, ...]
-    is_tuple: bool
-    title: tuple[str, ...] = ()
-    delta: Value | None = None
-    """∂C/∂(first output), once it is known."""
 
 
 READS = words("__format__ item __bool__ __int__ __float__ __index__ __contains__ tolist numpy __array__")
@@ -142,7 +95,7 @@ SHAPED = words(
 """What takes of a tensor its shape and dtype alone."""
 
 
-class Tape(TorchFunctionMode):
+class Tape(RuleRunner):
     """Under it rules, and what has a rule, are run and written down.
 
     Args:
@@ -153,13 +106,11 @@ class Tape(TorchFunctionMode):
     def __init__(self, how: str = "lean", device: str = "cpu") -> None:
         super().__init__()
         self.how = how
-        self.device = device
-        self.program = Program()
-        self.nodes: list[Node] = []
-        self.problems: list[tuple[str, str, str]] = []
-        self.gradients: dict[Value, Value] = {}
-        """∂C/∂(parameter)."""
+        self.device = self.device_type = device
+        self.applications: list[Application] = []
+        """The rules that were applied, in order."""
 
+        self.problems: list[tuple[str, str, str]] = []
         self.activations: dict[Value, tuple[Value, Any]] = {}
         """By z, the a that an activation made of it, and the function of entries that it is, if it is."""
 
@@ -175,11 +126,8 @@ class Tape(TorchFunctionMode):
         """Whether somebody, who may be another thread, drew random numbers that are not torch's."""
 
         self._thread = threading.get_ident()
-        self._learns: set[Value] = set()
         self._uneven: set[int] = set()
         self._foreign: set[int] = set()  # tensors that require grad, and that are not the model's
-        self._paths: list[str] = [""]
-        self._is_in_rule = False
         self._groups: dict[int, set[int]] = {}  # tensors that share memory in torch, where here they may be copies
         self._stale: dict[int, str] = {}
 
@@ -236,15 +184,6 @@ class Tape(TorchFunctionMode):
             finally:
                 put_on_tape(tape)
                 write_down(written)
-
-    @contextlib.contextmanager
-    def within(self, path: str) -> Iterator[None]:
-        """Count what happens to the module path ``path``."""
-        self._paths.append(path)
-        try:
-            yield
-        finally:
-            self._paths.pop()
 
     def _suspect(self) -> None:
         self.may_draw = True
@@ -367,7 +306,7 @@ class Tape(TorchFunctionMode):
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         if changed and (needs_gradient or any(map(self._is_held, changed))):
             self._refuse(f"{_named(function)} changes a tensor in place", "write it out of place")
-        elif needs_gradient and any(map(_is_continuous, leaves_of(output, Tensor))):
+        elif needs_gradient and any(map(is_continuous, leaves_of(output, Tensor))):
             todo = "use a layer of torch_manualbp.nn or an operation that has a rule, or write a Rule for it"
             self._refuse(f"{_named(function)} has no rule", todo)
         return output
@@ -375,63 +314,14 @@ class Tape(TorchFunctionMode):
     def apply(self, rule: type[Rule], args: tuple[Any, ...]) -> Any:
         """Run a rule: what ``rule.apply(*args)`` comes to under the tape."""
         learns = tuple(isinstance(arg, Tensor) and self._learns_from(arg) for arg in args)
-        path = self._paths[-1]
-        forward, backward = formulas(rule)
-        label = f"{path}: {rule.__name__}" if path else rule.__name__
-        with self._in_rule((label, *forward)):
-            output = rule.forward(*args)
-            outputs = (output,) if isinstance(output, Tensor) else tuple(output)
+        given, begin = mapped(args, Tensor, self.program.value), len(self.program.calls)
+        output = self.run(rule, args, learns)
+        with torch._C.DisableTorchFunction():  # this is not the model's question
             self._has_columns |= rule is Linear and not output.is_contiguous()
-            if not any(learns):
-                return output
-            ctx = Context(learns, self.program.same)
-            rule.setup_context(ctx, args, output)
-        values = tuple(self.program.value(t) for t in outputs)
-        arguments = tuple(self.program.value(a) if needs else None for a, needs in zip(args, learns, strict=True))
-        for t, value in zip(outputs, values, strict=True):
-            if _is_continuous(t) and not any(t is other for other in ctx.non_differentiable):
-                self._learns.add(value)
-        self._name(values, rule, path)
-        is_tuple = not isinstance(output, Tensor)
-        self.nodes.append(Node(rule, ctx, path, arguments, values, is_tuple, (label, *backward)))
+        outputs = tuple(self.program.value(t) for t in leaves_of(output, Tensor))
+        where = self._paths[-1], self.program.section, (begin, len(self.program.calls))
+        self.applications.append(Application(rule, given, learns, outputs, *where))
         return output
-
-    def _name(self, values: tuple[Value, ...], rule: type[Rule], path: str) -> None:
-        letter = _letter(rule)
-        for i, value in enumerate(values):
-            suffix = f"_{i}" if len(values) > 1 else ""
-            value.name = f"{letter}_{identifier(path)}{suffix}" if path else f"{letter}{suffix}"
-            value.is_named = True
-
-    @contextlib.contextmanager
-    def _in_rule(self, title: tuple[str, ...]) -> Iterator[None]:
-        """Write down each torch call, and give what it makes the name that the rule's own code has for it."""
-        self.program.title = title
-        suffix = f"_{identifier(self._paths[-1])}" if self._paths[-1] else ""
-        profile = sys.getprofile()
-        looks = profile is None or callable(profile)  # cProfile's cannot be set again: then names are the plain ones
-        self._is_in_rule = True
-        if looks:
-            sys.setprofile(self._namer(suffix))
-        try:
-            with torch.no_grad(), torch.autocast(self.device, enabled=False):
-                yield
-        finally:
-            if looks:
-                sys.setprofile(profile)
-            self._is_in_rule = False
-
-    def _namer(self, suffix: str) -> Callable[[FrameType, str, Any], None]:
-        def name_locals(frame: FrameType, event: str, arg: Any) -> None:
-            if event != "return" or "torch_manualbp/rules" not in frame.f_code.co_filename.replace("\\", "/"):
-                return
-            for name, local in frame.f_locals.items():
-                if type(local) is Tensor and self.program.knows(local):
-                    value = self.program.value(local)
-                    if not value.is_named and name not in ("output", "result", "t", "_"):
-                        value.name = f"{name}{suffix}"
-
-        return name_locals
 
     def _learns_from(self, tensor: Tensor) -> bool:
         if not torch.is_grad_enabled():
@@ -538,46 +428,6 @@ class Tape(TorchFunctionMode):
     def _refuse(self, what: str, todo: str) -> None:
         self.problems.append((self._paths[-1], what, todo))
 
-    # Backward
-
-    def backward(self, loss: Tensor, share: float = 1) -> None:
-        """Run the rules' backward from ∂C/∂C = 1, or this share of it, and leave the gradients of the parameters in
-        ``gradients``."""
-        one = torch.ones_like(loss) if share == 1 else torch.full_like(loss, share)
-        upstream_of_loss = self.program.value(one)
-        upstream_of_loss.name, upstream_of_loss.is_named = ("one" if share == 1 else "share"), True
-        gradients = {self.program.value(loss): one}
-        for node in reversed(self.nodes):
-            upstream = [gradients.pop(value, None) for value in node.outputs]
-            if all(g is None for g in upstream):
-                continue
-            with self.within(node.path), self._in_rule(node.title):
-                filled = [
-                    torch.zeros_like(value.tensor) if g is None and node.ctx.materializes_grads else g
-                    for g, value in zip(upstream, node.outputs, strict=True)
-                ]
-                node.delta = None if filled[0] is None else self.program.value(filled[0])
-                result = node.rule.backward(node.ctx, *filled)
-                result = result if isinstance(result, tuple) else (result,)
-                for value, g in zip(node.arguments, result, strict=True):
-                    if value is not None and g is not None:
-                        self._accumulate(gradients, value, g)
-        self.gradients = {
-            value: self.program.value(g) for value, g in gradients.items() if value.memory.origin == PARAMETER
-        }
-
-    def _accumulate(self, gradients: dict[Value, Tensor], value: Value, g: Tensor) -> None:
-        if g.shape != value.tensor.shape:
-            g = g.sum_to_size(value.tensor.shape)
-        if g.dtype != value.tensor.dtype:
-            g = g.to(value.tensor.dtype)
-        before = gradients.get(value)
-        total = g if before is None else torch.add(before, g)
-        gradients[value] = total
-        gradient = self.program.value(total)
-        if not gradient.is_named:
-            gradient.name, gradient.is_named = _gradient_name(value.name), True
-
 
 @contextlib.contextmanager
 def _following(tape: Tape, names: dict[int, str]) -> Iterator[None]:
@@ -624,47 +474,6 @@ _refusing: list[Tape] = []
 """The tapes that are running."""
 
 
-def formulas(rule: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The lines of the formula in a rule's docstring before the ⇒, and after it."""
-    doc = rule.__doc__ or ""
-    block = re.search(r"::\n\s*\n((?:[ \t]+\S.*\n|\s*\n)*?)(?=\S|\Z)", _dedented(doc))
-    lines = [] if block is None else [line.strip() for line in block.group(1).splitlines()]
-    while lines and not lines[-1]:
-        lines.pop()
-    if "⇒" not in lines:
-        return (), ()
-    at = lines.index("⇒")
-    after = [line for line in lines[at + 1 :] if line and not line.startswith("δ = ∂C/∂z  ")]  # which names, no more
-    return tuple(line for line in lines[:at] if line), tuple(after)
-
-
-def identifier(path: str) -> str:
-    """A module path as part of a Python name."""
-    name = re.sub(r"\W", "_", path)
-    return name if f"_{name}".isidentifier() else re.sub(r"\W", "_", path, flags=re.ASCII)
-
-
-def _dedented(doc: str) -> str:
-    first, _, rest = doc.partition("\n")
-    lines = rest.splitlines()
-    margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
-    return "\n".join([first, *(line[margin:] for line in lines)]) + "\n"
-
-
-def _letter(rule: type[Rule]) -> str:
-    """What the output of a rule is called: z of a layer with weights, a of an activation, C of a loss."""
-    module = rule.__module__
-    if module.endswith("rules.linear"):
-        return "z"
-    if ".activation" in module:
-        return "a"
-    return "C" if ".loss" in module else rule.__name__.lower()
-
-
-def _gradient_name(name: str) -> str:
-    return f"delta_{name[2:]}" if name.startswith("z_") else f"d{name}"
-
-
 def _named(function: Any) -> str:
     return resolve_name(function) or getattr(function, "__name__", repr(function))
 
@@ -701,8 +510,3 @@ _SIZED = words(
     "view reshape expand repeat tile unflatten split chunk narrow select tensor_split roll repeat_interleave "
     "new_zeros new_ones new_empty new_full broadcast_to"
 )
-
-
-def _is_continuous(t: Tensor) -> bool:
-    """Whether there are derivatives by it."""
-    return t.is_floating_point() or t.is_complex()

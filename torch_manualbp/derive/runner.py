@@ -1,0 +1,255 @@
+"""Runs rules forward, then backward, in autograd's place, and records the torch calls that they make.
+
+::
+
+    a¹ = x                                  forward: each rule's ``forward`` and ``setup_context``, in the model's order
+    ∂C/∂(output) of the loss = 1
+    ∂C/∂(arguments) = rule.backward         backward: the same rules in the opposite order; where a tensor was used
+                                            more than once its gradients are added up
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+import torch_manualbp
+from torch_manualbp.derive.program import PARAMETER, Program, Value
+from torch_manualbp.rules.rule import Rule, RuleWithByproducts
+
+__all__ = ["Context", "Node", "RuleRunner", "formulas", "identifier", "is_continuous"]
+
+OURS = tuple(str(Path(torch_manualbp.__file__).parent / room) for room in ("rules", "kernels"))
+"""Where the functions are whose local names a program takes over."""
+
+
+class Context:
+    """What a rule's ``setup_context`` and ``backward`` take for autograd's ``ctx``."""
+
+    def __init__(self, needs_input_grad: tuple[bool, ...], kept: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+        self.needs_input_grad = needs_input_grad
+        self.saved_tensors: tuple[Tensor | None, ...] = ()
+        self.non_differentiable: tuple[Tensor, ...] = ()
+        self.materializes_grads = True
+        self._kept = kept
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep the numbers of now: a later change in place gives the tensor object others."""
+        self.saved_tensors = tuple(None if t is None else self._kept(t) for t in tensors)
+
+    def save_for_forward(self, *tensors: Tensor | None) -> None:
+        """Nothing: there is no forward mode here."""
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        self.non_differentiable = tensors
+
+    def set_materialize_grads(self, value: bool) -> None:
+        self.materializes_grads = value
+
+
+@dataclass(eq=False)
+class Node:
+    """One application of a rule on the way forward."""
+
+    rule: type[Rule]
+    ctx: Context
+    path: str
+    arguments: tuple[Value | None, ...]
+    """Those that need a gradient; None in the other places."""
+
+    outputs: tuple[Value, ...]
+    is_tuple: bool
+    title: tuple[str, ...] = ()
+    delta: Value | None = None
+    """∂C/∂(first output), once it is known."""
+
+
+class RuleRunner(TorchFunctionMode):
+    """Runs rules in autograd's place. What of torch is called outside of rules is a subclass's to record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.program = Program()
+        self.nodes: list[Node] = []
+        self.gradients: dict[Value, Value] = {}
+        """∂C/∂(parameter)."""
+
+        self._learns: set[Value] = set()
+        self._paths: list[str] = [""]
+        self._is_in_rule = False
+
+    @contextlib.contextmanager
+    def within(self, path: str) -> Iterator[None]:
+        """Count what happens to the module path ``path``."""
+        self._paths.append(path)
+        try:
+            yield
+        finally:
+            self._paths.pop()
+
+    def run(self, rule: type[Rule], args: tuple[Any, ...], learns: tuple[bool, ...]) -> Any:
+        """Run a rule forward on arguments of which some need a gradient. Returns what its ``forward`` does."""
+        path = self._paths[-1]
+        forward, backward = formulas(rule)
+        label = f"{path}: {rule.__name__}" if path else rule.__name__
+        with self._in_rule(rule, (label, *forward)):
+            output = rule.forward(*args)
+            outputs = (output,) if isinstance(output, Tensor) else tuple(output)
+            if not any(learns):
+                return output
+            ctx = Context(learns, self.program.same)
+            rule.setup_context(ctx, args, output)
+        values = tuple(self.program.value(t) for t in outputs)
+        arguments = tuple(self.program.value(a) if needs else None for a, needs in zip(args, learns, strict=True))
+        for t, value in zip(outputs, values, strict=True):
+            if is_continuous(t) and not any(t is other for other in ctx.non_differentiable):
+                self._learns.add(value)
+        self._name(values, rule, path)
+        is_tuple = not isinstance(output, Tensor)
+        self.nodes.append(Node(rule, ctx, path, arguments, values, is_tuple, (label, *backward)))
+        return output
+
+    def _name(self, values: tuple[Value, ...], rule: type[Rule], path: str) -> None:
+        letter = _letter(rule)
+        if issubclass(rule, RuleWithByproducts):  # which have names of the rule's own
+            values = values[:1]
+        for i, value in enumerate(values):
+            suffix = f"_{i}" if len(values) > 1 else ""
+            value.name = f"{letter}_{identifier(path)}{suffix}" if path else f"{letter}{suffix}"
+            value.is_named = True
+
+    @contextlib.contextmanager
+    def _in_rule(self, rule: type[Rule], title: tuple[str, ...]) -> Iterator[None]:
+        """Record each torch call, and give what it makes the name that the rule's own code has for it."""
+        self.program.title = title
+        suffix = f"_{identifier(self._paths[-1])}" if self._paths[-1] else ""
+        profile = sys.getprofile()
+        looks = profile is None or callable(profile)  # cProfile's cannot be set again: then names are the plain ones
+        self._is_in_rule = True
+        if looks:
+            sys.setprofile(self._namer(_files_of(rule), suffix))
+        try:
+            with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
+                yield
+        finally:
+            if looks:
+                sys.setprofile(profile)
+            self._is_in_rule = False
+
+    device_type = "cpu"
+
+    def _namer(self, files: frozenset[str], suffix: str) -> Callable[[FrameType, str, Any], None]:
+        def name_locals(frame: FrameType, event: str, arg: Any) -> None:
+            if event != "return":
+                return
+            file = frame.f_code.co_filename
+            if file not in files and not file.startswith(OURS):
+                return
+            for name, local in frame.f_locals.items():
+                if type(local) is Tensor and self.program.knows(local):
+                    value = self.program.value(local)
+                    if not value.is_named and name not in ("output", "result", "t", "_"):
+                        value.name = f"{name}{suffix}"
+
+        return name_locals
+
+    def backward(self, loss: Tensor, share: float = 1) -> None:
+        """Run the rules' backward from ∂C/∂C = 1, or this share of it, and leave the gradients of the parameters in
+        ``gradients``."""
+        one = torch.ones_like(loss) if share == 1 else torch.full_like(loss, share)
+        upstream_of_loss = self.program.value(one)
+        upstream_of_loss.name, upstream_of_loss.is_named = ("one" if share == 1 else "share"), True
+        gradients = {self.program.value(loss): one}
+        for node in reversed(self.nodes):
+            upstream = [gradients.pop(value, None) for value in node.outputs]
+            if all(g is None for g in upstream):
+                continue
+            with self.within(node.path), self._in_rule(node.rule, node.title):
+                filled = [
+                    torch.zeros_like(value.tensor) if g is None and node.ctx.materializes_grads else g
+                    for g, value in zip(upstream, node.outputs, strict=True)
+                ]
+                node.delta = None if filled[0] is None else self.program.value(filled[0])
+                result = node.rule.backward(node.ctx, *filled)
+                result = result if isinstance(result, tuple) else (result,)
+                for value, g in zip(node.arguments, result, strict=True):
+                    if value is not None and g is not None:
+                        self._accumulate(gradients, value, g)
+        self.gradients = {
+            value: self.program.value(g) for value, g in gradients.items() if value.memory.origin == PARAMETER
+        }
+
+    def _accumulate(self, gradients: dict[Value, Tensor], value: Value, g: Tensor) -> None:
+        if g.shape != value.tensor.shape:
+            g = g.sum_to_size(value.tensor.shape)
+        if g.dtype != value.tensor.dtype:
+            g = g.to(value.tensor.dtype)
+        before = gradients.get(value)
+        total = g if before is None else torch.add(before, g)
+        gradients[value] = total
+        gradient = self.program.value(total)
+        if not gradient.is_named:
+            gradient.name, gradient.is_named = _gradient_name(value.name), True
+
+
+def _files_of(rule: type[Rule]) -> frozenset[str]:
+    """The files that the functions of a rule are written in: somebody's own rule has names for what it makes, too."""
+    functions = (getattr(rule, name, None) for name in ("forward", "setup_context", "backward"))
+    codes = (getattr(function, "__code__", None) for function in functions)
+    return frozenset(code.co_filename for code in codes if code is not None)
+
+
+def formulas(rule: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The lines of the formula in a rule's docstring before the ⇒, and after it."""
+    doc = rule.__doc__ or ""
+    block = re.search(r"::\n\s*\n((?:[ \t]+\S.*\n|\s*\n)*?)(?=\S|\Z)", _dedented(doc))
+    lines = [] if block is None else [line.strip() for line in block.group(1).splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    if "⇒" not in lines:
+        return (), ()
+    at = lines.index("⇒")
+    after = [line for line in lines[at + 1 :] if line and not line.startswith("δ = ∂C/∂z  ")]  # which names, no more
+    return tuple(line for line in lines[:at] if line), tuple(after)
+
+
+def identifier(path: str) -> str:
+    """A module path as part of a Python name."""
+    name = re.sub(r"\W", "_", path)
+    return name if f"_{name}".isidentifier() else re.sub(r"\W", "_", path, flags=re.ASCII)
+
+
+def _dedented(doc: str) -> str:
+    first, _, rest = doc.partition("\n")
+    lines = rest.splitlines()
+    margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+    return "\n".join([first, *(line[margin:] for line in lines)]) + "\n"
+
+
+def _letter(rule: type[Rule]) -> str:
+    """What the output of a rule is called: z of a layer with weights, a of an activation, C of a loss."""
+    module = rule.__module__
+    if module.endswith("rules.linear"):
+        return "z"
+    if ".activation" in module:
+        return "a"
+    return "C" if ".loss" in module else rule.__name__.lower()
+
+
+def _gradient_name(name: str) -> str:
+    return f"delta_{name[2:]}" if name.startswith("z_") else f"d{name}"
+
+
+def is_continuous(t: Tensor) -> bool:
+    """Whether there are derivatives by it."""
+    return t.is_floating_point() or t.is_complex()
