@@ -1,12 +1,29 @@
-"""Every rule with its torch twin and its sample inputs: a rule is tested by being listed here."""
+"""One row an operation: its rule, the functions and layers of torch that it stands for, its torch twin, its samples.
+
+A rule is tested, named in tables and found by the derived step by being listed here::
+
+    Operation(Tanh, torch.tanh, samples, functions="tanh", layers="Tanh")
+
+``torch-manualbp layers`` prints the layers, and what a row promises that is not there.
+"""
+
+from collections.abc import Mapping
 
 from torch_manualbp.catalogue.activation import ACTIVATIONS
 from torch_manualbp.catalogue.linear import LINEAR
 from torch_manualbp.catalogue.loss import LOSSES
 from torch_manualbp.catalogue.margin import MARGINS
-from torch_manualbp.catalogue.operation import Make, Operation, Sample
+from torch_manualbp.catalogue.operation import Make, Operation, Sample, named
 from torch_manualbp.catalogue.structure import STRUCTURE
 
-__all__ = ["CATALOGUE", "Make", "Operation", "Sample"]
+__all__ = ["CATALOGUE", "FAMILIES", "Make", "Operation", "Sample", "named"]
 
-CATALOGUE: tuple[Operation, ...] = LINEAR + ACTIVATIONS + LOSSES + MARGINS + STRUCTURE
+FAMILIES: Mapping[str, tuple[Operation, ...]] = {
+    "linear": LINEAR,
+    "activations": ACTIVATIONS,
+    "losses": LOSSES,
+    "losses of margins": MARGINS,
+    "structure": STRUCTURE,
+}
+
+CATALOGUE: tuple[Operation, ...] = tuple(operation for family in FAMILIES.values() for operation in family)

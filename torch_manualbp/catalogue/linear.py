@@ -42,13 +42,17 @@ def _any_shape(make: Make) -> Iterator[Sample]:
 
 
 LINEAR: tuple[Operation, ...] = (
-    Operation(Linear, F.linear, _linear_samples, complex=True, cancels=True),
+    Operation(
+        Linear, F.linear, _linear_samples, functions="linear", layers="Linear LazyLinear", complex=True, cancels=True
+    ),
     Operation(
         Bilinear,
         F.bilinear,
         _bilinear_samples,
+        functions="bilinear",
+        layers="Bilinear",
         cancels=True,
         exempt={"infinities": "torch adds up ∞ and −∞ of the neurons, which is NaN; ours multiplies their sum by ∞"},
     ),
-    Operation(Identity, torch.Tensor.clone, _any_shape, complex=True),
+    Operation(Identity, torch.Tensor.clone, _any_shape, functions="identity", layers="Identity", complex=True),
 )

@@ -1,17 +1,19 @@
-"""What the catalogue says of a rule: its torch twin, and inputs on which the two must agree."""
+"""A row of the catalogue: a rule, what torch calls its operation, its torch twin, and inputs on which the two agree."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from torch_manualbp.rules.rule import Rule
 
-__all__ = ["Make", "Operation", "Sample"]
+__all__ = ["Make", "Operation", "Sample", "alone", "both", "named"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,26 @@ class Make:
 
 @dataclass(frozen=True)
 class Operation:
-    """A rule, the torch function of the same arguments, and samples that between them take every branch."""
+    """A rule, what torch calls its operation, a torch function of the rule's arguments, and samples of these."""
 
     rule: type[Rule]
     twin: Callable[..., Any]
     """It returns a tensor, or as many as the rule."""
+
     samples: Callable[[Make], Iterator[Sample]]
+    """Calls that between them take every branch."""
+
+    functions: str = ""
+    """The functions and methods of torch that the rule computes, such as ``"neg negative __neg__"``, by their names in
+    ``torch``, ``torch.Tensor`` and ``torch.nn.functional``; :mod:`torch_manualbp.functional` has those of the last."""
+
+    layers: str = ""
+    """The classes of ``torch.nn`` whose forward is one of these: :mod:`torch_manualbp.nn` has them."""
+
+    arguments: Callable[..., tuple[Any, ...]] | None = None
+    """From the arguments of these functions, as torch names them, those of the rule. A row needs it where
+    ``functional`` has none of the functions."""
+
     constants: frozenset[int] = frozenset()
     """Positions of floating-point arguments that torch gives no gradient."""
     complex: bool = False
@@ -77,7 +93,13 @@ class Operation:
 
     @property
     def name(self) -> str:
+        """The rule's."""
         return self.rule.__name__
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """What the rule's formulas call its arguments."""
+        return tuple(inspect.signature(self.rule.forward).parameters)
 
     def differentiable(self, sample: Sample) -> tuple[int, ...]:
         """Positions of the arguments that take a gradient."""
@@ -86,3 +108,19 @@ class Operation:
             for i, arg in enumerate(sample.args)
             if isinstance(arg, Tensor) and (arg.is_floating_point() or arg.is_complex()) and i not in self.constants
         )
+
+
+def named(name: str, *hosts: Any) -> list[Any]:
+    """What torch calls so: its function, the method of tensors, the function of ``torch.nn.functional``."""
+    found = [getattr(host, name, None) for host in hosts or (torch, Tensor, F)]
+    return [function for function in found if callable(function)]
+
+
+def alone(input: Any) -> tuple[Any]:
+    """The arguments of a rule of one tensor, from those of torch's function of one."""
+    return (input,)
+
+
+def both(input: Any, other: Any) -> tuple[Any, Any]:
+    """The arguments of a rule of two operands, from those of torch's function of two."""
+    return input, other

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_manualbp.catalogue.operation import Make, Operation, Sample
+from torch_manualbp.catalogue.operation import Make, Operation, Sample, alone, both
 from torch_manualbp.rules.structure import (
     Add,
     Cast,
@@ -157,15 +157,45 @@ def _dropout_samples(make: Make) -> Iterator[Sample]:
     yield Sample("matrix", (make(5, 4), (2 * make.indices(2, 5, 4)).to(make.dtype)))
 
 
+def _scaled(input: Any, other: Any, *, alpha: float = 1) -> tuple[Any, ...]:
+    return input, other, alpha
+
+
+def _joined(tensors: Sequence[Tensor], dim: int = 0) -> tuple[Any, ...]:
+    return dim, *tensors
+
+
+def _swapped(input: Tensor, dim0: int, dim1: int) -> tuple[Any, ...]:
+    return input, dim0, dim1
+
+
+def _along(input: Tensor, dim: int = 0) -> tuple[Any, ...]:
+    return input, dim
+
+
 KEEPS_ITS_ARGUMENT = (
     "torch keeps a copy of an argument that it expands to the other's batch; ours keeps the argument: to change it "
     "before backward is an error"
 )
 
 STRUCTURE: tuple[Operation, ...] = (
-    Operation(Add, _add, _add_samples, complex=True),
+    Operation(
+        Add,
+        _add,
+        _add_samples,
+        functions="add __add__ __radd__",
+        arguments=_scaled,
+        complex=True,
+    ),
     Operation(Cast, Tensor.to, _cast_samples, complex=True),
-    Operation(Cat, _cat, _cat_samples, complex=True),
+    Operation(
+        Cat,
+        _cat,
+        _cat_samples,
+        functions="cat concat concatenate",
+        arguments=_joined,
+        complex=True,
+    ),
     Operation(Difference, _difference, _difference_samples, complex=True),
     Operation(Divide, torch.div, _divide_samples, complex=True),
     Operation(Dropout, torch.mul, _dropout_samples, constants=frozenset({1})),
@@ -175,19 +205,37 @@ STRUCTURE: tuple[Operation, ...] = (
         MatMul,
         torch.matmul,
         _matmul_samples,
+        functions="matmul __matmul__ mm bmm mv dot",
+        arguments=both,
         complex=True,
         cancels=True,
         exempt={f"changes in place, argument {i}": KEEPS_ITS_ARGUMENT for i in (0, 1)},
     ),
     Operation(Mean, torch.mean, _over_samples, complex=True),
-    Operation(Multiply, torch.mul, _multiply_samples, complex=True),
-    Operation(Negate, torch.neg, _negate_samples, complex=True),
+    Operation(
+        Multiply, torch.mul, _multiply_samples, functions="mul multiply __mul__ __rmul__", arguments=both, complex=True
+    ),
+    Operation(Negate, torch.neg, _negate_samples, functions="neg negative __neg__", arguments=alone, complex=True),
     Operation(Permute, torch.permute, _permute_samples, complex=True),
     Operation(Reshape, torch.reshape, _reshape_samples, complex=True),
     Operation(Slice, Tensor.__getitem__, _slice_samples, complex=True),
     Operation(Split, torch.split, _split_samples, complex=True),
-    Operation(Stack, _stack, _stack_samples, complex=True),
+    Operation(Stack, _stack, _stack_samples, functions="stack", arguments=_joined, complex=True),
     Operation(Sum, torch.sum, _over_samples, complex=True),
-    Operation(Transpose, torch.transpose, _transpose_samples, complex=True),
-    Operation(Unbind, torch.unbind, _unbind_samples, complex=True),
+    Operation(
+        Transpose,
+        torch.transpose,
+        _transpose_samples,
+        functions="transpose swapdims swapaxes",
+        arguments=_swapped,
+        complex=True,
+    ),
+    Operation(
+        Unbind,
+        torch.unbind,
+        _unbind_samples,
+        functions="unbind",
+        arguments=_along,
+        complex=True,
+    ),
 )

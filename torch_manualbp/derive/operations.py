@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_manualbp import functional, rules
+from torch_manualbp.catalogue import CATALOGUE, FAMILIES, named
 from torch_manualbp.derive.program import leaves_of
 from torch_manualbp.functional import activation
 
@@ -41,20 +42,12 @@ class NoRule(NotImplementedError):
 # Arithmetic
 
 
-def _add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
-    return rules.Add.apply(input, other, alpha)
-
-
 def _sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     return rules.Difference.apply(input, other, 0.0) if alpha == 1 else rules.Add.apply(input, other, -alpha)
 
 
 def _rsub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     return _sub(other, input, alpha=alpha)
-
-
-def _mul(input: Any, other: Any) -> Tensor:
-    return rules.Multiply.apply(input, other)
 
 
 def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -65,10 +58,6 @@ def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
 
 def _rdiv(input: Any, other: Any) -> Tensor:
     return _div(other, input)
-
-
-def _neg(input: Tensor) -> Tensor:
-    return rules.Negate.apply(input)
 
 
 def _square(input: Tensor) -> Tensor:
@@ -88,24 +77,8 @@ def _itself(input: Tensor) -> Tensor:
 # Products of matrices
 
 
-def _matmul(input: Tensor, other: Tensor) -> Tensor:
-    return rules.MatMul.apply(input, other)
-
-
 def _rmatmul(input: Tensor, other: Tensor) -> Tensor:
     return rules.MatMul.apply(other, input)
-
-
-def _mm(input: Tensor, mat2: Tensor) -> Tensor:
-    return rules.MatMul.apply(input, mat2)
-
-
-def _mv(input: Tensor, vec: Tensor) -> Tensor:
-    return rules.MatMul.apply(input, vec)
-
-
-def _dot(input: Tensor, tensor: Tensor) -> Tensor:
-    return rules.MatMul.apply(input, tensor)
 
 
 # Shapes
@@ -122,14 +95,6 @@ def _reshaping(function: Function) -> Function:
         return rules.Reshape.apply(input, shape)
 
     return reshape
-
-
-def _transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
-    return rules.Transpose.apply(input, dim0, dim1)
-
-
-def _swapaxes(input: Tensor, axis0: int, axis1: int) -> Tensor:
-    return rules.Transpose.apply(input, axis0, axis1)
 
 
 def _t(input: Tensor) -> Tensor:
@@ -183,14 +148,6 @@ def _clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
 # Several tensors, and parts
 
 
-def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    return rules.Cat.apply(dim, *tensors)
-
-
-def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    return rules.Stack.apply(dim, *tensors)
-
-
 def _split(tensor: Tensor, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:
     return _parts(tensor, dim, lambda along: along.split(split_size))
 
@@ -206,10 +163,6 @@ def _chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
 def _parts(input: Tensor, dim: int, cut: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Tensor, ...]:
     sizes = tuple(len(part) for part in cut(torch.empty(input.shape[dim], device="meta")))
     return rules.Split.apply(input, sizes, dim)
-
-
-def _unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
-    return rules.Unbind.apply(input, dim)
 
 
 def _select(input: Tensor, dim: int, index: int) -> Tensor:
@@ -467,23 +420,14 @@ def _twin(name: str) -> Function:
 # The tables
 
 _SPELLED: Mapping[Function, str] = {
-    _add: "add __add__ __radd__",
     _sub: "sub subtract __sub__",
     _rsub: "rsub __rsub__",
-    _mul: "mul multiply __mul__ __rmul__",
     _div: "div divide true_divide __div__ __truediv__",
     _rdiv: "__rdiv__ __rtruediv__",
-    _neg: "neg negative __neg__",
     _square: "square",
     _pow: "pow __pow__",
     _itself: "positive __pos__",
-    _matmul: "matmul __matmul__",
     _rmatmul: "__rmatmul__",
-    _mm: "mm bmm",
-    _mv: "mv",
-    _dot: "dot",
-    _transpose: "transpose swapdims",
-    _swapaxes: "swapaxes",
     _t: "t",
     _permute: "permute",
     _movedim: "movedim moveaxis",
@@ -491,12 +435,9 @@ _SPELLED: Mapping[Function, str] = {
     _expand_as: "expand_as",
     _contiguous: "contiguous",
     _clone: "clone",
-    _cat: "cat concat concatenate",
-    _stack: "stack",
     _split: "split",
     _split_with_sizes: "split_with_sizes",
     _chunk: "chunk",
-    _unbind: "unbind",
     _select: "select",
     _narrow: "narrow",
     _index_select: "index_select",
@@ -508,14 +449,18 @@ _SPELLED: Mapping[Function, str] = {
     _type: "type",
     _type_as: "type_as",
 }
-"""The names, of functions of torch and of methods, that each of these computes."""
+"""The names, of functions of torch and of methods, that each of these computes. Where the arguments of torch's function
+are those of a rule, a row of the catalogue names it, and that of ``functional`` is another; these take more."""
 
 _RESHAPES = "reshape view view_as reshape_as flatten ravel unflatten squeeze unsqueeze"
 _CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
 _WRITTEN_OVER = "add sub subtract mul multiply div divide true_divide neg negative square pow"
-_AUGMENTED = {"iadd": _add, "isub": _sub, "imul": _mul, "idiv": _div, "itruediv": _div, "ipow": _pow}
+_AUGMENTED = {"iadd": "add", "isub": "sub", "imul": "mul", "idiv": "div", "itruediv": "div", "ipow": "pow"}
 
-_KEYWORDS = {"axis": "dim", "keepdims": "keepdim", "self": "input", "split_size_or_sections": "split_size"}
+_KEYWORDS = {
+    **{"axis": "dim", "axis0": "dim0", "axis1": "dim1", "keepdims": "keepdim", "split_size_or_sections": "split_size"},
+    **{"self": "input", "mat2": "other", "vec": "other", "tensor": "other"},
+}
 """Other names that torch has for some arguments."""
 
 
@@ -525,9 +470,10 @@ def _callable_as(name: str, function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        renamed = {_KEYWORDS.get(key, key): value for key, value in kwargs.items() if (key, value) != ("out", None)}
+        keywords = {k: value for k, value in kwargs.items() if (k, value) != ("out", None)}
+        keywords = {k if k in signature.parameters else _KEYWORDS.get(k, k): v for k, v in keywords.items()}
         try:
-            given = signature.bind(*args, **renamed)
+            given = signature.bind(*args, **keywords)
         except TypeError as error:
             raise NoRule(f"{name} with these arguments has no rule: {error}") from None
         return function(*given.args, **given.kwargs)
@@ -535,19 +481,28 @@ def _callable_as(name: str, function: Function) -> Function:
     return call
 
 
-def _objects(name: str, *hosts: Any) -> list[Any]:
-    """What of this name can be called, as a function of torch or as a method."""
-    found = [getattr(host, name, None) for host in hosts or (torch, Tensor)]
-    return [f for f in found if callable(f)]
+def _applying(rule: type[rules.Rule], arguments: Callable[..., tuple[Any, ...]]) -> Function:
+    """The rule, called as torch's function is."""
+
+    @functools.wraps(arguments)
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        return rule.apply(*arguments(*args, **kwargs))
+
+    return apply
 
 
 def _operations() -> dict[Any, Function]:
     table: dict[Any, Function] = {}
+    for operation in CATALOGUE:
+        if operation.arguments is not None:
+            function = _applying(operation.rule, operation.arguments)
+            for name in operation.functions.split():
+                table.update(dict.fromkeys(named(name, torch, Tensor), _callable_as(name, function)))
     for function, names in _SPELLED.items():
         for name in names.split():
-            table.update(dict.fromkeys(_objects(name), _callable_as(name, function)))
+            table.update(dict.fromkeys(named(name, torch, Tensor), _callable_as(name, function)))
     for name in _RESHAPES.split():
-        for f in _objects(name):
+        for f in named(name, torch, Tensor):
             table[f] = _callable_as(name, _reshaping(f))
     for name, dtype in _CASTS.items():
         table[getattr(Tensor, name)] = _callable_as(name, _casting(dtype))
@@ -557,10 +512,10 @@ def _operations() -> dict[Any, Function]:
     for name in functional.__all__:
         twin = _own_twin(name) or _twin(name)
         hosts = (F, functional, torch, Tensor) if name in activation.__all__ else (F, functional)
-        table.update(dict.fromkeys(_objects(name, *hosts), _callable_as(name, twin)))
+        table.update(dict.fromkeys(named(name, *hosts), _callable_as(name, twin)))
     for name in ("softmax", "log_softmax"):
         softmax = functools.partial(_torch_softmax, twin=getattr(functional, name))
-        table.update(dict.fromkeys(_objects(name), _callable_as(name, softmax)))
+        table.update(dict.fromkeys(named(name, torch, Tensor), _callable_as(name, softmax)))
     return table
 
 
@@ -573,11 +528,13 @@ def _own_twin(name: str) -> Function | None:
 def _in_place() -> dict[Any, Function]:
     table: dict[Any, Function] = {}
     for name in _WRITTEN_OVER.split():
-        table.update(dict.fromkeys(_objects(f"{name}_"), OPERATIONS[getattr(Tensor, name)]))
-    for name, function in _AUGMENTED.items():
-        table.update(dict.fromkeys(_objects(f"__{name}__", Tensor), _callable_as(name, function)))
-    for name in activation.__all__:
-        table.update(dict.fromkeys(_objects(f"{name}_", F, torch, Tensor), OPERATIONS[getattr(functional, name)]))
+        table.update(dict.fromkeys(named(f"{name}_", torch, Tensor), OPERATIONS[getattr(Tensor, name)]))
+    for name, plain in _AUGMENTED.items():
+        table.update(dict.fromkeys(named(f"__{name}__", Tensor), OPERATIONS[getattr(Tensor, plain)]))
+    for operation in FAMILIES["activations"]:
+        for name in operation.functions.split():
+            plain_ones = named(name, functional, torch)
+            table.update(dict.fromkeys(named(f"{name}_"), OPERATIONS[plain_ones[0]]))
     table[torch.dropout_] = OPERATIONS[torch.dropout]
     return table
 
