@@ -179,9 +179,9 @@ def test_a_large_upstream_gradient_that_is_expanded_or_transposed() -> None:
 
 @pytest.fixture
 def compiled_formulas() -> Iterator[None]:
-    rules.compile_formulas()
+    kernels.compile_formulas()
     yield
-    rules.compile_formulas(False)
+    kernels.compile_formulas(False)
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")

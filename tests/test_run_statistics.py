@@ -18,7 +18,7 @@ import torch_manualbp.insight.units
 from torch_manualbp import TrainStep, nn
 from torch_manualbp.insight import STATISTICS, RunStatistics, summary
 from torch_manualbp.insight.noise import noise, per_sample_norms, product_norm
-from torch_manualbp.rules import use_onednn
+from torch_manualbp.kernels import use_onednn
 
 ENGINES = ("autograd", "derived")
 

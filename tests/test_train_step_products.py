@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
-from torch_manualbp import TrainStep, nn, rules
+from torch_manualbp import TrainStep, kernels, nn, rules
 from torch_manualbp.derive import update
-from torch_manualbp.rules import products
+from torch_manualbp.kernels import products
 
 pytestmark = pytest.mark.skipif(products.onednn_linear is None, reason="this torch was built without oneDNN")
 
@@ -44,14 +44,14 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(products, "SAMPLES", 1)
     monkeypatch.setattr(update, "BLOCK", 20)
     monkeypatch.setattr(update, "ROWS", 1)
-    rules.use_onednn()
+    kernels.use_onednn()
     yield
-    rules.use_onednn(None)
+    kernels.use_onednn(None)
 
 
 def trained(model: Module, make: Make, uses_onednn: bool, **options: Any) -> tuple[TrainStep, list[Tensor]]:
     """A copy of the model after some steps, and its losses."""
-    rules.use_onednn(uses_onednn)
+    kernels.use_onednn(uses_onednn)
     model = copy.deepcopy(model).float()
     step = TrainStep(model, nn.CrossEntropyLoss(), make([p for p in model.parameters() if p.requires_grad]), **options)
     losses = []
@@ -111,7 +111,7 @@ def test_a_large_layer_is_updated_some_rows_at_a_time(n_out: int) -> None:
     model = nn.Sequential(nn.Linear(1030, n_out), nn.Tanh(), nn.Linear(n_out, CLASSES))
     stock = copy.deepcopy(model)
     optimizer, stock_optimizer = (SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, stock))
-    rules.use_onednn()
+    kernels.use_onednn()
     try:
         step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
         for _ in range(3):
@@ -122,7 +122,7 @@ def test_a_large_layer_is_updated_some_rows_at_a_time(n_out: int) -> None:
             stock_optimizer.step()
             torch.testing.assert_close(step(x, y), expected.detach())
     finally:
-        rules.use_onednn(None)
+        kernels.use_onednn(None)
     torch.testing.assert_close(model.state_dict(), stock.state_dict(), rtol=1e-4, atol=1e-6)
     rows = max(update.BLOCK // 1030, 64)
     assert f"for i in range(0, {n_out}, {rows})]" in step.source
@@ -242,15 +242,15 @@ def test_the_processor_decides_unless_it_is_told(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
         assert products._is_left_out_by_mkl.__wrapped__() == uses
     try:
-        rules.use_onednn(True)
+        kernels.use_onednn(True)
         assert products.uses_onednn()
-        monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
+        monkeypatch.setattr(products, "uses_mkldnn", lambda: False)
         assert not products.uses_onednn()
         monkeypatch.undo()
-        rules.use_onednn(False)
+        kernels.use_onednn(False)
         assert not products.uses_onednn()
         monkeypatch.setattr(products, "onednn_linear", None)
         with pytest.raises(RuntimeError, match="built without oneDNN"):
-            rules.use_onednn()
+            kernels.use_onednn()
     finally:
-        rules.use_onednn(None)
+        kernels.use_onednn(None)

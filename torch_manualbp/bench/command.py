@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from torch_manualbp._tables import as_markdown, print_table, write
-from torch_manualbp.rules.products import uses_onednn
+from torch_manualbp.kernels.products import uses_onednn
 
 __all__ = ["add_files", "add_rounds", "count", "microseconds", "publish", "surroundings"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.modules import activation as torch_activations
 from torch.nn.modules import loss as torch_losses
 
-from torch_manualbp import nn, rules
+from torch_manualbp import kernels, nn, rules
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp.bench.allocator import keep_freed_memory
 from torch_manualbp.bench.command import add_files, count, microseconds, surroundings
@@ -28,7 +28,7 @@ __all__ = ["Case", "Row", "add_arguments", "main", "measure", "ours_of", "panel"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 MODES = ("eager", "formulas", "compiled")
-"""As they stand; with :func:`torch_manualbp.rules.compile_formulas`; ours and torch's under ``torch.compile``."""
+"""As they stand; with :func:`torch_manualbp.kernels.compile_formulas`; ours and torch's under ``torch.compile``."""
 
 MODES_HELP = "eager, eager with compiled formulas (large activations), under torch.compile, or (default) all"
 LARGE = "512×4096"
@@ -63,7 +63,7 @@ class Case:
     @property
     def has_compiled_formula(self) -> bool:
         """Whether ``compile_formulas`` makes a difference."""
-        return issubclass(getattr(rules, self.name, object), rules.Activation) and self.size == LARGE
+        return issubclass(getattr(rules, self.name, object), rules.Elementwise) and self.size == LARGE
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def measure(case: Case, mode: str, rounds: int) -> Row:
     ours.load_state_dict(stock.state_dict())
     bound = case.bounds[mode == "compiled"]
     torch._dynamo.reset()
-    rules.compile_formulas(mode == "formulas")
+    kernels.compile_formulas(mode == "formulas")
     ways = {"stock": _stopwatch(stock, inputs, mode), "ours": _stopwatch(ours, inputs, mode)}
     comparison = compare(ways, rounds, [Question("ours", "stock", bound)])
     forward, backward, ratio = (comparison.ratio("ours", "stock", part) for part in range(3))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from torch_manualbp.bench.networks import BATCHES, NETWORKS, Case
 from torch_manualbp.bench.variants import VARIANTS
-from torch_manualbp.rules.products import use_onednn, uses_onednn
+from torch_manualbp.kernels.products import use_onednn, uses_onednn
 
 __all__ = ["Peak", "peak_memory"]
 

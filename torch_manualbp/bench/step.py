@@ -28,7 +28,7 @@ from torch_manualbp.bench.networks import ACTIVATIONS, BATCHES, NETWORKS, OPTIMI
 from torch_manualbp.bench.rows import LEAST, OURS, STOCK, Finding, Row, product_bound
 from torch_manualbp.bench.timing import Question, compare
 from torch_manualbp.bench.variants import PRODUCTS, VARIANTS, Running, stopwatch
-from torch_manualbp.rules import use_onednn
+from torch_manualbp.kernels import use_onednn
 
 __all__ = ["add_arguments", "main", "measure"]
 

@@ -15,7 +15,7 @@ from torch_manualbp import nn
 from torch_manualbp.bench.networks import Case
 from torch_manualbp.bench.timing import Stopwatch
 from torch_manualbp.derive import TrainStep
-from torch_manualbp.rules.products import onednn_linear
+from torch_manualbp.kernels.products import onednn_linear
 
 __all__ = ["PRODUCTS", "VARIANTS", "Running", "stopwatch"]
 

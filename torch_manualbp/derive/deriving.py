@@ -33,7 +33,7 @@ from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.reads import Executed, Reads
 from torch_manualbp.derive.recording import Recording, named_tensors, path_of_loss, record
 from torch_manualbp.derive.tape import NotDerivableError, one_at_a_time
-from torch_manualbp.rules.products import onednn_linear
+from torch_manualbp.kernels.products import onednn_linear
 
 __all__ = ["derived_program"]
 

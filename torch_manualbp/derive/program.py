@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.derive.draws import Draws
-from torch_manualbp.rules.products import onednn_linear
+from torch_manualbp.kernels.products import onednn_linear
 
 __all__ = [
     "Blocks",

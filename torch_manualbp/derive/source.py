@@ -17,7 +17,7 @@ from torch.overrides import resolve_name
 from torch_manualbp.derive.plan import LITERAL, Plan
 from torch_manualbp.derive.program import Blocks, Call, Formula, Text, Value, mapped, values_in, words
 from torch_manualbp.derive.tape import NotDerivableError
-from torch_manualbp.rules.products import onednn_linear
+from torch_manualbp.kernels.products import onednn_linear
 
 __all__ = ["Source", "write_source"]
 

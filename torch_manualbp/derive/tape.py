@@ -34,9 +34,9 @@ from torch_manualbp.derive.program import (
 )
 from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous
 from torch_manualbp.functional.known import function_of_entries, is_activation
-from torch_manualbp.rules.evaluate import write_down
 from torch_manualbp.rules.linear import Linear
-from torch_manualbp.rules.rule import Rule, put_on_tape
+from torch_manualbp.rules.recording import recorded_by, recorder
+from torch_manualbp.rules.rule import Rule
 
 __all__ = ["Node", "NotDerivableError", "Tape", "formulas", "identifier", "one_at_a_time"]
 
@@ -99,7 +99,7 @@ class Tape(RuleRunner):
     """Under it rules, and what has a rule, are run and written down.
 
     Args:
-        how: ``"lean"``, ``"rows"`` or ``"pure"``, as for :func:`~torch_manualbp.rules.evaluate.write_down`.
+        how: ``"lean"``, ``"rows"`` or ``"pure"``, as for :class:`~torch_manualbp.rules.recording.Recorder`.
         device: the type of the device that the model is on.
     """
 
@@ -125,15 +125,10 @@ class Tape(RuleRunner):
         self.may_draw = False
         """Whether somebody, who may be another thread, drew random numbers that are not torch's."""
 
-        self._thread = threading.get_ident()
         self._uneven: set[int] = set()
         self._foreign: set[int] = set()  # tensors that require grad, and that are not the model's
         self._groups: dict[int, set[int]] = {}  # tensors that share memory in torch, where here they may be copies
         self._stale: dict[int, str] = {}
-
-    def is_here(self) -> bool:
-        """Whether this thread's rules are to be on the tape."""
-        return threading.get_ident() == self._thread
 
     @property
     def minds_columns(self) -> bool:
@@ -175,22 +170,17 @@ class Tape(RuleRunner):
                 self._refuse_at("", "a hook of all modules", "remove it: a derived step would never call it")
             for name, module in modules:
                 self._refuse_module(name, module)
-            tape, written = put_on_tape(self), write_down(self.how)
-            try:
-                watching = watched(modules, self._refuse_at, self._suspect, draws=not self.knows_draws)
-                following = _following(self, {id(module): name for name, module in modules})
-                with self.program.draws, self, torch.enable_grad(), watching, following, _refusing_functions(self):
-                    yield
-            finally:
-                put_on_tape(tape)
-                write_down(written)
+            watching = watched(modules, self._refuse_at, self._suspect, draws=not self.knows_draws)
+            following = _following(self, {id(module): name for name, module in modules})
+            with recorded_by(self), self.program.draws, self, torch.enable_grad(), watching, following, _refusing():
+                yield
 
     def _suspect(self) -> None:
         self.may_draw = True
 
     def refuse_function(self, cls: type[Function]) -> None:
         """Refuse a Function that this thread calls where no rule does."""
-        if self.is_here() and not self._is_in_rule:
+        if not self._is_in_rule:
             self._refuse(f"the Function {cls.__name__} is autograd's", "make it a torch_manualbp.Rule")
 
     def _refuse_at(self, path: str, what: str, todo: str) -> None:
@@ -436,7 +426,7 @@ def _following(tape: Tape, names: dict[int, str]) -> Iterator[None]:
     call: Any = vars(Module)["_call_impl"]
 
     def follow(module: Module, *args: Any, **kwargs: Any) -> Any:
-        name = names.get(id(module)) if tape.is_here() else None
+        name = names.get(id(module)) if recorder() is tape else None
         if name is None:
             return call(module, *args, **kwargs)
         with tape.within(name):
@@ -450,28 +440,24 @@ def _following(tape: Tape, names: dict[int, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusing_functions(tape: Tape) -> Iterator[None]:
-    """autograd.Function's apply runs a forward whose backward nobody would see."""
-    _refusing.append(tape)
+def _refusing() -> Iterator[None]:
+    """autograd.Function's apply runs a forward whose backward nobody would see. One tape runs at a time."""
     setattr(Function, "apply", classmethod(_refuse_or_apply))  # noqa: B010 # no assignment, for type checkers
     try:
         yield
     finally:
-        _refusing.remove(tape)
-        if not _refusing:
-            setattr(Function, "apply", _apply)  # noqa: B010
+        setattr(Function, "apply", _apply)  # noqa: B010
 
 
 def _refuse_or_apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-    # What imports meanwhile, as torch does on demand, may keep this for good: it holds no tape.
-    for tape in _refusing:
+    # What imports meanwhile, as torch does on demand, may keep this for good.
+    tape = recorder()
+    if isinstance(tape, Tape):
         tape.refuse_function(cls)
     return _apply.__get__(None, cls)(*args, **kwargs)
 
 
 _apply: Any = vars(Function)["apply"]
-_refusing: list[Tape] = []
-"""The tapes that are running."""
 
 
 def _named(function: Any) -> str:

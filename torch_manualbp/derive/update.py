@@ -38,7 +38,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from torch_manualbp.derive.plan import CASTS
 from torch_manualbp.derive.program import Call, Formula, Program, Text, Value
-from torch_manualbp.rules.products import onednn_linear
+from torch_manualbp.kernels.products import onednn_linear
 
 __all__ = ["SGD", "Adam", "forms_of", "has_odd_state", "kind_of", "kind_of_zeros", "leave_gradient", "structure_of"]
 

@@ -8,7 +8,7 @@ from torch.nn import functional as torch_functional
 
 from torch_manualbp import rules
 from torch_manualbp.functional.call import in_low_precision, in_place, overridable, run, run_in_place
-from torch_manualbp.rules.choice import zero
+from torch_manualbp.rules.elementwise import zero
 from torch_manualbp.rules.rule import Rule
 
 __all__ = [

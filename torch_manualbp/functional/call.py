@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function
 
+import torch_manualbp.kernels  # noqa: F401 # which evaluates the formulas
 from torch_manualbp.rules.rule import Rule, output_of
 
 __all__ = [

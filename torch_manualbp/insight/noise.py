@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.products import times_transposed
+from torch_manualbp.kernels.products import times_transposed
 
 __all__ = ["noise", "per_sample_norms", "product_norm"]
 

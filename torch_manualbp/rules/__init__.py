@@ -22,12 +22,11 @@ there.
 
 from torch_manualbp.rules import activation, linear, loss, structure
 from torch_manualbp.rules.activation import *  # noqa: F403
-from torch_manualbp.rules.evaluate import compile_formulas
+from torch_manualbp.rules.elementwise import Elementwise
 from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
-from torch_manualbp.rules.products import use_onednn
 from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.structure import *  # noqa: F403
 
-__all__ = ["Rule", "compile_formulas", "use_onednn"]
+__all__ = ["Elementwise", "Rule"]
 __all__ += activation.__all__ + linear.__all__ + loss.__all__ + structure.__all__

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import cmath
-import functools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,22 +10,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from torch_manualbp.rules.recording import recorder
+
 __all__ = [
     "BLOCK",
-    "are_finite",
     "blocks",
-    "compile_formulas",
     "fits_blocks",
-    "formulas_are_compiled",
-    "fused",
     "in_blocks_of_rows",
     "is_free",
     "is_written_down",
     "keeps_arguments",
-    "lays_out_freely",
     "may_read",
     "records_nothing",
-    "write_down",
 ]
 
 BLOCK = 1 << 19
@@ -45,7 +38,7 @@ def records_nothing(*tensors: Any) -> bool:
     """Whether these are plain numbers in the CPU's memory and nobody records what becomes of them."""
     if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _is_traced():
         return False
-    return not (_written_as == "pure" and is_written_down()) and all(_is_plain(t) for t in tensors)
+    return not is_recorded_purely() and all(_is_plain(t) for t in tensors)
 
 
 def may_read(*tensors: Any) -> bool:
@@ -107,27 +100,9 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*[t.view(-1).split(BLOCK) for t in tensors], strict=True)
 
 
-_written_as: str | None = None
-_written_by = 0
-"""The thread whose calls are written down."""
-
-
-def write_down(how: str | None) -> str | None:
-    """Say that somebody writes down the torch calls that formulas make in this thread, to make the same calls of other
-    numbers.
-
-    ``"lean"``: they may write over what is theirs, and lay numbers out as is fastest; ``"rows"``: as lean, laid out as
-    torch does; ``"pure"``: they write over nothing, as torch.compile likes it; None: nobody does. Returns what was said
-    before.
-    """
-    global _written_as, _written_by
-    before, _written_as, _written_by = _written_as, how, threading.get_ident()
-    return before
-
-
 def is_written_down() -> bool:
     """Whether the calls are written down: then no number may decide about them, and none is in blocks."""
-    return _written_as is not None and threading.get_ident() == _written_by
+    return not torch.compiler.is_compiling() and recorder() is not None
 
 
 def keeps_arguments(*tensors: Tensor) -> bool:
@@ -139,57 +114,6 @@ def keeps_arguments(*tensors: Tensor) -> bool:
     return any(type(t) not in (Tensor, Parameter) for t in tensors)
 
 
-def lays_out_freely() -> bool:
-    """Whether numbers may be laid out in another order than torch has them in."""
-    return _written_as == "lean" and is_written_down()
-
-
-_compiles_formulas = False
-
-
-def compile_formulas(enabled: bool = True) -> None:
-    """Have the formulas of the activations run on large CPU tensors as one fused kernel each, which ``torch.compile``
-    makes of the formula itself when it is first used: some seconds each, and a C++ compiler is needed.
-
-    For training without ``torch.compile``. The numbers are the same to rounding; small tensors are not affected.
-    """
-    global _compiles_formulas
-    _compiles_formulas = enabled
-
-
-def formulas_are_compiled() -> bool:
-    """Whether :func:`compile_formulas` is on."""
-    return _compiles_formulas
-
-
-VECTOR = 16
-"""Numbers that a kernel is compiled to take at once: float32 in 512 bits."""
-
-
-@functools.cache
-def _kernel(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(formula, dynamic=True)  # beyond the limit of kernels, without fullgraph, torch runs it plainly
-
-
-def fused(formula: Callable[..., Tensor], first: Tensor, *args: Any) -> Tensor:
-    """``formula(first, *args)``, which is elementwise, in one kernel for tensors of all shapes.
-
-    They come as any number of rows of 16 where that may be: a loop over a number that may be no multiple of 16 divides
-    by it at every turn, which takes longer than the turn.
-    """
-    flat = [_any_rows(arg) if isinstance(arg, Tensor) else arg for arg in (first, *args)]
-    return _kernel(formula)(*flat).view_as(first)
-
-
-def _any_rows(t: Tensor) -> Tensor:
-    if t.numel() % VECTOR:
-        return t.view(-1)
-    rows = t.view(-1, VECTOR)
-    torch._dynamo.mark_static(rows, 1)
-    return rows
-
-
-def are_finite(t: Tensor) -> bool:
-    """Whether all are finite, by a sum; if the sum overflows it says no."""
-    wide = torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
-    return cmath.isfinite(t.sum(dtype=wide).item())
+def is_recorded_purely() -> bool:
+    tape = recorder()
+    return tape is not None and tape.how == "pure"

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import is_written_down, lays_out_freely, records_nothing
-from torch_manualbp.rules.products import is_faster_in_onednn, onednn_linear, outweighs_transposing, uses_onednn
-from torch_manualbp.rules.rule import Rule, runs_forward_mode, widened
+from torch_manualbp.rules.rule import Rule, formula, widened
 
 __all__ = [
     "Bilinear",
@@ -23,6 +21,7 @@ __all__ = [
     "linear_bias_gradient",
     "linear_input_gradient",
     "linear_weight_gradient",
+    "samples_as_rows",
 ]
 
 
@@ -73,9 +72,8 @@ class Linear(Rule):
     """
 
     @staticmethod
+    @formula(by="whole")
     def forward(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-        if is_written_down() and W.dim() == 2 and a.dim() > 1 and (b is None or b.dim() == 1):
-            return _linear_written_down(a, W, b)
         z = F.linear(a, W, b)
         # Of other than matrices z is a view of one, and what a Function returns as a view may not be changed in place.
         return z if a.dim() == W.dim() == 2 else torch.ops.aten._unsafe_view(z, z.shape)
@@ -85,8 +83,7 @@ class Linear(Rule):
         a, W, b = inputs
         needs_da, needs_dW, _ = ctx.needs_input_grad
         ctx.save_for_backward(a if needs_dW else None, W if needs_da else None)
-        if runs_forward_mode():  # of 9 µs that a tiny layer takes, one
-            ctx.save_for_forward(a, W)
+        ctx.save_for_forward(a, W)
         ctx.is_usual = W.dim() == 2 and (b is None or (b.dim() == 1 and b.size(0) == W.size(0)))
         if not ctx.is_usual:
             ctx.bias_shape, ctx.weight_is_vector = None if b is None else b.shape, W.dim() == 1
@@ -98,7 +95,7 @@ class Linear(Rule):
         weight_is_vector = not ctx.is_usual and ctx.weight_is_vector
         if weight_is_vector:  # one neuron whose z has no dimension of its own
             delta = delta.unsqueeze(-1)
-        da = linear_input_gradient(delta, W, like=a) if needs_da else None
+        da = linear_input_gradient(delta, W, a) if needs_da else None
         dW = linear_weight_gradient(delta, a) if needs_dW else None
         db = linear_bias_gradient(delta, None if ctx.is_usual else ctx.bias_shape) if needs_db else None
         if weight_is_vector and dW is not None:
@@ -119,48 +116,10 @@ class Linear(Rule):
         return dz
 
 
-COLUMNS = 1 << 20
-"""Multiplications of a product from which on it is faster with samples as columns: on two cores with MKL, 64×1024 times
-1024×4096 takes 3.5 ms for 5.5, and up to a tenth less at larger sizes."""
-
-
-def _linear_written_down(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    """z by the fastest kernel for its size: by BLAS also with its numbers in the order of zᵀ = W aᵀ + b, a column for
-    each sample."""
-    rows = _samples_as_rows(a)
-    bias = () if b is None else (b,)
-    if is_faster_in_onednn(rows.shape[0] * W.numel(), rows, W, *bias):
-        z = onednn_linear(rows, W, b, "none", [], "")
-    elif _is_faster_in_columns(rows, W):
-        column = None if b is None else b.unsqueeze(1)
-        z = (torch.mm(W, rows.t()) if column is None else torch.addmm(column, W, rows.t())).t()
-    else:
-        z = F.linear(rows, W, b)
-    return z if a.dim() == 2 else z.reshape(*a.shape[:-1], W.shape[0])
-
-
-def _is_faster_in_columns(rows: Tensor, W: Tensor) -> bool:
-    if rows.shape[0] * W.numel() < COLUMNS or not lays_out_freely() or not records_nothing(rows):
-        return False
-    return not (rows.dtype == torch.float32 and uses_onednn())  # which has it no faster, and layers would differ
-
-
-def _is_in_columns(t: Tensor | None) -> bool:
-    """Whether the samples are columns, in a step that is written down."""
-    return is_written_down() and t is not None and t.dim() == 2 and t.stride(0) == 1 and t.stride(1) >= t.shape[0] > 1
-
-
+@formula(by="whole")
 def linear_input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) -> Tensor:
     """∂C/∂a = δ W: (*, out), (out, in) → (*, in), its numbers in the order of ``like``."""
     W = W.conj() if W.is_complex() else W
-    if is_written_down() and W.dim() == 2:
-        if delta.dim() > 2:
-            rows = None if like is None else _samples_as_rows(like)
-            return linear_input_gradient(_samples_as_rows(delta), W, rows).reshape(*delta.shape[:-1], W.shape[1])
-        if _is_in_columns(like) and records_nothing(delta):
-            return torch.mm(W.t(), delta.t()).t()
-        if delta.dim() == 2 and is_faster_in_onednn(delta.shape[0] * W.numel(), delta, W):
-            return onednn_linear(delta, W.t(), None, "none", [], "")
     if delta.dim() == W.dim() == 2:
         if like is not None and not like.is_contiguous() and like.stride() == (1, like.shape[0]):
             return torch.mm(W.t(), delta.t()).t()  # as ATen does for a transposed input
@@ -168,22 +127,21 @@ def linear_input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) 
     return torch.matmul(delta, W if W.dim() == 2 else W.unsqueeze(0))
 
 
+@formula(by="whole")
 def linear_weight_gradient(delta: Tensor, a: Tensor) -> Tensor:
     """∂C/∂W = δᵀ a, summed over the samples by the product: (*, out), (*, in) → (out, in)."""
-    delta, a = _samples_as_rows(delta), _samples_as_rows(a.conj() if a.is_complex() else a)
-    if is_written_down() and outweighs_transposing(a) and is_faster_in_onednn(delta.numel() * a.shape[1], delta, a):
-        return onednn_linear(delta.t(), a.t(), None, "none", [], "")
+    delta, a = samples_as_rows(delta), samples_as_rows(a.conj() if a.is_complex() else a)
     return torch.mm(delta.t(), a)
 
 
 def linear_bias_gradient(delta: Tensor, shape: torch.Size | None = None) -> Tensor:
     """∂C/∂b = Σ_samples δ: (*, out) → (out), or → ``shape`` for a bias that was broadcast from it."""
     if shape is None or shape == delta.shape[-1:]:
-        return _samples_as_rows(delta).sum(0)
+        return samples_as_rows(delta).sum(0)
     return delta.sum_to_size(shape[-delta.dim() :]).reshape(shape)
 
 
-def _samples_as_rows(t: Tensor) -> Tensor:
+def samples_as_rows(t: Tensor) -> Tensor:
     """(*, n) → (samples, n). The number of samples is written out: ``reshape(-1, n)`` fails for n = 0."""
     return t if t.dim() == 2 else t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
 
@@ -206,11 +164,13 @@ class Bilinear(Rule):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # ATen's function has no vmap
-            z = bilinear_product(x, y, W)
-            return z if b is None else z + b
         z = F.bilinear(x, y, W, b)
         return z if b is not None else torch.ops.aten._unsafe_view(z, z.shape)  # as in Linear
+
+    @staticmethod
+    def composite(x: Tensor, y: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        z = bilinear_product(x, y, W)  # with vmap, which ATen's function lacks
+        return z if b is None else z + b
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> None:

@@ -1,15 +1,61 @@
-"""What every rule shares: a fast ``apply``, forward mode beside torch.compile, and one rounding in low precision."""
+"""What every rule shares: a fast ``apply``, forward mode beside torch.compile, and one rounding in low precision.
+
+A rule is calculus: where it runs is asked here and in :mod:`torch_manualbp.kernels`, and nowhere else.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.autograd.function import FunctionMeta
+from torch.nn import Parameter
 
-__all__ = ["Rule", "RuleWithByproducts", "in_dtype", "output_of", "put_on_tape", "runs_forward_mode", "widened"]
+from torch_manualbp._torch import (
+    forward_mode_level,
+    functorch_levels_of_forward_mode,
+    is_compiling,
+    is_jit_tracing,
+    is_transformed,
+)
+from torch_manualbp.rules.recording import recorder
+
+__all__ = ["Rule", "RuleWithByproducts", "evaluate_by", "formula", "in_dtype", "output_of", "widened"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Structure = Literal["entries", "rows", "sums", "whole"]
+"""Which parts of a formula can be computed apart: each entry of the result from the same entry of each tensor, each row
+from the same rows, a sum from the sums of parts, or none."""
+
+_evaluate: Callable[[Callable[..., Any], Structure, tuple[Any, ...]], Any] | None = None
+"""What evaluates the formulas: the dispatcher of :mod:`torch_manualbp.kernels`; None: they run as they stand."""
+
+
+def evaluate_by(dispatcher: Callable[[Callable[..., Any], Structure, tuple[Any, ...]], Any] | None) -> None:
+    """Have ``dispatcher(formula, structure, args)`` evaluate the formulas, or with None let them run as they stand."""
+    global _evaluate
+    _evaluate = dispatcher
+
+
+def formula(by: Structure) -> Callable[[F], F]:
+    """Say which parts of a formula can be computed apart, so that something faster may evaluate it.
+
+    It takes its arguments by position; its first is a tensor.
+    """
+
+    def declare(function: F) -> F:
+        @functools.wraps(function)
+        def evaluated(*args: Any) -> Any:
+            return function(*args) if _evaluate is None else _evaluate(function, by, args)
+
+        return evaluated  # type: ignore[return-value]
+
+    return declare
 
 
 class Rule(Function):
@@ -25,9 +71,15 @@ class Rule(Function):
 
     ``backward`` and ``jvp`` are made of differentiable torch operations, so that a rule can be differentiated again.
     Call a rule as ``TheRule.apply(*args)`` with all of its arguments, positionally.
+
+    Where ATen's function, which ``forward`` calls, lacks what torch.func's transforms ask for, the rule has
+
+    - ``composite(*args)``: the same forward, made of functions that have it.
     """
 
     generate_vmap_rule = True
+
+    composite: ClassVar[Callable[..., Any] | None] = None
 
     with_jvp: ClassVar[type[Rule]]
     """The same rule with its ``jvp`` visible to torch; ``apply`` picks it where forward mode may be running."""
@@ -42,6 +94,8 @@ class Rule(Function):
         super().__init_subclass__(**kwargs)
         if "_is_twin" in vars(cls):
             return
+        if "composite" in vars(cls):
+            cls.forward = staticmethod(_or_composite(cls.forward, cls.composite))  # type: ignore[method-assign]
         if "jvp" in vars(cls):
             cls._jvp = vars(cls)["jvp"]
             del cls.jvp
@@ -52,19 +106,19 @@ class Rule(Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Run the rule on all arguments of its ``forward``, in order."""
-        tape = _tape
-        if tape is not None and tape.is_here():
+        tape = recorder()
+        if tape is not None:
             return tape.apply(cls, args)
         # Function.apply inspects the signature of forward at every call: 42 µs for a tiny Linear, against 8 µs for its
         # base class's apply, which does all that is needed when no functorch transform is active.
-        if torch._C._are_functorch_transforms_active():
-            if _levels_of_forward_mode() > 1:
+        if is_transformed():
+            if functorch_levels_of_forward_mode() > 1:
                 # Forward over forward, torch takes the tangent of a Function for a constant, silently.
                 return cls.forward(*args)
             return super(Rule, cls.with_jvp).apply(*args)  # type: ignore[no-untyped-call]
-        if forward_ad._current_level >= 0:
+        if forward_mode_level() >= 0:
             return super(Function, cls.with_jvp).apply(*args)  # type: ignore[misc]
-        if not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
+        if not torch.is_grad_enabled() or is_jit_tracing() is not None:
             return cls.forward(*args)  # nothing to keep: 5 µs against 12; and torch.jit.trace can hold no Function
         return super(Function, cls).apply(*args)  # type: ignore[misc]
 
@@ -88,6 +142,7 @@ class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
 
     - ``forward(*args)``, which returns a tuple: the output, then the byproducts; or the output alone, where it has none
       to keep;
+    - ``alone(*args)``, which returns the output alone, for where byproducts are not to be kept;
     - ``setup_context(ctx, inputs, output)`` with what forward returned as ``output``. It calls
       ``ctx.set_materialize_grads(False)``, so that no gradients of zeros are made for the byproducts, and may run more
       than once a call, as torch.func's transforms do, with a ``ctx.needs_input_grad`` that differs;
@@ -97,17 +152,21 @@ class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
     - ``jvp(ctx, *tangents)``, which returns a tangent of each output that forward returned.
     """
 
+    alone: ClassVar[Callable[..., Any] | None] = None
+
     _traced: ClassVar[Any]
     """The Function that torch.compile traces."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "alone" in vars(cls):
+            cls.forward = staticmethod(_or_alone(cls.forward, cls.alone))  # type: ignore[method-assign]
         members = ("forward", "setup_context", "backward")
         cls._traced = type(cls.__name__, (Function,), {name: staticmethod(getattr(cls, name)) for name in members})
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return output_of(cls._traced.apply(*args))
         outputs = super().apply(*args)
         # torch.func calls the twin's apply in its turn, and its own backward and jvp are of all outputs.
@@ -119,26 +178,29 @@ def output_of(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else result
 
 
-_tape: Any = None
-"""What runs the rules of a thread in autograd's place: the tape of a step that is being derived. It has ``apply(rule,
-args)``, and ``is_here()`` for whether this is the thread."""
+def _or_composite(forward: Callable[..., Any], composite: Any) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def forward_or_composite(*args: Any) -> Any:
+        return composite(*args) if is_transformed() else forward(*args)
+
+    return forward_or_composite
 
 
-def put_on_tape(tape: Any) -> Any:
-    """Have ``tape`` run the rules from now on, or with None autograd again. Returns what ran them before."""
-    global _tape
-    before, _tape = _tape, tape
-    return before
+def _or_alone(forward: Callable[..., Any], alone: Any) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def forward_or_alone(*args: Any) -> Any:
+        return alone(*args) if _keeps_arguments(args) else forward(*args)
+
+    return forward_or_alone
 
 
-def runs_forward_mode() -> bool:
-    """Whether a ``jvp`` may be asked for."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
-def _levels_of_forward_mode() -> int:
-    interpreters = torch._C._functorch.get_interpreter_stack() or ()
-    return sum(i.key() == torch._C._functorch.TransformType.Jvp for i in interpreters)
+def _keeps_arguments(args: tuple[Any, ...]) -> bool:
+    """Whether a rule of these is to keep its arguments, and no byproducts: torch.compile decides itself what of the
+    forward is kept and what is computed again, a step that is derived has them in any case, torch.jit.trace keeps
+    nothing, and a subclass such as DTensor may have functions of its own for the whole."""
+    if is_compiling() or recorder() is not None or is_jit_tracing() is not None:
+        return True
+    return any(isinstance(t, Tensor) and type(t) not in (Tensor, Parameter) for t in args)
 
 
 def widened(t: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torch_manualbp.insight.trace import Quantity, Stage
 from torch_manualbp.rules import (
-    Activation,
+    Elementwise,
     Add,
     Cast,
     Difference,
@@ -78,7 +78,7 @@ def is_diagonal(stage: Stage) -> bool:
     z, a = stage.args[0], stage.output
     if not isinstance(z, Quantity) or any(arg is z for arg in stage.args[1:]) or len(stage.outputs) > 1:
         return False
-    return issubclass(stage.rule, Activation | TimesConstant | PReLU) and z.tensor.shape == a.tensor.shape
+    return issubclass(stage.rule, Elementwise | TimesConstant | PReLU) and z.tensor.shape == a.tensor.shape
 
 
 def diagonal(stage: Stage) -> Tensor:

@@ -15,7 +15,7 @@ from torch_manualbp.insight.page.autograd import Step
 from torch_manualbp.insight.page.numbers import for_script
 from torch_manualbp.insight.trace import Quantity, Trace
 from torch_manualbp.rules import Dropout, PReLU, RReLU
-from torch_manualbp.rules.activation.elementwise import Activation
+from torch_manualbp.rules import Elementwise
 
 __all__ = ["MOST_UNITS", "NotDrawableError", "network_data"]
 
@@ -23,7 +23,7 @@ MOST_UNITS = 200
 """Neurons, inputs included, above which a drawing shows nothing any more."""
 
 
-ELEMENTWISE = (Activation, PReLU)
+ELEMENTWISE = (Elementwise, PReLU)
 """Rules whose Jacobian is diagonal: δ = ∂C/∂a ⊙ f'(z)."""
 
 RANDOM = {Dropout: "Dropout", RReLU: "RReLU"}

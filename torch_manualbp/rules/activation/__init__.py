@@ -1,9 +1,8 @@
 """The rules of the activations: a = f(z), so that the local gradient is δ = ∂C/∂a ⊙ f'(z).
 
-Most act on every entry alone and owe, beside their forward, f'(z) alone: :class:`Activation` has the rest.
+Most act on every entry alone and owe, beside their forward, f'(z) alone: :class:`~torch_manualbp.rules.Elementwise` has the rest.
 """
 
-from torch_manualbp.rules.activation.elementwise import Activation
 from torch_manualbp.rules.activation.gated import GLU
 from torch_manualbp.rules.activation.leaky import LeakyReLU, PReLU, RReLU
 from torch_manualbp.rules.activation.piecewise import (
@@ -38,7 +37,6 @@ __all__ = [
     "GELU",
     "GLU",
     "SELU",
-    "Activation",
     "GELUTanh",
     "Hardshrink",
     "Hardsigmoid",

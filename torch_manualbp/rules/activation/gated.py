@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import records_nothing
-from torch_manualbp.rules.rule import Rule, widened
+from torch_manualbp.rules.rule import Rule, formula, widened
 
 __all__ = ["GLU", "glu_gradient"]
 
@@ -29,10 +28,12 @@ class GLU(Rule):
 
     @staticmethod
     def forward(z: Tensor, dim: int) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # whose forward mode over forward mode ATen's function lacks
-            u, v = z.chunk(2, dim)
-            return u * torch.sigmoid(v)
         return F.glu(z, dim)
+
+    @staticmethod
+    def composite(z: Tensor, dim: int) -> Tensor:
+        u, v = z.chunk(2, dim)
+        return u * torch.sigmoid(v)  # with forward mode over forward mode, which ATen's function lacks
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
@@ -54,15 +55,10 @@ class GLU(Rule):
         return (sigma * (du + dv * (u * (1 - sigma)))).to(z.dtype)
 
 
+@formula(by="whole")
 def glu_gradient(da: Tensor, z: Tensor, dim: int) -> Tensor:
     """∂C/∂u = ∂C/∂a ⊙ σ(v) and ∂C/∂v = ∂C/∂u ⊙ u (1 − σ(v)), the halves of ∂C/∂z."""
     u, v = widened(z).chunk(2, dim)
     sigma = torch.sigmoid(v)
-    if records_nothing(da, z) and da.dtype == z.dtype == sigma.dtype:
-        dz = torch.empty_like(z)
-        du, dv = dz.chunk(2, dim)
-        torch.mul(da, sigma, out=du)
-        torch.mul(du, u, out=dv).mul_(sigma.neg_().add_(1))
-        return dz
     du = widened(da) * sigma
     return torch.cat((du, du * (u * (1 - sigma))), dim).to(z.dtype)

@@ -8,35 +8,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.arithmetic import times
-from torch_manualbp.rules.choice import is_above, step
 from torch_manualbp.rules.constant import TimesConstant
-from torch_manualbp.rules.evaluate import fits_blocks, may_read
-from torch_manualbp.rules.rule import Rule, widened
+from torch_manualbp.rules.elementwise import Elementwise
+from torch_manualbp.rules.rule import Rule, formula, widened
 
-__all__ = ["LeakyReLU", "PReLU", "RReLU"]
+__all__ = ["LeakyReLU", "PReLU", "RReLU", "prelu_delta"]
 
 
-class LeakyReLU(Activation):
+class LeakyReLU(Elementwise):
     """The rectified linear unit that leaks.
 
     ::
 
         a = max(z, 0) + slope min(z, 0)
         ⇒
-        f'(z) = 1 where z > 0,  slope elsewhere
+        δ = ∂C/∂a where z > 0,  slope ∂C/∂a elsewhere
 
     Kept: z.
     """
+
+    is_piecewise_linear = True
 
     @staticmethod
     def forward(z: Tensor, slope: float) -> Tensor:
         return F.leaky_relu(z, slope)
 
     @staticmethod
-    def derivative(z: Tensor, slope: float) -> Tensor:
-        return step(z, slope, 1)
+    def delta(da: Tensor, z: Tensor, slope: float) -> Tensor:
+        return torch.where(z > 0, da, slope * da)
 
 
 class PReLU(Rule):
@@ -54,9 +53,11 @@ class PReLU(Rule):
 
     @staticmethod
     def forward(z: Tensor, w: Tensor) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # ATen's function warns under vmap
-            return torch.where(z > 0, z, z * _along_channels(w, z))
         return torch.prelu(z, w)
+
+    @staticmethod
+    def composite(z: Tensor, w: Tensor) -> Tensor:
+        return torch.where(z > 0, z, z * _along_channels(w, z))  # ATen's function warns under vmap
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -69,11 +70,8 @@ class PReLU(Rule):
         needs_dz, needs_dw = ctx.needs_input_grad
         da_wide, z_wide, w_of_channel = widened(da), widened(z), _along_channels(widened(w), z)
         dz = dw = None
-        if needs_dz and fits_blocks(da_wide, z_wide) and may_read(w) and w.isfinite().all():
-            positive = is_above(z_wide, 0)  # by products, which are cheaper passes than a choice
-            dz = times(da_wide, (1 - positive) * w_of_channel + positive).to(z.dtype)
-        elif needs_dz:
-            dz = torch.where(z_wide > 0, da_wide, da_wide * w_of_channel).to(z.dtype)
+        if needs_dz:
+            dz = prelu_delta(da_wide, z_wide, w_of_channel).to(z.dtype)
         if needs_dw:
             dw = (da_wide * z_wide.clamp(max=0)).sum_to_size(w_of_channel.shape).reshape(w.shape).to(w.dtype)
         return dz, dw
@@ -88,6 +86,12 @@ class PReLU(Rule):
             by_dw = z.clamp(max=0) * _along_channels(dw, z)
             da = by_dw if da is None else da + by_dw
         return da
+
+
+@formula(by="entries")
+def prelu_delta(da: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """δ = ∂C/∂a where z > 0, w ∂C/∂a elsewhere, for a w that broadcasts against z."""
+    return torch.where(z > 0, da, w * da)
 
 
 def _along_channels(w: Tensor, z: Tensor) -> Tensor:

@@ -6,18 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.activation.elementwise import Activation
-from torch_manualbp.rules.arithmetic import times_one_plus
-from torch_manualbp.rules.choice import (
-    block_beyond,
-    chosen,
-    pass_above,
-    pass_between,
-    pass_beyond,
-    pass_positive,
-    passing,
-)
-from torch_manualbp.rules.evaluate import are_finite, fits_blocks, formulas_are_compiled
+from torch_manualbp.rules.elementwise import Elementwise
 from torch_manualbp.rules.rule import widened
 
 __all__ = [
@@ -32,7 +21,7 @@ __all__ = [
 ]
 
 
-class ReLU(Activation):
+class ReLU(Elementwise):
     """The rectified linear unit.
 
     ::
@@ -45,6 +34,7 @@ class ReLU(Activation):
     """
 
     keeps_output = True
+    is_piecewise_linear = True
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -52,10 +42,10 @@ class ReLU(Activation):
 
     @staticmethod
     def delta(da: Tensor, a: Tensor) -> Tensor:
-        return pass_positive(da, a)
+        return torch.where(a <= 0, 0, da)
 
 
-class ReLU6(Activation):
+class ReLU6(Elementwise):
     """The rectified linear unit that saturates at 6.
 
     ::
@@ -67,16 +57,18 @@ class ReLU6(Activation):
     At both kinks the derivative is 0. Kept: z.
     """
 
+    is_piecewise_linear = True
+
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         return F.relu6(z)
 
     @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return pass_between(da, z, 0, 6)
+        return torch.where((z <= 0) | (z >= 6), 0, da)
 
 
-class Hardtanh(Activation):
+class Hardtanh(Elementwise):
     """The piecewise linear tanh, between ``low`` and ``high``.
 
     ::
@@ -88,16 +80,19 @@ class Hardtanh(Activation):
     At both kinks the derivative is 0. Kept: z.
     """
 
+    is_piecewise_linear = True
+
     @staticmethod
     def forward(z: Tensor, low: float, high: float) -> Tensor:
         return F.hardtanh(z, low, high)
 
     @staticmethod
     def delta(da: Tensor, z: Tensor, low: float, high: float) -> Tensor:
-        return pass_between(da, z, low, high)
+        wide = widened(z)  # a bound is no rounded one, as in torch
+        return torch.where((wide <= low) | (wide >= high), 0, da)
 
 
-class Hardsigmoid(Activation):
+class Hardsigmoid(Elementwise):
     """The piecewise linear sigmoid.
 
     ::
@@ -109,22 +104,22 @@ class Hardsigmoid(Activation):
     At both kinks the derivative is 0, and at NaN, as torch's. Kept: z.
     """
 
+    is_piecewise_linear = True
+
     @staticmethod
     def forward(z: Tensor) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # whose forward mode over forward mode ATen's function lacks
-            return F.relu6(z + 3) / 6
         return F.hardsigmoid(z)
 
     @staticmethod
+    def composite(z: Tensor) -> Tensor:
+        return F.relu6(z + 3) / 6  # forward mode over forward mode, which ATen's function lacks
+
+    @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        return chosen(da, z, _hardsigmoid_delta, lambda da, z: block_beyond(da, z, 3).mul_(1 / 6))
+        return torch.where((z > -3) & (z < 3), da / 6, 0)
 
 
-def _hardsigmoid_delta(da: Tensor, z: Tensor, zero: Tensor | int) -> Tensor:
-    return torch.where((z > -3) & (z < 3), da * (1 / 6), zero)  # a division takes the time of ten products
-
-
-class Hardswish(Activation):
+class Hardswish(Elementwise):
     """The SiLU of a piecewise linear sigmoid h.
 
     ::
@@ -138,45 +133,20 @@ class Hardswish(Activation):
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # ATen's second derivative has 1/6 in float32
-            return z * (F.relu6(z + 3) / 6)
         return F.hardswish(z)
 
     @staticmethod
+    def composite(z: Tensor) -> Tensor:
+        return z * (F.relu6(z + 3) / 6)  # ATen's second derivative has 1/6 in float32
+
+    @staticmethod
     def delta(da: Tensor, z: Tensor) -> Tensor:
-        if fits_blocks(da, z) and not formulas_are_compiled() and da.dtype == z.dtype == widened(z).dtype:
-            delta = _hardswish_lean_delta(da, z)
-            if are_finite(delta):
-                return delta
-        return chosen(da, z, _hardswish_delta, _hardswish_product)
+        wide, da_wide = widened(z), widened(da)
+        inside = torch.where(wide < 3, da_wide * (wide / 3 + 0.5), da_wide)
+        return torch.where(wide <= -3, 0, inside).to(da.dtype)
 
 
-def _hardswish_lean_delta(da: Tensor, z: Tensor) -> Tensor:
-    """∂C/∂a (1 − y) with y = 1 − f'(z), where that is finite; in one piece of memory.
-
-    y is 1/2 − z / 3 where −3 < z < 3. Below, z is taken for −1.5 before, where that is 1; and above, where it is at
-    most −1/2, y for 0 afterwards: torch.threshold is a choice that costs no more than a product.
-    """
-    y = torch.threshold(z, -3, -1.5)
-    torch.add(z.new_full((), 0.5), y, alpha=-1 / 3, out=y)
-    torch.threshold_(y, -0.5, 0).nan_to_num_(0)
-    return torch.addcmul(da, da, y, value=-1, out=y)
-
-
-def _hardswish_delta(da: Tensor, z: Tensor, zero: Tensor | int) -> Tensor:
-    wide = widened(da)
-    inside = torch.where(z < 3, wide * (widened(z) / 3 + 0.5), wide)
-    return torch.where(z <= -3, zero, inside).to(da.dtype)
-
-
-def _hardswish_product(da: Tensor, z: Tensor) -> Tensor:
-    """∂C/∂a ⊙ (c + c [c < 3] + 3) / 6 with c = z clamped to ±3; nothing passes where z ≤ −3."""
-    c = passing(widened(z)).clamp_(-3, 3)
-    derivative = times_one_plus(c, torch.lt(c, 3, out=torch.empty_like(c))).add_(3).div_(6)
-    return pass_above(derivative.mul_(da).to(da.dtype), z, -3)
-
-
-class Threshold(Activation):
+class Threshold(Elementwise):
     """The identity above a threshold θ, and a constant below.
 
     ::
@@ -188,16 +158,18 @@ class Threshold(Activation):
     Kept: z.
     """
 
+    is_piecewise_linear = True
+
     @staticmethod
     def forward(z: Tensor, threshold: float, value: float) -> Tensor:
         return F.threshold(z, threshold, value)
 
     @staticmethod
     def delta(da: Tensor, z: Tensor, threshold: float, value: float) -> Tensor:
-        return pass_above(da, z, threshold)
+        return torch.where(widened(z) <= threshold, 0, da)
 
 
-class Hardshrink(Activation):
+class Hardshrink(Elementwise):
     """The identity outside of ±λ, and 0 within.
 
     ::
@@ -209,16 +181,18 @@ class Hardshrink(Activation):
     At both kinks the derivative is 0. Kept: z.
     """
 
+    is_piecewise_linear = True
+
     @staticmethod
     def forward(z: Tensor, lambd: float) -> Tensor:
         return F.hardshrink(z, lambd)
 
     @staticmethod
     def delta(da: Tensor, z: Tensor, lambd: float) -> Tensor:
-        return pass_beyond(da, z, lambd)
+        return torch.where(z.abs() <= lambd, 0, da)
 
 
-class Softshrink(Activation):
+class Softshrink(Elementwise):
     """The identity outside of ±λ, moved towards 0 by λ, and 0 within.
 
     ::
@@ -230,10 +204,12 @@ class Softshrink(Activation):
     At both kinks the derivative is 0. Kept: z.
     """
 
+    is_piecewise_linear = True
+
     @staticmethod
     def forward(z: Tensor, lambd: float) -> Tensor:
         return F.softshrink(z, lambd)
 
     @staticmethod
     def delta(da: Tensor, z: Tensor, lambd: float) -> Tensor:
-        return pass_beyond(da, z, lambd)
+        return torch.where(z.abs() <= lambd, 0, da)

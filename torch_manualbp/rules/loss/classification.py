@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.nn import functional as F
 
-from torch_manualbp.rules.activation.softmax import exp_of_log_softmax
+from torch_manualbp.rules.activation.softmax import probabilities as exp_of_log_softmax
 from torch_manualbp.rules.evaluate import is_written_down, keeps_arguments, records_nothing
 from torch_manualbp.rules.loss.reduction import PointwiseLoss, reduced, reduced_in_blocks, with_copies
 from torch_manualbp.rules.rule import Rule, RuleWithByproducts, widened

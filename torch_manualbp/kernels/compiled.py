@@ -1,0 +1,60 @@
+"""Formulas through torch.compile, one fused kernel each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_manualbp.kernels.blocks import is_flat
+
+__all__ = ["compile_formulas", "compiled", "formulas_are_compiled"]
+
+VECTOR_ELEMENTS = 16
+"""Numbers that a kernel is compiled to take at once: float32 in 512 bits."""
+
+_compiles_formulas = False
+
+
+def compile_formulas(enabled: bool = True) -> None:
+    """Have the formulas of the activations run on large CPU tensors as one fused kernel each, which ``torch.compile``
+    makes of the formula itself when it is first used: some seconds each, and a C++ compiler is needed.
+
+    For training without ``torch.compile``. The numbers are the same to rounding; small tensors are not affected.
+    """
+    global _compiles_formulas
+    _compiles_formulas = enabled
+
+
+def formulas_are_compiled() -> bool:
+    """Whether :func:`compile_formulas` is on."""
+    return _compiles_formulas
+
+
+def compiled(formula: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
+    """``formula(*args)``, which goes entry by entry, in one kernel for tensors of all shapes.
+
+    They come as any number of rows of 16 where that may be: a loop over a number that may be no multiple of 16 divides
+    by it at every turn, which takes longer than the turn.
+    """
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if not is_flat(*tensors):
+        return formula(*args)
+    given = [_any_rows(arg) if isinstance(arg, Tensor) else float(arg) for arg in args]
+    return _kernel(formula)(*given).view_as(tensors[0])
+
+
+@functools.cache
+def _kernel(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(formula, dynamic=True)  # beyond the limit of kernels, without fullgraph, torch runs it plainly
+
+
+def _any_rows(t: Tensor) -> Tensor:
+    if t.numel() % VECTOR_ELEMENTS:
+        return t.view(-1)
+    rows = t.view(-1, VECTOR_ELEMENTS)
+    torch._dynamo.mark_static(rows, 1)
+    return rows
