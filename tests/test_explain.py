@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_manualbp
-from torch_manualbp import Rule, explain, rules
-from torch_manualbp.catalogue.activation import ACTIVATIONS as LISTED
+from torch_manualbp import Rule, explain
+from torch_manualbp.catalogue import FAMILIES
 from torch_manualbp.insight.explanation import Explanation
 
 
@@ -122,7 +122,7 @@ def test_a_deep_weight_is_a_product_of_matrices_and_a_sum_of_paths() -> None:
 
 
 def test_every_activation_of_the_catalogue_is_here() -> None:
-    assert sorted(ACTIVATIONS) == sorted(entry.name for entry in LISTED)
+    assert sorted(ACTIVATIONS) == sorted(entry.name for entry in FAMILIES["activations"])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -189,7 +189,9 @@ OWN = {
 
 
 def test_every_loss_of_the_catalogue_is_here() -> None:
-    assert sorted(LOSSES) == sorted(name for name in rules.loss.__all__ if name[0].isupper())
+    assert sorted(LOSSES) == sorted(
+        entry.name for family in ("losses", "losses of margins") for entry in FAMILIES[family]
+    )
 
 
 @pytest.mark.parametrize("name", [*LOSSES, *OWN])

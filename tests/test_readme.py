@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from torch_manualbp import functional, nn
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -36,14 +34,6 @@ def test_the_quick_start_begins_with_two_commands() -> None:
     assert len(commands) == 2
     assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
     assert all("-c .ci/constraints.txt" in command for command in commands)
-
-
-def test_the_table_lists_every_layer_and_function_of_ours() -> None:
-    table = README.split("## The layers")[1].split("\n| --- ")[1]
-    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
-    ours = {name for name, value in vars(nn).items() if getattr(value, "__module__", "").startswith("torch_manualbp.")}
-    assert {layer.strip(" `") for layer, _ in rows} == ours
-    assert {function.strip(" `") for _, function in rows} == set(functional.__all__)
 
 
 def test_every_file_that_it_names_is_there() -> None:

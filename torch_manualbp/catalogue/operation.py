@@ -101,6 +101,13 @@ class Operation:
         """What the rule's formulas call its arguments."""
         return tuple(inspect.signature(self.rule.forward).parameters)
 
+    def functions_of_layers(self) -> dict[str, str]:
+        """The layers, each with the function that its forward calls."""
+        functions, layers = self.functions.split(), self.layers.split()
+        return dict(
+            zip(layers, functions if len(functions) == len(layers) else functions[:1] * len(layers), strict=True)
+        )
+
     def differentiable(self, sample: Sample) -> tuple[int, ...]:
         """Positions of the arguments that take a gradient."""
         return tuple(

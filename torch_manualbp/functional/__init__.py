@@ -1,20 +1,8 @@
 """``torch.nn.functional`` over the rules: the same signatures, defaults, reductions and autocast behaviour.
 
-Ours, each one call of the rule that it names:
-
-- linear: ``linear``, ``bilinear``, ``identity``
-- activations: ``celu``, ``elu``, ``gelu``, ``glu``, ``hardshrink``, ``hardsigmoid``, ``hardswish``, ``hardtanh``,
-  ``leaky_relu``, ``log_softmax``, ``logsigmoid``, ``mish``, ``prelu``, ``relu``, ``relu6``, ``rrelu``, ``selu``,
-  ``sigmoid``, ``silu``, ``softmax``, ``softmin``, ``softplus``, ``softshrink``, ``softsign``, ``tanh``, ``tanhshrink``,
-  ``threshold``
-- losses: ``l1_loss``, ``smooth_l1_loss``, ``huber_loss``, ``mse_loss``, ``cross_entropy``, ``nll_loss``,
-  ``gaussian_nll_loss``, ``poisson_nll_loss``, ``kl_div``, ``binary_cross_entropy``,
-  ``binary_cross_entropy_with_logits``, ``hinge_embedding_loss``, ``soft_margin_loss``
-- losses of margins: ``margin_ranking_loss``, ``multi_margin_loss``, ``multilabel_margin_loss``,
-  ``multilabel_soft_margin_loss``
-- losses of embeddings: ``cosine_embedding_loss``, ``triplet_margin_loss``, ``triplet_margin_with_distance_loss``
-
-Every other name of ``torch.nn.functional`` is handed on as it is, so that a model file changes one import::
+Ours are those of ``__all__``, each one call of the rule that its docstring names; ``torch-manualbp layers`` prints them
+with their formulas. Every other name of ``torch.nn.functional`` is handed on as it is, so that a model file changes one
+import::
 
     import torch_manualbp.functional as F      # was: import torch.nn.functional as F
 """

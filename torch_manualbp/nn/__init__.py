@@ -2,21 +2,10 @@
 
     from torch_manualbp import nn        # was: from torch import nn
 
-Ours, each a subclass of the torch class of its name with the same constructor, repr and ``state_dict``:
-
-- linear: ``Linear``, ``LazyLinear``, ``Bilinear``, ``Identity``
-- activations: ``CELU``, ``ELU``, ``GELU``, ``GLU``, ``Hardshrink``, ``Hardsigmoid``, ``Hardswish``, ``Hardtanh``,
-  ``LeakyReLU``, ``LogSigmoid``, ``LogSoftmax``, ``Mish``, ``PReLU``, ``ReLU``, ``ReLU6``, ``RReLU``, ``SELU``,
-  ``Sigmoid``, ``SiLU``, ``Softmax``, ``Softmax2d``, ``Softmin``, ``Softplus``, ``Softshrink``, ``Softsign``, ``Tanh``,
-  ``Tanhshrink``, ``Threshold``
-- losses: ``L1Loss``, ``SmoothL1Loss``, ``HuberLoss``, ``MSELoss``, ``CrossEntropyLoss``, ``NLLLoss``,
-  ``GaussianNLLLoss``, ``PoissonNLLLoss``, ``KLDivLoss``, ``BCELoss``, ``BCEWithLogitsLoss``, ``HingeEmbeddingLoss``,
-  ``SoftMarginLoss``
-- losses of margins: ``MarginRankingLoss``, ``MultiMarginLoss``, ``MultiLabelMarginLoss``, ``MultiLabelSoftMarginLoss``
-- losses of embeddings: ``CosineEmbeddingLoss``, ``TripletMarginLoss``, ``TripletMarginWithDistanceLoss``
-
-and ``nn.functional`` is :mod:`torch_manualbp.functional`. Every other name (``Module``, ``Sequential``, ``Flatten``,
-``Parameter``, ``init``, …) is torch's own, handed on as it is. ``nn.X.__module__`` tells which one an ``X`` is.
+Ours are the classes whose ``__module__`` is here, each a subclass of the torch class of its name with the same
+constructor, repr and ``state_dict``; ``torch-manualbp layers`` prints them with their formulas. ``nn.functional`` is
+:mod:`torch_manualbp.functional`. Every other name (``Module``, ``Sequential``, ``Flatten``, ``Parameter``, ``init``, …)
+is torch's own, handed on as it is.
 """
 
 from torch.nn import *  # noqa: F403

@@ -42,7 +42,7 @@ __all__ = [
 class CELU(torch.nn.CELU):
     """``torch.nn.CELU`` by :class:`torch_manualbp.rules.CELU`.
 
-    a = z where z > 0, else α (exp(z / α) − 1) ⇒ f'(z) = 1 where z > 0, else exp(z / α).
+    a = z where z > 0, else α (exp(z / α) − 1) ⇒ f'(z) = 1 where z > 0, else exp(z / α). Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class CELU(torch.nn.CELU):
 class ELU(torch.nn.ELU):
     """``torch.nn.ELU`` by :class:`torch_manualbp.rules.ELU`.
 
-    a = z where z > 0, else α (exp(z) − 1) ⇒ f'(z) = 1 where z > 0, else α exp(z).
+    a = z where z > 0, else α (exp(z) − 1) ⇒ f'(z) = 1 where z > 0, else α exp(z). Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class ELU(torch.nn.ELU):
 class GELU(torch.nn.GELU):
     """``torch.nn.GELU`` by :class:`torch_manualbp.rules.GELU`.
 
-    a = z Φ(z) ⇒ f'(z) = Φ(z) + z φ(z).
+    a = z Φ(z), or with tanh z σ(2u) ⇒ f'(z) = Φ(z) + z φ(z), or σ (1 + z (1 − σ) 2u'). Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class GELU(torch.nn.GELU):
 class GLU(torch.nn.GLU):
     """``torch.nn.GLU`` by :class:`torch_manualbp.rules.GLU`.
 
-    a = u σ(v) ⇒ ∂C/∂u = ∂C/∂a ⊙ σ(v), ∂C/∂v = ∂C/∂a ⊙ u σ(v) (1 − σ(v)).
+    a = u σ(v) ⇒ ∂C/∂u = ∂C/∂a ⊙ σ(v), ∂C/∂v = ∂C/∂a ⊙ u σ(v) (1 − σ(v)). Kept: u, v.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class GLU(torch.nn.GLU):
 class Hardshrink(torch.nn.Hardshrink):
     """``torch.nn.Hardshrink`` by :class:`torch_manualbp.rules.Hardshrink`.
 
-    a = z where |z| > λ, else 0 ⇒ δ = ∂C/∂a where |z| > λ, else 0.
+    a = z where |z| > λ, else 0 ⇒ δ = ∂C/∂a where |z| > λ, else 0. Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Hardshrink(torch.nn.Hardshrink):
 class Hardsigmoid(torch.nn.Hardsigmoid):
     """``torch.nn.Hardsigmoid`` by :class:`torch_manualbp.rules.Hardsigmoid`.
 
-    a = min(max(z + 3, 0), 6) / 6 ⇒ δ = ∂C/∂a / 6 where −3 < z < 3, else 0.
+    a = min(max(z + 3, 0), 6) / 6 ⇒ δ = ∂C/∂a / 6 where −3 < z < 3, else 0. Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Hardsigmoid(torch.nn.Hardsigmoid):
 class Hardswish(torch.nn.Hardswish):
     """``torch.nn.Hardswish`` by :class:`torch_manualbp.rules.Hardswish`.
 
-    a = z min(max(z + 3, 0), 6) / 6 ⇒ f'(z) = z / 3 + 1/2 where −3 < z < 3, else 0 or 1.
+    a = z min(max(z + 3, 0), 6) / 6 ⇒ f'(z) = z / 3 + 1/2 where −3 < z < 3, else 0 or 1. Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Hardswish(torch.nn.Hardswish):
 class Hardtanh(torch.nn.Hardtanh):
     """``torch.nn.Hardtanh`` by :class:`torch_manualbp.rules.Hardtanh`.
 
-    a = min(max(z, low), high) ⇒ δ = ∂C/∂a where low < z < high, else 0.
+    a = min(max(z, low), high) ⇒ δ = ∂C/∂a where low < z < high, else 0. Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Hardtanh(torch.nn.Hardtanh):
 class LeakyReLU(torch.nn.LeakyReLU):
     """``torch.nn.LeakyReLU`` by :class:`torch_manualbp.rules.LeakyReLU`.
 
-    a = max(z, 0) + slope min(z, 0) ⇒ f'(z) = 1 where z > 0, else slope.
+    a = max(z, 0) + slope min(z, 0) ⇒ f'(z) = 1 where z > 0, else slope. Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class LeakyReLU(torch.nn.LeakyReLU):
 class LogSigmoid(torch.nn.LogSigmoid):
     """``torch.nn.LogSigmoid`` by :class:`torch_manualbp.rules.LogSigmoid`.
 
-    a = log σ(z) ⇒ f'(z) = σ(−z).
+    a = log σ(z) ⇒ f'(z) = σ(−z). Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class LogSigmoid(torch.nn.LogSigmoid):
 class LogSoftmax(torch.nn.LogSoftmax):
     """``torch.nn.LogSoftmax`` by :class:`torch_manualbp.rules.LogSoftmax`.
 
-    a_k = z_k − log Σ exp(z_j) ⇒ δ_k = ∂C/∂a_k − exp(a_k) Σ ∂C/∂a_j.
+    a_k = z_k − log Σ exp(z_j) ⇒ δ_k = ∂C/∂a_k − exp(a_k) Σ ∂C/∂a_j. Kept: a.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class LogSoftmax(torch.nn.LogSoftmax):
 class Mish(torch.nn.Mish):
     """``torch.nn.Mish`` by :class:`torch_manualbp.rules.Mish`.
 
-    a = z w, w = tanh(log(1 + exp(z))) ⇒ f'(z) = w + z σ(z) (1 − w²).
+    a = z w, w = tanh(log(1 + exp(z))) ⇒ f'(z) = w + z σ(z) (1 − w²). Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Mish(torch.nn.Mish):
 class PReLU(torch.nn.PReLU):
     """``torch.nn.PReLU`` by :class:`torch_manualbp.rules.PReLU`.
 
-    a = max(z, 0) + w min(z, 0) ⇒ f'(z) = 1 where z > 0, else w; ∂C/∂w = Σ ∂C/∂a min(z, 0).
+    a = max(z, 0) + w min(z, 0) ⇒ f'(z) = 1 where z > 0, else w; ∂C/∂w = Σ ∂C/∂a min(z, 0). Kept: z, w.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class PReLU(torch.nn.PReLU):
 class ReLU(torch.nn.ReLU):
     """``torch.nn.ReLU`` by :class:`torch_manualbp.rules.ReLU`.
 
-    a = max(z, 0) ⇒ δ = ∂C/∂a where a > 0, else 0.
+    a = max(z, 0) ⇒ δ = ∂C/∂a where a > 0, else 0. Kept: a.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class ReLU(torch.nn.ReLU):
 class ReLU6(torch.nn.ReLU6):
     """``torch.nn.ReLU6`` by :class:`torch_manualbp.rules.ReLU6`.
 
-    a = min(max(z, 0), 6) ⇒ δ = ∂C/∂a where 0 < z < 6, else 0.
+    a = min(max(z, 0), 6) ⇒ δ = ∂C/∂a where 0 < z < 6, else 0. Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class ReLU6(torch.nn.ReLU6):
 class RReLU(torch.nn.RReLU):
     """``torch.nn.RReLU`` by :class:`torch_manualbp.rules.RReLU`.
 
-    a = r z with r = 1 where z > 0, else random ⇒ δ = ∂C/∂a ⊙ r.
+    a = r z with r = 1 where z > 0, else random ⇒ δ = ∂C/∂a ⊙ r. Kept: r.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class RReLU(torch.nn.RReLU):
 class SELU(torch.nn.SELU):
     """``torch.nn.SELU`` by :class:`torch_manualbp.rules.SELU`.
 
-    a = λ z where z > 0, else λ α (exp(z) − 1) ⇒ f'(z) = λ where z > 0, else λ α exp(z).
+    a = λ z where z > 0, else λ α (exp(z) − 1) ⇒ f'(z) = λ where z > 0, else λ α exp(z). Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ class SELU(torch.nn.SELU):
 class Sigmoid(torch.nn.Sigmoid):
     """``torch.nn.Sigmoid`` by :class:`torch_manualbp.rules.Sigmoid`.
 
-    a = σ(z) ⇒ f'(z) = a (1 − a).
+    a = σ(z) ⇒ f'(z) = a (1 − a). Kept: a.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ class Sigmoid(torch.nn.Sigmoid):
 class SiLU(torch.nn.SiLU):
     """``torch.nn.SiLU`` by :class:`torch_manualbp.rules.SiLU`.
 
-    a = z σ(z) ⇒ f'(z) = σ + z σ (1 − σ).
+    a = z σ(z) ⇒ f'(z) = σ + z σ (1 − σ). Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ class SiLU(torch.nn.SiLU):
 class Softmax(torch.nn.Softmax):
     """``torch.nn.Softmax`` by :class:`torch_manualbp.rules.Softmax`.
 
-    a_k = exp(z_k) / Σ exp(z_j) ⇒ δ_k = a_k (∂C/∂a_k − Σ a_j ∂C/∂a_j).
+    a_k = exp(z_k) / Σ exp(z_j) ⇒ δ_k = a_k (∂C/∂a_k − Σ a_j ∂C/∂a_j). Kept: a.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class Softmax(torch.nn.Softmax):
 class Softmax2d(torch.nn.Softmax2d):
     """``torch.nn.Softmax2d`` by :class:`torch_manualbp.rules.Softmax`.
 
-    a_k = exp(z_k) / Σ exp(z_j) over the channels ⇒ δ_k = a_k (∂C/∂a_k − Σ a_j ∂C/∂a_j).
+    a_k = exp(z_k) / Σ exp(z_j) over the channels ⇒ δ_k = a_k (∂C/∂a_k − Σ a_j ∂C/∂a_j). Kept: a.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ class Softmax2d(torch.nn.Softmax2d):
 class Softmin(torch.nn.Softmin):
     """``torch.nn.Softmin`` by :class:`torch_manualbp.rules.Softmin`.
 
-    a_k = exp(−z_k) / Σ exp(−z_j) ⇒ δ_k = −a_k (∂C/∂a_k − Σ a_j ∂C/∂a_j).
+    a_k = exp(−z_k) / Σ exp(−z_j) ⇒ δ_k = −a_k (∂C/∂a_k − Σ a_j ∂C/∂a_j). Kept: a.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ class Softmin(torch.nn.Softmin):
 class Softplus(torch.nn.Softplus):
     """``torch.nn.Softplus`` by :class:`torch_manualbp.rules.Softplus`.
 
-    a = log(1 + exp(β z)) / β ⇒ f'(z) = σ(β z).
+    a = log(1 + exp(β z)) / β ⇒ f'(z) = σ(β z). Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ class Softplus(torch.nn.Softplus):
 class Softshrink(torch.nn.Softshrink):
     """``torch.nn.Softshrink`` by :class:`torch_manualbp.rules.Softshrink`.
 
-    a = z ∓ λ where |z| > λ, else 0 ⇒ δ = ∂C/∂a where |z| > λ, else 0.
+    a = z ∓ λ where |z| > λ, else 0 ⇒ δ = ∂C/∂a where |z| > λ, else 0. Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ class Softshrink(torch.nn.Softshrink):
 class Softsign(torch.nn.Softsign):
     """``torch.nn.Softsign`` by :class:`torch_manualbp.rules.Softsign`.
 
-    a = z / (1 + |z|) ⇒ f'(z) = 1 / (1 + |z|)².
+    a = z / (1 + |z|) ⇒ f'(z) = 1 / (1 + |z|)². Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ class Softsign(torch.nn.Softsign):
 class Tanh(torch.nn.Tanh):
     """``torch.nn.Tanh`` by :class:`torch_manualbp.rules.Tanh`.
 
-    a = tanh z ⇒ f'(z) = 1 − a².
+    a = tanh z ⇒ f'(z) = 1 − a². Kept: a.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -304,7 +304,7 @@ class Tanh(torch.nn.Tanh):
 class Tanhshrink(torch.nn.Tanhshrink):
     """``torch.nn.Tanhshrink`` by :class:`torch_manualbp.rules.Tanh` and :class:`torch_manualbp.rules.Difference`.
 
-    a = z − tanh z ⇒ f'(z) = tanh² z.
+    a = z − tanh z ⇒ f'(z) = tanh² z. Kept: tanh z.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -314,7 +314,7 @@ class Tanhshrink(torch.nn.Tanhshrink):
 class Threshold(torch.nn.Threshold):
     """``torch.nn.Threshold`` by :class:`torch_manualbp.rules.Threshold`.
 
-    a = z where z > θ, else value ⇒ δ = ∂C/∂a where z > θ, else 0.
+    a = z where z > θ, else value ⇒ δ = ∂C/∂a where z > θ, else 0. Kept: z.
     """
 
     def forward(self, input: Tensor) -> Tensor:

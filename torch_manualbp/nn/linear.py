@@ -11,7 +11,7 @@ __all__ = ["Bilinear", "Identity", "LazyLinear", "Linear"]
 
 
 class Identity(torch.nn.Identity):
-    """``torch.nn.Identity``: a = z ⇒ ∂C/∂z = ∂C/∂a.
+    """``torch.nn.Identity``: a = z ⇒ ∂C/∂z = ∂C/∂a. Kept: nothing.
 
     Returns its very input, like torch's class, whose users change the output in place and compare with ``is``. For a
     node of its own in the graph there is :func:`torch_manualbp.functional.identity`.
@@ -21,7 +21,7 @@ class Identity(torch.nn.Identity):
 class Linear(torch.nn.Linear):
     """``torch.nn.Linear`` by :class:`torch_manualbp.rules.Linear`.
 
-    z = a Wᵀ + b ⇒ ∂C/∂a = δ W, ∂C/∂W = δᵀ a, ∂C/∂b = Σ_samples δ.
+    z = a Wᵀ + b ⇒ ∂C/∂a = δ W, ∂C/∂W = δᵀ a, ∂C/∂b = Σ_samples δ. Kept: a, if W learns; W, if ∂C/∂a is needed.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -38,6 +38,7 @@ class Bilinear(torch.nn.Bilinear):
     """``torch.nn.Bilinear`` by :class:`torch_manualbp.rules.Bilinear`.
 
     z_k = Σ_ij x_i W_kij y_j + b_k ⇒ ∂C/∂x_i = Σ_kj δ_k W_kij y_j, ∂C/∂W_kij = Σ_samples δ_k x_i y_j, ∂C/∂b = Σ δ.
+    Kept: of x, y, W what is needed.
     """
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class L1Loss(torch.nn.L1Loss):
     """``torch.nn.L1Loss`` by :class:`torch_manualbp.rules.Difference` and
     :class:`torch_manualbp.rules.AbsoluteError`.
 
-    C = Σ |s − y| / n ⇒ ∂C/∂s = sign(s − y) / n.
+    C = Σ |s − y| / n ⇒ ∂C/∂s = sign(s − y) / n. Kept: s − y.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class L1Loss(torch.nn.L1Loss):
 class SmoothL1Loss(torch.nn.SmoothL1Loss):
     """``torch.nn.SmoothL1Loss`` by :class:`torch_manualbp.rules.SmoothAbsoluteError`.
 
-    C = Σ c (s − y − c / 2) / βn, c = s − y clamped to ±β ⇒ ∂C/∂s = c / βn.
+    C = Σ c (s − y − c / 2) / βn, c = s − y clamped to ±β ⇒ ∂C/∂s = c / βn. Kept: s, y.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class SmoothL1Loss(torch.nn.SmoothL1Loss):
 class HuberLoss(torch.nn.HuberLoss):
     """``torch.nn.HuberLoss`` by :class:`torch_manualbp.rules.Huber`.
 
-    C = Σ c (s − y − c / 2) / n, c = s − y clamped to ±Δ ⇒ ∂C/∂s = c / n.
+    C = Σ c (s − y − c / 2) / n, c = s − y clamped to ±Δ ⇒ ∂C/∂s = c / n. Kept: s, y.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class HuberLoss(torch.nn.HuberLoss):
 class MSELoss(torch.nn.MSELoss):
     """``torch.nn.MSELoss`` by :class:`torch_manualbp.rules.MeanSquaredError`.
 
-    C = Σ (s − y)² / n ⇒ ∂C/∂s = 2 (s − y) / n.
+    C = Σ (s − y)² / n ⇒ ∂C/∂s = 2 (s − y) / n. Kept: s, y.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss`` by :class:`torch_manualbp.rules.CrossEntropy` for class indices and
     :class:`torch_manualbp.rules.CrossEntropyProbabilities` for class probabilities.
 
-    C = −Σ_k q_k log p_k ⇒ ∂C/∂s = (p Σ_k q_k − q) / n.
+    C = −Σ_k q_k log p_k ⇒ ∂C/∂s = (p Σ_k q_k − q) / n. Kept: log p, y, class weights.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 class NLLLoss(torch.nn.NLLLoss):
     """``torch.nn.NLLLoss`` by :class:`torch_manualbp.rules.NegativeLogLikelihood`.
 
-    C = −Σ w_y s_y / Σ w_y ⇒ ∂C/∂s_k = −w_k [k = y] / Σ w_y.
+    C = −Σ w_y s_y / Σ w_y ⇒ ∂C/∂s_k = −w_k [k = y] / Σ w_y. Kept: y, class weights.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class GaussianNLLLoss(torch.nn.GaussianNLLLoss):
     """``torch.nn.GaussianNLLLoss`` by :class:`torch_manualbp.rules.Difference` and
     :class:`torch_manualbp.rules.GaussianNegativeLogLikelihood`.
 
-    C = Σ (log v + (s − y)² / v) / 2n ⇒ ∂C/∂s = (s − y) / vn, ∂C/∂v = (v − (s − y)²) / 2v²n.
+    C = Σ (log v + (s − y)² / v) / 2n ⇒ ∂C/∂s = (s − y) / vn, ∂C/∂v = (v − (s − y)²) / 2v²n. Kept: s − y, v.
     """
 
     def forward(self, input: Tensor, target: Tensor, var: Tensor | float) -> Tensor:
@@ -107,7 +107,7 @@ class GaussianNLLLoss(torch.nn.GaussianNLLLoss):
 class PoissonNLLLoss(torch.nn.PoissonNLLLoss):
     """``torch.nn.PoissonNLLLoss`` by :class:`torch_manualbp.rules.PoissonNegativeLogLikelihood`.
 
-    C = Σ (exp(s) − y s) / n ⇒ ∂C/∂s = (exp(s) − y) / n.
+    C = Σ (exp(s) − y s) / n ⇒ ∂C/∂s = (exp(s) − y) / n. Kept: a copy of s, y.
     """
 
     def forward(self, log_input: Tensor, target: Tensor) -> Tensor:
@@ -119,7 +119,8 @@ class PoissonNLLLoss(torch.nn.PoissonNLLLoss):
 class KLDivLoss(torch.nn.KLDivLoss):
     """``torch.nn.KLDivLoss`` by :class:`torch_manualbp.rules.KullbackLeiblerDivergence`.
 
-    C = Σ y (log y − s) / n ⇒ ∂C/∂s = −y / n, ∂C/∂y = (log y + 1 − s) / n.
+    C = Σ y (log y − s) / n ⇒ ∂C/∂s = −y / n, ∂C/∂y = (log y + 1 − s) / n. Kept: y; s, if ∂C/∂y is needed; with
+    `log_target` copies.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class KLDivLoss(torch.nn.KLDivLoss):
 class BCELoss(torch.nn.BCELoss):
     """``torch.nn.BCELoss`` by :class:`torch_manualbp.rules.BinaryCrossEntropy`.
 
-    C = −Σ w (y log s + (1 − y) log(1 − s)) / n ⇒ ∂C/∂s = w (s − y) / s (1 − s) n.
+    C = −Σ w (y log s + (1 − y) log(1 − s)) / n ⇒ ∂C/∂s = w (s − y) / s (1 − s) n. Kept: s, y, w.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class BCELoss(torch.nn.BCELoss):
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     """``torch.nn.BCEWithLogitsLoss`` by :class:`torch_manualbp.rules.BinaryCrossEntropyWithLogits`.
 
-    C = −Σ w (p y log σ(s) + (1 − y) log σ(−s)) / n ⇒ ∂C/∂s = w ((p y + 1 − y) σ(s) − p y) / n.
+    C = −Σ w (p y log σ(s) + (1 − y) log σ(−s)) / n ⇒ ∂C/∂s = w ((p y + 1 − y) σ(s) − p y) / n. Kept: s, y, w, p.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -151,7 +152,8 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 class HingeEmbeddingLoss(torch.nn.HingeEmbeddingLoss):
     """``torch.nn.HingeEmbeddingLoss`` by :class:`torch_manualbp.rules.HingeEmbedding`.
 
-    C = Σ (s where y = 1, max(0, margin − s) where y = −1) / n ⇒ ∂C/∂s = (1, or −1 up to the margin) / n.
+    C = Σ (s where y = 1, max(0, margin − s) where y = −1) / n ⇒ ∂C/∂s = (1, or −1 up to the margin) / n. Kept: the
+    slope, a byte an entry.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ class HingeEmbeddingLoss(torch.nn.HingeEmbeddingLoss):
 class SoftMarginLoss(torch.nn.SoftMarginLoss):
     """``torch.nn.SoftMarginLoss`` by :class:`torch_manualbp.rules.SoftMargin`.
 
-    C = Σ log(1 + exp(−y s)) / n ⇒ ∂C/∂s = −y σ(−y s) / n.
+    C = Σ log(1 + exp(−y s)) / n ⇒ ∂C/∂s = −y σ(−y s) / n. Kept: s, y.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ __all__ = [
 class CosineEmbeddingLoss(torch.nn.CosineEmbeddingLoss):
     """``torch.nn.CosineEmbeddingLoss`` by :class:`torch_manualbp.rules.CosineEmbedding`.
 
-    c = cos(u, v), C = 1 − c or max(0, c − margin) ⇒ ∂C/∂u = ∂C/∂c (v / (‖u‖ ‖v‖) − c u / ‖u‖²).
+    c = cos(u, v), C = 1 − c or max(0, c − margin) ⇒ ∂C/∂u = ∂C/∂c (v / (‖u‖ ‖v‖) − c u / ‖u‖²). Kept: u, v, the
+    sort of pair.
     """
 
     def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ class CosineEmbeddingLoss(torch.nn.CosineEmbeddingLoss):
 class MarginRankingLoss(torch.nn.MarginRankingLoss):
     """``torch.nn.MarginRankingLoss`` by :class:`torch_manualbp.rules.MarginRanking`.
 
-    r = margin − y (s₁ − s₂), C = max(0, r) ⇒ ∂C/∂s₁ = −y [r ≥ 0] = −∂C/∂s₂.
+    r = margin − y (s₁ − s₂), C = max(0, r) ⇒ ∂C/∂s₁ = −y [r ≥ 0] = −∂C/∂s₂. Kept: −y, where r ≥ 0.
     """
 
     def forward(self, input1: Tensor, input2: Tensor, target: Tensor) -> Tensor:
@@ -41,7 +42,8 @@ class MarginRankingLoss(torch.nn.MarginRankingLoss):
 class MultiLabelMarginLoss(torch.nn.MultiLabelMarginLoss):
     """``torch.nn.MultiLabelMarginLoss`` by :class:`torch_manualbp.rules.MultiLabelMargin`.
 
-    C = Σ_t Σ_{k not listed} max(0, 1 − s_t + s_k) / K ⇒ ∂C/∂s_k = (the number of t within the margin) / K.
+    C = Σ_t Σ_{k not listed} max(0, 1 − s_t + s_k) / K ⇒ ∂C/∂s_k = (the number of t within the margin) / K. Kept: s,
+    y.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -51,7 +53,8 @@ class MultiLabelMarginLoss(torch.nn.MultiLabelMarginLoss):
 class MultiLabelSoftMarginLoss(torch.nn.MultiLabelSoftMarginLoss):
     """``torch.nn.MultiLabelSoftMarginLoss`` by :class:`torch_manualbp.rules.MultiLabelSoftMargin`.
 
-    C = −Σ_k w_k (y_k log σ(s_k) + (1 − y_k) log σ(−s_k)) / K ⇒ ∂C/∂s_k = w_k (σ(s_k) − y_k) / K.
+    C = −Σ_k w_k (y_k log σ(s_k) + (1 − y_k) log σ(−s_k)) / K ⇒ ∂C/∂s_k = w_k (σ(s_k) − y_k) / K. Kept: s, y, class
+    weights.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -61,7 +64,8 @@ class MultiLabelSoftMarginLoss(torch.nn.MultiLabelSoftMarginLoss):
 class MultiMarginLoss(torch.nn.MultiMarginLoss):
     """``torch.nn.MultiMarginLoss`` by :class:`torch_manualbp.rules.MultiMargin`.
 
-    r_k = margin − s_y + s_k, C = w_y Σ_{k≠y} max(0, r_k)^p / K ⇒ ∂C/∂s_k = w_y p r_k^(p−1) [r_k > 0] / K.
+    r_k = margin − s_y + s_k, C = w_y Σ_{k≠y} max(0, r_k)^p / K ⇒ ∂C/∂s_k = w_y p r_k^(p−1) [r_k > 0] / K. Kept: s,
+    y, class weights.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -73,7 +77,8 @@ class MultiMarginLoss(torch.nn.MultiMarginLoss):
 class TripletMarginLoss(torch.nn.TripletMarginLoss):
     """``torch.nn.TripletMarginLoss`` by :class:`torch_manualbp.rules.TripletMargin`.
 
-    C = max(0, margin + ‖a − x⁺‖ − ‖a − x⁻‖) ⇒ ∂C/∂a = (a − x⁺) / ‖a − x⁺‖ − (a − x⁻) / ‖a − x⁻‖ where C > 0.
+    C = max(0, margin + ‖a − x⁺‖ − ‖a − x⁻‖) ⇒ ∂C/∂a = (a − x⁺) / ‖a − x⁺‖ − (a − x⁻) / ‖a − x⁻‖ where C > 0. Kept:
+    the differences, the distances, where C > 0.
     """
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -92,7 +97,8 @@ class TripletMarginLoss(torch.nn.TripletMarginLoss):
 class TripletMarginWithDistanceLoss(torch.nn.TripletMarginWithDistanceLoss):
     """``torch.nn.TripletMarginWithDistanceLoss`` by :class:`torch_manualbp.rules.TripletMargin`.
 
-    C = max(0, margin + D⁺ − D⁻) ⇒ ∂C/∂D⁺ = 1 = −∂C/∂D⁻ where C > 0, and autograd for a distance that is not torch's.
+    C = max(0, margin + D⁺ − D⁻) ⇒ ∂C/∂D⁺ = 1 = −∂C/∂D⁻ where C > 0, and autograd for a distance that is not
+    torch's. Kept: where C > 0.
     """
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
