@@ -21,7 +21,7 @@ README = Path(__file__).parent.parent / "README.md"
 (TANH,) = (operation for operation in CATALOGUE if operation.rule is rules.Tanh)
 
 
-class Exp(rules.Activation):
+class Exp(rules.Elementwise):
     """a = exp(z)  ⇒  f'(z) = a"""
 
     keeps_output = True

@@ -55,8 +55,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as exit:
             cli.main([*command.split(), "--help"])
         assert exit.value.code == 0
-        last = "--output FILE" if command in ("derive", "explain", "report") else "--json FILE"
-        assert last in capsys.readouterr().out
+        last = {"derive": "--output", "explain": "--output", "report": "--output", "layers": "--into"}
+        assert f"{last.get(command, '--json')} FILE" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,6 @@ from torch_manualbp.rules.loss import *  # noqa: F403
 from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.structure import *  # noqa: F403
 
-<<<<<<< ours
 __all__ = ["Elementwise", "Rule"]
-__all__ += activation.__all__ + linear.__all__ + loss.__all__ + structure.__all__
-=======
-__all__ = ["Rule", "compile_formulas", "use_onednn"]
 if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
     __all__ += activation.__all__ + linear.__all__ + loss.__all__ + structure.__all__
->>>>>>> theirs
