@@ -1,4 +1,4 @@
-"""What of torch has no public name: all of it that the rules and kernels use, so that an upgrade of torch is one file."""
+"""What of torch has no public name, in one file, for whoever upgrades torch."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torch_manualbp.rules.jacobian import Diagonal
 from torch_manualbp.rules.rule import Rule
 
 __all__ = ["TimesConstant"]
@@ -13,6 +14,8 @@ __all__ = ["TimesConstant"]
 
 class TimesConstant(Rule):
     """a = r ⊙ z  ⇒  ∂C/∂z = r ⊙ ∂C/∂a, for an r of which nothing is learnt. Kept: r."""
+
+    jacobian = Diagonal(slope="r")
 
     @staticmethod
     def forward(z: Tensor, r: Tensor) -> Tensor:

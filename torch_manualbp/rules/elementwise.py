@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp._torch import is_compiling
+from torch_manualbp.rules.jacobian import Diagonal
 from torch_manualbp.rules.rule import Rule, formula, widened
 
 __all__ = ["Elementwise"]
@@ -36,6 +37,7 @@ class Elementwise(Rule):
     in place of ∂C/∂a. For complex numbers reverse mode takes f' of the conjugate. Kept: z, or a.
     """
 
+    jacobian = Diagonal()
     keeps_output: ClassVar[bool] = False
     is_piecewise_linear: ClassVar[bool] = False
 
@@ -101,7 +103,7 @@ def _calculus(
 def zero(z: Tensor) -> Tensor:
     """0, also of NaN, as a function of z whose derivative is 0 and not missing.
 
-    torch.compile makes C++ on the CPU that keeps for backward what is smallest, a mask before z, and writes masks number
-    by number: at 512×4096 10 ms for 1. A 0 that it cannot fold makes it keep z, as ATen does.
+    torch.compile makes C++ on the CPU that keeps for backward what is smallest, a mask before z, and writes masks
+    number by number: at 512×4096 10 ms for 1. A 0 that it cannot fold makes it keep z, as ATen does.
     """
     return z.sign().clamp(0, 0) if is_compiling() and z.device.type == "cpu" else z.sign() * 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.jacobian import Diagonal, Product
 from torch_manualbp.rules.rule import Rule, formula, widened
 
 __all__ = [
@@ -36,6 +37,8 @@ class Identity(Rule):
 
     Shapes: any. The output is a tensor of its own, so that it may be changed in place.
     """
+
+    jacobian = Diagonal(slope="")
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -70,6 +73,8 @@ class Linear(Rule):
     is a sample. A W of shape (in) without b gives z of shape (*). For complex numbers W and a are conjugated.
     Kept: a where ∂C/∂W is needed, W where ∂C/∂a is needed.
     """
+
+    jacobian = Product()
 
     @staticmethod
     @formula(by="whole")

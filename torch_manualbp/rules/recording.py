@@ -14,8 +14,8 @@ class Recorder(Protocol):
     """What runs rules, and writes down the torch calls that they make, to make the same calls of other numbers."""
 
     how: Literal["lean", "rows", "pure"]
-    """``"lean"``: by the fastest kernels, which may lay numbers out in another order than torch; ``"rows"``: by kernels,
-    laid out as torch does; ``"pure"``: by the formulas as they stand."""
+    """``"lean"``: by the fastest kernels, which may lay numbers out in another order than torch; ``"rows"``: by kernels
+    that lay them out as torch does; ``"pure"``: by the formulas as they stand."""
 
     def apply(self, rule: Any, args: tuple[Any, ...]) -> Any:
         """What ``rule.apply(*args)`` comes to."""

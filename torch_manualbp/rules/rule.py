@@ -22,6 +22,7 @@ from torch_manualbp._torch import (
     is_jit_tracing,
     is_transformed,
 )
+from torch_manualbp.rules.jacobian import Jacobian
 from torch_manualbp.rules.recording import recorder
 
 __all__ = ["Rule", "RuleWithByproducts", "evaluate_by", "formula", "in_dtype", "output_of", "widened"]
@@ -75,9 +76,13 @@ class Rule(Function):
     Where ATen's function, which ``forward`` calls, lacks what torch.func's transforms ask for, the rule has
 
     - ``composite(*args)``: the same forward, made of functions that have it.
+
+    ``jacobian`` says what its Jacobian looks like, from which an explanation takes its factors.
     """
 
     generate_vmap_rule = True
+
+    jacobian: ClassVar[Jacobian] = Jacobian()
 
     composite: ClassVar[Callable[..., Any] | None] = None
 

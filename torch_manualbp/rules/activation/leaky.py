@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from torch_manualbp.rules.constant import TimesConstant
 from torch_manualbp.rules.elementwise import Elementwise
+from torch_manualbp.rules.jacobian import Diagonal
 from torch_manualbp.rules.rule import Rule, formula, widened
 
 __all__ = ["LeakyReLU", "PReLU", "RReLU", "prelu_delta"]
@@ -50,6 +51,8 @@ class PReLU(Rule):
 
     Shapes: z (*) with w () or (1); z (samples, channels, *) with w (channels). Kept: z, w.
     """
+
+    jacobian = Diagonal()
 
     @staticmethod
     def forward(z: Tensor, w: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp.rules.jacobian import AlongDimension
 from torch_manualbp.rules.rule import Rule, formula, widened
 
 __all__ = ["LogSoftmax", "Softmax", "Softmin", "log_softmax_delta", "probabilities", "softmax_delta"]
@@ -14,6 +15,8 @@ __all__ = ["LogSoftmax", "Softmax", "Softmin", "log_softmax_delta", "probabiliti
 
 class _AlongDimension(Rule):
     """Keeps a, and along which dimension it sums."""
+
+    jacobian = AlongDimension()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:

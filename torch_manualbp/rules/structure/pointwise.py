@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp.rules.jacobian import Diagonal
 from torch_manualbp.rules.rule import Rule, in_dtype, widened
 
 __all__ = ["Add", "Difference", "Divide", "Multiply", "Negate"]
@@ -28,6 +29,8 @@ class Add(Rule):
     Shapes: x and y broadcast against each other; their gradients sum over what they were broadcast to. For complex
     numbers α is conjugated. Kept: nothing.
     """
+
+    jacobian = Diagonal((0, 1), slope="")
 
     @staticmethod
     def forward(x: Operand, y: Operand, alpha: float) -> Tensor:
@@ -67,6 +70,8 @@ class Difference(Rule):
     Shapes: s and y broadcast against each other; their gradients sum over what they were broadcast to. Kept: nothing.
     """
 
+    jacobian = Diagonal((0, 1), slope="")
+
     @staticmethod
     def forward(s: Operand, y: Operand, epsilon: float) -> Tensor:
         r = torch.sub(s, y)
@@ -102,6 +107,8 @@ class Multiply(Rule):
     Shapes: x and y broadcast against each other; their gradients sum over what they were broadcast to. For complex
     numbers x and y are conjugated. Kept: x where ∂C/∂y is needed, y where ∂C/∂x is needed.
     """
+
+    jacobian = Diagonal((0, 1))
 
     @staticmethod
     def forward(x: Operand, y: Operand) -> Tensor:
@@ -142,6 +149,8 @@ class Divide(Rule):
     numbers x and y are conjugated. Kept: y, and x where ∂C/∂y is needed.
     """
 
+    jacobian = Diagonal((0, 1))
+
     @staticmethod
     def forward(x: Operand, y: Operand) -> Tensor:
         return torch.div(x, y)
@@ -181,6 +190,8 @@ class Negate(Rule):
 
     Shapes: any. Kept: nothing.
     """
+
+    jacobian = Diagonal(slope="")
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:

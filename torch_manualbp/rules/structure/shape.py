@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp.rules.jacobian import Diagonal
 from torch_manualbp.rules.rule import Rule, in_dtype
 
 __all__ = ["Cast", "Expand", "Permute", "Reshape", "Transpose"]
@@ -27,6 +28,8 @@ class Reshape(Rule):
 
     Shapes: any two of as many entries; one size of the new shape may be −1, which is what remains. Kept: nothing.
     """
+
+    jacobian = Diagonal(slope="")
 
     @staticmethod
     def forward(z: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -147,6 +150,8 @@ class Cast(Rule):
 
     Shapes: any. Kept: nothing.
     """
+
+    jacobian = Diagonal(slope="")
 
     @staticmethod
     def forward(z: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,90 @@
+"""What the Jacobian of a rule looks like: which entries of an argument an entry of the output depends on, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["AlongDimension", "Diagonal", "Jacobian", "Product"]
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """Any: an entry of the output may depend on every entry of an argument. It is known by ``backward`` and ``jvp``."""
+
+    def is_diagonal(self, position: int) -> bool:
+        """Whether an entry of the output depends on one entry of this argument, that in the same place, if the argument
+        has as many."""
+        return False
+
+
+@dataclass(frozen=True)
+class Diagonal(Jacobian):
+    """Each entry of the output depends on one entry of each of these arguments::
+
+    ∂a_i/∂z_j = f'(z_i) where i = j, else 0
+    """
+
+    arguments: tuple[int, ...] = (0,)
+    """Their positions."""
+
+    slope: str = "f'"
+    """What the numbers on the diagonal are called: ``f'``, ``r`` for constants that multiply, or nothing where they are
+    the same for all entries."""
+
+    def is_diagonal(self, position: int) -> bool:
+        return position in self.arguments
+
+
+@dataclass(frozen=True)
+class AlongDimension(Jacobian):
+    """An entry of the output depends on the entries of the first argument along one dimension."""
+
+    dim: int = 1
+    """The position of the argument that names this dimension."""
+
+
+@dataclass(frozen=True)
+class Product(Jacobian):
+    """The product of an input and a weight along the last dimension, for a sample i at a time::
+
+    z_ij = Σ_k a_ik W_jk + b_j
+    ⇒
+    ∂z_ij/∂a_ik = W_jk,  ∂z_ij/∂W_jk = a_ik,  ∂z_ij/∂b_j = 1
+    ‖∂C/∂W‖² = ‖δ_i‖² ‖a_i‖²          of one sample, whose ∂C/∂W is δ_i a_iᵀ
+    """
+
+    input: int = 0
+    weight: int = 1
+    bias: int = 2
+
+    def by_input(self, W: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """∂z/∂a for some entries of a, as flat indices: those of a, those of z, and the derivatives."""
+        out, n = W.shape
+        i, k = entries // n, entries % n
+        z = (i[:, None] * out + torch.arange(out)).reshape(-1)
+        return entries.repeat_interleave(out), z, W.t()[k].reshape(-1)
+
+    def by_weight(self, a: Tensor, W: Tensor, entry: int) -> tuple[Tensor, Tensor]:
+        """∂z/∂W_jk for the entry with this flat index: the flat indices in z of what depends on it, and a_ik."""
+        out, n = W.shape
+        j, k = divmod(entry, n)
+        rows = a.reshape(-1, n)
+        return torch.arange(len(rows)) * out + j, rows[:, k]
+
+    def by_bias(self, a: Tensor, W: Tensor, entry: int) -> tuple[Tensor, Tensor]:
+        """∂z/∂b_j: the flat indices in z of what depends on it, and ones."""
+        out, n = W.shape
+        rows = a.reshape(-1, n)
+        return torch.arange(len(rows)) * out + entry, torch.ones(len(rows), dtype=a.dtype)
+
+    def weight_entry(self, W: Tensor, p: int, q: int) -> int:
+        """The flat index of the W_jk that is ∂z/∂a for the entry p of a and the entry q of z."""
+        out, n = W.shape
+        return q % out * n + p % n
+
+    def squared_norms(self, delta: Tensor, a: Tensor, has_bias: bool = False) -> Tensor:
+        """‖∂C/∂W‖² of each sample, and ‖∂C/∂b‖² if there is a bias: (samples, out), (samples, in) → (samples)."""
+        return delta.square().sum(-1) * (a.square().sum(-1) + has_bias)
