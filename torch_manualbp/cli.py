@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 from torch_manualbp import __version__
 from torch_manualbp._files import check_writable, is_to_be_lost
-from torch_manualbp._output import discard_output, one_line
+from torch_manualbp._output import discard_output
+from torch_manualbp._text import one_line
 
 __all__ = ["main"]
 
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "explain": ("torch_manualbp.insight.explanation.command", "say why the gradient of one weight is what it is"),
     "report": ("torch_manualbp.insight.page.command", "write a page that shows the backpropagation of a model"),
     "bench insight": ("torch_manualbp.bench.insight", "time what the statistics of a run cost"),
+    "bench kernels": ("torch_manualbp.bench.kernels", "time formulas as they stand, in blocks, compiled, by kernels"),
     "bench layers": ("torch_manualbp.bench.layers", "time the layers against stock torch.nn"),
     "bench step": ("torch_manualbp.bench.step", "time a training step against stock PyTorch"),
     "bench verify": ("torch_manualbp.bench.verification", "time the verification of gradients"),

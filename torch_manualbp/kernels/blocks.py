@@ -31,17 +31,16 @@ def by_entries(formula: Formula, args: tuple[Any, ...]) -> Tensor:
     if max([t.numel() for t in tensors]) < 2 * BLOCK_ELEMENTS:
         return formula(*args)
     shape = torch.broadcast_shapes(*[t.shape for t in tensors])
-    result: Tensor | None = None
-    into: Iterator[Tensor] = iter(())
+    flat: Tensor | None = None
+    done = 0
     for block in blocks(shape, tensors):
         given = iter(block)
         part = formula(*[next(given) if isinstance(arg, Tensor) else arg for arg in args])
-        if result is None:
-            result = torch.empty(shape, dtype=part.dtype)
-            into = iter(block[0] for block in blocks(shape, [result]))
-        next(into).copy_(part)
-    assert result is not None
-    return result
+        flat = torch.empty(math.prod(shape), dtype=part.dtype) if flat is None else flat
+        flat[done : done + part.numel()].view(part.shape).copy_(part)
+        done += part.numel()
+    assert flat is not None
+    return flat.view(shape)
 
 
 def by_rows(formula: Formula, args: tuple[Any, ...]) -> Tensor:

@@ -69,6 +69,7 @@ def _product_with(derivative: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     # torch.compile limits how often it compiles one code object, which these functions would share.
     delta.__code__ = delta.__code__.replace(co_name=derivative.__qualname__)
+    delta.__qualname__ = derivative.__qualname__.replace("derivative", "delta")
     return delta
 
 
