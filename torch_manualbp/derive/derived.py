@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import itertools
 import linecache
 import operator
@@ -24,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torch_manualbp.derive.check import rounding
 from torch_manualbp.derive.plan import plan
 from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, STATE, Blocks, Call, Memory, Program, Value
+from torch_manualbp.derive.reads import dict_version
 from torch_manualbp.derive.recording import KeptLayer, Recording, called, named_tensors, path_of_loss
 from torch_manualbp.derive.source import Source, used_values, write_source
 from torch_manualbp.derive.update import forms_of, has_odd_state, kind_of, kind_of_zeros, leave_gradient
@@ -114,7 +114,7 @@ class Derived:
         names = {id(t): name for name, t in named.items()}
         self.parameters = [W.tensor for W, _ in recording.learnt]
         groups = _groups(optimizer, self.parameters, names, how.folds)
-        self.settings = [(i, name) for i, form in groups for name in form.settings]
+        self._groups = groups
         settings = [name + form.suffix for _, form in groups for name in form.settings]
         self._forms: dict[Tensor, tuple[int, Any, dict[str, str]]] = {}
         state: dict[str, Value] = {}
@@ -192,7 +192,13 @@ class Derived:
             self.step = self._build(self._tensors, given)
         self.written = [*self.parameters, *given.values()]
         self._given_state = given
+        self._firsts = list({id(s.writes[0]): s.writes[0] for s in self._update() if s.writes}.values())
+        """The first tensor that each line of the update changes."""
+
         self._stateful = [(p, ours) for p, ours in self.state.items() if ours]
+        self._state_of_optimizer: Any = None
+        self._dicts_of_state: list[dict[Any, Any]] = []
+        self._versions_of_state: list[int] = []
         self._is_new = True
         """Whether the program has not written to the state yet."""
 
@@ -212,13 +218,13 @@ class Derived:
             return self._run(leaves, [])
         firsts = self._take_state()
         groups = self.optimizer.param_groups  # which load_state_dict replaces
-        settings: list[Any] = [_setting(groups[i], name) for i, name in self.settings]
+        settings: list[Any] = [x for i, form in self._groups for x in form.numbers(groups[i])]
         if firsts:  # where v ← g and not (1 − d) g
-            at = zip(self.settings, settings, strict=True)
+            at = zip(((i, name) for i, form in self._groups for name in form.settings), settings, strict=True)
             settings = [0.0 if name == "dampening" and i in firsts else x for (i, name), x in at]
         if self.how.compile:
             settings = self._as_tensors(settings)
-        versions = list(map(_version, self.written))
+        versions = list(map(_version, self._firsts))
         try:
             result = self._run(leaves, settings)
         except BaseException as error:
@@ -230,8 +236,9 @@ class Derived:
         return result
 
     def _run(self, leaves: list[Tensor], settings: list[Any]) -> Any:
-        # The casts are in the program.
-        with torch.autocast(self.device, enabled=False) if _is_autocast_enabled() else contextlib.nullcontext():
+        if not _is_autocast_enabled():
+            return self.step(*leaves, *settings)
+        with torch.autocast(self.device, enabled=False):  # the casts are in the program
             return self.step(*leaves, *settings)
 
     def gradients(self, result: Any) -> list[Tensor]:
@@ -262,7 +269,7 @@ class Derived:
     def _take_state(self) -> set[int]:
         """Work on the state that the optimizer has: its own, or what somebody loaded into it. Returns the groups whose
         parameters have none yet."""
-        if not self._stateful:
+        if not self._stateful or self._is_there():
             return set()
         theirs = self.optimizer.state
         if not all(self._has_state_of(p) for p, _ in self._stateful):
@@ -274,16 +281,27 @@ class Derived:
             return {self._forms[p][0] for p in lacks}
         return set()
 
+    def _is_there(self) -> bool:
+        """Whether the optimizer has our state, as at the end of the last step."""
+        return (
+            self.optimizer.state is self._state_of_optimizer
+            and list(map(dict_version, self._dicts_of_state)) == self._versions_of_state
+        )
+
     def _has_state_of(self, parameter: Tensor) -> bool:
         theirs = self.optimizer.state.get(parameter) or {}
         return all(theirs.get(name) is tensor for name, tensor in self.state[parameter].items())
 
     def _commit(self) -> None:
         self._is_new = False
-        theirs = self.optimizer.state
-        for parameter, ours in self._stateful:
-            if not self._has_state_of(parameter):
-                theirs[parameter].update(ours)
+        if self._stateful and not self._is_there():
+            theirs = self.optimizer.state
+            for parameter, ours in self._stateful:
+                if not self._has_state_of(parameter):
+                    theirs[parameter].update(ours)
+            self._state_of_optimizer = theirs
+            self._dicts_of_state = [theirs, *(theirs[p] for p, _ in self._stateful)]
+            self._versions_of_state = list(map(dict_version, self._dicts_of_state))
         self.optimizer._opt_called = True  # type: ignore[attr-defined] # which learning rate schedulers look at
 
     def _complete(self, traceback: TracebackType | None, versions: list[int]) -> bool:
@@ -314,11 +332,11 @@ class Derived:
 
     def _done(self, statements: list[_Statement], versions: list[int]) -> int:
         """How many of them are done for certain, as the versions show of the tensors that they have changed."""
-        counts = {id(t): t._version - before for t, before in zip(self.written, versions, strict=True)}
+        counts = {id(t): t._version - before for t, before in zip(self._firsts, versions, strict=True)}
         done = 0
         for i, statement in enumerate(statements):
             for t in statement.writes:
-                counts[id(t)] -= 1
+                counts[id(t)] = counts.get(id(t), 0) - 1
             if statement.writes and counts[id(statement.writes[0])] >= 0:
                 done = i + 1
         return done
@@ -417,12 +435,6 @@ def _literal(t: Tensor) -> str:
     packed = base64.b85encode(zlib.compress(bytes(raw.reshape(-1).tolist()))).decode()
     unpacked = f'__import__("zlib").decompress(__import__("base64").b85decode({packed!r}))'
     return f"torch.frombuffer(bytearray({unpacked}), dtype={t.dtype}).view({tuple(t.shape)})"
-
-
-def _setting(group: dict[str, Any], name: str) -> float:
-    """A hyperparameter as a number."""
-    value = group["betas"][name == "beta2"] if name.startswith("beta") else group[name]
-    return value.item() if isinstance(value, Tensor) else value
 
 
 def _given(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-import threading
 
 # signal.signal looks its constants up in an enumeration at each call, which takes 3 µs where the call takes 0.3.
 from _signal import getsignal  # type: ignore[import-not-found]
 from _signal import signal as set_handler
+from threading import get_ident, main_thread
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -34,9 +34,9 @@ class Uninterrupted:
     __slots__ = ("_came", "_handlers", "_since")
 
     def __enter__(self) -> Uninterrupted:
-        self._handlers: dict[int, Any] = {}
         self._came: list[tuple[int, FrameType | None]] = []
-        if threading.get_ident() == threading.main_thread().ident:
+        self._handlers: dict[int, Any] = {}
+        if get_ident() == main_thread().ident:
             try:
                 for number in SIGNALS:
                     handler = getsignal(number)
@@ -44,17 +44,20 @@ class Uninterrupted:
                         self._handlers[number] = handler
                         set_handler(number, self._wait)
             except BaseException:  # of a handler that is still its own
-                self._restore()
+                _restore({**self._handlers})
                 raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        handlers = {**self._handlers}
         try:
-            self._restore()
+            for number, handler in self._handlers.items():
+                set_handler(number, handler)
+        except BaseException:  # of a handler that is its own again
+            _restore({**self._handlers})
+            raise
         finally:
             for number, frame in self._came:
-                handlers[number](number, frame)
+                self._handlers[number](number, frame)
 
     def look(self) -> None:
         """Handle what has come, here where an exception does no harm."""
@@ -69,18 +72,20 @@ class Uninterrupted:
         if monotonic() - self._since > PATIENCE:
             self.look()
 
-    def _restore(self) -> None:
-        came: BaseException | None = None
-        try:
-            while self._handlers:
-                try:
-                    number, handler = next(iter(self._handlers.items()))
-                    set_handler(number, handler)
-                    del self._handlers[number]
-                except BaseException as error:  # noqa: PERF203 # of a handler that is its own again
-                    came = error
-        finally:
-            if self._handlers:
-                self._restore()
-        if came is not None:
-            raise came
+
+def _restore(handlers: dict[int, Any]) -> None:
+    """Set the handlers of signals, whatever these raise meanwhile."""
+    came: BaseException | None = None
+    try:
+        while handlers:
+            try:
+                number, handler = next(iter(handlers.items()))
+                set_handler(number, handler)
+                del handlers[number]
+            except BaseException as error:  # noqa: PERF203
+                came = error
+    finally:
+        if handlers:
+            _restore(handlers)
+    if came is not None:
+        raise came

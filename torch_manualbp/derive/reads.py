@@ -20,6 +20,7 @@ import contextvars
 import ctypes
 import enum
 import functools
+import gc
 import inspect
 import io
 import itertools
@@ -32,7 +33,7 @@ import sysconfig
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,18 +48,27 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch_manualbp.derive.program import words
 
 try:
-    from torch._C._dynamo.guards import dict_version  # 40 ns a dict, where comparing its items takes 30 ns each
+    from torch._C._dynamo.guards import TensorGuards, dict_version
+
+    def are_unchanged(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+        """A function that tells whether dtypes, devices, shapes, strides and ``requires_grad`` of these are as now. It
+        takes 80 ns a tensor, where asking Python for each of them takes 500; under autocast it may say no to all."""
+        check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        return check
+
 except ImportError:
 
     def dict_version(d: dict[Any, Any]) -> int:
         """A number for all items, where torch does not tell when a dict was last changed."""
         return hash((*map(id, d.keys()), *map(id, d.values())))
 
+    def are_unchanged(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+        return lambda *now: False
 
-__all__ = ["Executed", "Place", "Reads"]
+
+__all__ = ["Executed", "Place", "Reads", "are_unchanged", "dict_version"]
 
 _chain = itertools.chain.from_iterable
-_is: Callable[[Any, Any], bool] = operator.is_
 
 SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout)
 """Types that are compared by value, and that hold nothing else."""
@@ -173,26 +183,18 @@ class _Dict:
     """A dict of which some keys are read."""
 
     items: Mapping[str, Any]
-    names: tuple[str, ...]
     may_hold: Callable[[str], bool]
     """Whether a name is among those that may be read."""
 
     place: Place
-    getter: Callable[[Any], tuple[Any, ...]] = field(init=False)
     before: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        # An itemgetter of one name returns no tuple, and there is none of no name.
-        self.getter = operator.itemgetter(*self.names, *self.names[:1]) if self.names else _nothing
-        self.before = self.now_with_values()
+        self.before = self.now()
 
-    def now_with_values(self) -> dict[str, Any]:
+    def now(self) -> dict[str, Any]:
         """What may be read, as it is now."""
         return {name: item for name, item in list(self.items.items()) if isinstance(name, str) and self.may_hold(name)}
-
-
-def _nothing(items: Any) -> tuple[Any, ...]:
-    return ()
 
 
 class Reads:
@@ -437,14 +439,11 @@ class Reads:
         if known is not None:  # of the globals of one file, other functions read other names
             earlier = known.may_hold
             may_hold = _either(earlier, may_hold)
-        found = _Dict(items, (), may_hold, place)
-        found = _Dict(items, tuple(found.before), may_hold, place)
-        self._dicts[id(items)] = found
+        found = self._dicts[id(items)] = _Dict(items, may_hold, place)
         self._seen.setdefault(id(items), items)
         if follow:
-            for name in found.names:
-                if known is None or name not in known.names:
-                    self._queue.append((items[name], _filled(place, name)))
+            new = found.before if known is None else found.before.keys() - known.before.keys()
+            self._later(*((items[name], _filled(place, name)) for name in found.before if name in new))
 
     def _add_whole(self, items: Any, place: Place) -> None:
         self._whole.append((items, place))
@@ -459,38 +458,33 @@ class Reads:
     # Comparing
 
     def _finish(self) -> None:
-        self._settle()
         self._layouts = self._layouts_now()
+        self._settle()
 
     def _settle(self) -> None:
         """Take what is there now for what is to be there."""
+        self._versioned = [_dict_of(d.items) for d in self._dicts.values()]
+        self._versioned += [items for items, _ in self._whole if isinstance(items, dict) and items]
+        self._versions = list(map(dict_version, self._versioned))  # before the items, which a thread may change
         self._whole_before = [_all_of(items) for items, _ in self._whole]
         for d in self._dicts.values():
-            d.before = d.now_with_values()
-        dicts = [d for d in self._dicts.values() if d.names]
-        self._versioned = [d.items for d in self._dicts.values() if isinstance(d.items, dict)]
-        self._versioned += [items for items, _ in self._whole if isinstance(items, dict) and items]
+            d.before = d.now()
         self._empty = [items for items, _ in self._whole if not items]
-        self._versions = list(map(dict_version, self._versioned))
-        # What has no version: the dicts of classes, lists, sets, and what functions hold.
-        self._pairs = [(d.getter, d.items) for d in dicts if not isinstance(d.items, dict)]
-        self._counted = [d.items for d in self._dicts.values() if not isinstance(d.items, dict)]
-        self._sizes = list(map(len, self._counted))
-        # A dict that keeps an order of its own does not count a change of it.
+        # What has no version: lists, sets, and what functions hold. A dict that keeps an order of its own counts no
+        # change of that order.
         ordered = (collections.OrderedDict, set, list, collections.deque)
         self._loose = [items for items, _ in self._whole if items and isinstance(items, ordered)]
+        self._loose_before = self._loose_items()
+        self._probed_before = [getter(thing) for thing, getter, _ in self._probed]
         self._objects = [thing for thing, _, _ in self._typed]
         self._classes = [cls for _, cls, _ in self._typed]
-        self._probed_before = [getter(thing) for thing, getter, _ in self._probed]
-        self._expected = self._items()
+        self._is_laid_out = are_unchanged(self.tensors)
+        self._addresses = list(map(_address, self.tensors))
+        self._hooks = list(map(_hooks, self.tensors))
 
-    def _items(self) -> list[Any]:
+    def _loose_items(self) -> list[Any]:
         """All items in order that have no version."""
-        items = [*_chain([getter(of) for getter, of in self._pairs])]
-        items += _chain(self._loose)
-        if self._probed:
-            items += _chain([getter(thing) for thing, getter, _ in self._probed])
-        return items
+        return [*_chain(self._loose), *_chain([getter(thing) for thing, getter, _ in self._probed])]
 
     def _layouts_now(self) -> list[Any]:
         tensors = self.tensors
@@ -499,26 +493,27 @@ class Reads:
     def hold(self) -> bool:
         """Whether everything is as it was."""
         try:
-            items = self._items()
-        except (KeyError, AttributeError, RuntimeError):
+            is_untouched = (
+                list(map(dict_version, self._versioned)) == self._versions
+                and not any(self._empty)
+                and (not (self._loose or self._probed) or _are_identical(self._loose_items(), self._loose_before))
+                and self._is_laid_out(*self.tensors)
+                and list(map(_address, self.tensors)) == self._addresses
+                and list(map(_hooks, self.tensors)) == self._hooks
+            )
+            return (
+                (is_untouched or self._is_equal())
+                and list(map(type, self._objects)) == self._classes
+                and (not self._content or self._contents_hold())
+            )
+        except (AttributeError, RuntimeError):
             return False
-        is_untouched = (
-            list(map(dict_version, self._versioned)) == self._versions
-            and not any(self._empty)
-            and len(items) == len(self._expected)
-            and all(map(_is, items, self._expected))
-            and list(map(len, self._counted)) == self._sizes
-        )
-        return (
-            (is_untouched or self._is_equal())
-            and list(map(type, self._objects)) == self._classes
-            and self._layouts_now() == self._layouts
-            and self._contents_hold()
-        )
 
     def _is_equal(self) -> bool:
         """Whether there are the same names and items, by value; from now on the new objects are expected."""
         if any(True for _ in self._changed_dicts()) or any(True for _ in self._changed_whole()):
+            return False
+        if self._layouts_now() != self._layouts:
             return False
         probed = zip(self._probed, self._probed_before, strict=True)
         if not all(_are_same(getter(thing), before) for (thing, getter, _), before in probed):
@@ -528,7 +523,7 @@ class Reads:
 
     def _changed_dicts(self) -> Iterator[Place]:
         for d in self._dicts.values():
-            now = d.now_with_values()
+            now = d.now()
             if not _are_same(tuple(now), tuple(d.before)) or not all(map(_are_same, now.values(), d.before.values())):
                 names = {**d.before, **now}
                 changed = [n for n in names if not _are_same(now.get(n, _MISSING), d.before.get(n, _MISSING))]
@@ -561,6 +556,7 @@ _MISSING = object()
 _HEAP_TYPE = 1 << 9
 _address: Any = Tensor.data_ptr
 _stride: Any = Tensor.stride
+_hooks = operator.attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
 _kind = operator.attrgetter("requires_grad", "dtype", "shape", "_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -577,6 +573,16 @@ def _are_same(a: Any, b: Any) -> bool:
     if isinstance(a, types.MethodType):
         return a.__self__ is b.__self__ and a.__func__ is b.__func__
     return isinstance(a, NEVER_CHANGE) and not isinstance(a, enum.Enum) and bool(a == b)
+
+
+def _are_identical(now: list[Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+def _dict_of(items: Any) -> dict[str, Any]:
+    """A dict itself, or the one behind the attributes of a class, which has a version."""
+    found: dict[str, Any] = items if isinstance(items, dict) else gc.get_referents(items)[0]
+    return found
 
 
 def _draws_by_numpy(function: Any) -> bool:

@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +24,17 @@ from torch_manualbp.derive.deriving import derived_program
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.derive.effects import refuse_scripted
 from torch_manualbp.derive.interruptions import Uninterrupted
-from torch_manualbp.derive.reads import Reads
+from torch_manualbp.derive.reads import Reads, are_unchanged, dict_version
 from torch_manualbp.derive.tape import NotDerivableError
-from torch_manualbp.derive.update import has_odd_state, kind_of, kind_of_zeros, structure_of
+from torch_manualbp.derive.update import (
+    depends_on_state,
+    has_odd_state,
+    hooks_of,
+    is_forked,
+    kind_of,
+    kind_of_zeros,
+    structure_of,
+)
 
 __all__ = ["TrainStep"]
 
@@ -48,6 +57,43 @@ class _Entry:
     runs: int = 0
     next_look: int = 2
     """The run at which its loss is compared with the model's own again."""
+
+    last: _Last | None = None
+    """What its last call was keyed by."""
+
+
+class _Last:
+    """All that the program of the last call is keyed by, compared as a whole: in 2 µs, where asking for each piece takes
+    5. It says no to much that has not changed."""
+
+    def __init__(self, step: TrainStep, entry: _Entry, inputs: Tensor, target: Tensor) -> None:
+        self._reads = entry.reads
+        optimizer = step.optimizer
+        self._dicts = [vars(step), vars(optimizer), *optimizer.param_groups]
+        self._versions = list(map(dict_version, self._dicts))
+        self._params = [group["params"] for group in optimizer.param_groups]
+        self._ids = list(map(id, chain.from_iterable(self._params)))
+        self._hooks = hooks_of(optimizer)
+        self._are_such = are_unchanged((inputs, target))
+        self._around = self._around_now(step)
+        self._is_one = inputs is target
+
+    def _around_now(self, step: TrainStep) -> tuple[Any, ...]:
+        return type(step.optimizer), is_forked(), torch.get_default_dtype(), torch_device.CURRENT_DEVICE
+
+    def serves(self, step: TrainStep, inputs: Tensor, target: Tensor) -> bool:
+        """Whether it is the program of this call."""
+        return (
+            list(map(dict_version, self._dicts)) == self._versions
+            and list(map(id, chain.from_iterable(self._params))) == self._ids
+            and not any(self._hooks)
+            and self._are_such(inputs, target)
+            and (inputs is target) is self._is_one
+            and not (inputs.__dict__ or target.__dict__)
+            and self._around_now(step) == self._around
+            and not torch._C._is_any_autocast_enabled()
+            and self._reads.hold()
+        )
 
 
 class TrainStep:
@@ -221,11 +267,16 @@ class TrainStep:
             The loss before the update, a tensor of no dimension.
         """
         with self._lock:
-            structure = self._structure()
-            if structure is None:
-                return self._through_gradients(inputs, target)
             try:
-                entry = self._find(inputs, target, structure)
+                is_plain = type(inputs) is type(target) is Tensor
+                entry = self._programs[-1] if self._programs else None
+                if not is_plain or entry is None or entry.last is None or not entry.last.serves(self, inputs, target):
+                    structure = self._structure()
+                    if structure is None:
+                        return self._through_gradients(inputs, target)
+                    entry = self._find(inputs, target, structure)
+                    is_plain = is_plain and not depends_on_state(self.optimizer)
+                    entry.last = _Last(self, entry, inputs, target) if is_plain else None
                 with Uninterrupted():
                     C = self._run(entry, inputs, target)
             except OddStateError:
@@ -435,7 +486,8 @@ def _form(data: Any) -> Any:
     if isinstance(data, Tensor):
         if data.layout is not torch.strided or data.is_nested:
             raise ValueError(f"a {data.layout} tensor is among inputs and target; make it dense")
-        if isinstance(data, Parameter) or data.__dict__:
+        is_plain = type(data) is Tensor and not data.__dict__  # since isinstance of Parameter takes 0.3 µs
+        if not is_plain and (isinstance(data, Parameter) or data.__dict__):
             what = "a Parameter" if isinstance(data, Parameter) else f"a tensor with the attributes {[*data.__dict__]}"
             raise ValueError(f"{what} is among inputs and target, where a step takes plain tensors: give data.detach()")
         return data.shape, data.stride(), data.dtype, data.requires_grad, data.device, type(data)

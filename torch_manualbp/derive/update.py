@@ -24,6 +24,7 @@ cache.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import operator
 import os
@@ -88,7 +89,16 @@ def structure_of(optimizer: Optimizer) -> list[tuple[Any, ...]] | None:
 
 
 _is_forked = False
-"""Whether this is a child that was forked: OpenMP's threads, which torch's fused kernels wait for, stayed behind."""
+
+
+def is_forked() -> bool:
+    """Whether this is a forked child: OpenMP's threads, which torch's fused kernels wait for, stayed behind."""
+    return _is_forked
+
+
+def depends_on_state(optimizer: Optimizer) -> bool:
+    """Whether the structure does: dampening leaves the first step out."""
+    return any(group.get("dampening") for group in optimizer.param_groups)
 
 
 def _note_fork() -> None:
@@ -158,13 +168,17 @@ def _extent(t: Tensor) -> int:
 def _is_watched(optimizer: Optimizer) -> bool:
     """Whether somebody is called at the optimizer's own step, other than a learning rate scheduler, which counts."""
     own = vars(optimizer).get("step")
-    return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or torch_optimizer._global_optimizer_pre_hooks
-        or torch_optimizer._global_optimizer_post_hooks
-        or (own is not None and not hasattr(own, "_wrapped_by_lr_sched"))
-    )
+    return any(hooks_of(optimizer)) or (own is not None and not hasattr(own, "_wrapped_by_lr_sched"))
+
+
+def hooks_of(optimizer: Optimizer) -> list[dict[int, Any]]:
+    """Those that are called at the optimizer's own step."""
+    return [
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        torch_optimizer._global_optimizer_pre_hooks,
+        torch_optimizer._global_optimizer_post_hooks,
+    ]
 
 
 def _are_at_different_steps(optimizer: Optimizer, group: dict[str, Any]) -> bool:
@@ -193,6 +207,11 @@ class Adam:
     suffix: str = ""
 
     settings: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "eps", "weight_decay")
+    """The hyperparameters that the step is given."""
+
+    def numbers(self, group: dict[str, Any]) -> tuple[float, ...]:
+        """The hyperparameters of a group, in this order."""
+        return group["lr"], *group["betas"], group["eps"], group["weight_decay"]
 
     def kinds(self, parameter: Tensor) -> dict[str, tuple[Any, ...]]:
         """The names of what the optimizer keeps of a parameter, with shapes, strides, dtypes and devices."""
@@ -272,11 +291,15 @@ class SGD:
     suffix: str = ""
     """Of the names of the hyperparameters, where parameter groups have their own."""
 
-    @property
+    @functools.cached_property
     def settings(self) -> tuple[str, ...]:
         """The hyperparameters that the step is given."""
         there = {"momentum": self.momentum, "dampening": self.dampening, "weight_decay": self.weight_decay}
         return ("lr", *(name for name, is_there in there.items() if is_there))
+
+    def numbers(self, group: dict[str, Any]) -> list[float]:
+        """The hyperparameters of a group, in this order."""
+        return [group[name] for name in self.settings]
 
     def kinds(self, parameter: Tensor) -> dict[str, tuple[Any, ...]]:
         """The names of what the optimizer keeps of a parameter, with shapes, strides, dtypes and devices."""
