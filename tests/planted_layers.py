@@ -1,6 +1,7 @@
 """Layers with a known mistake each, for the checks of ``torch_manualbp.verify.surroundings`` to catch.
 
-``BY_CHECK`` names the check that must; ``IN_TWO_PROCESSES`` are those that only two processes show.
+``BY_CHECK`` names the check that must; ``IN_TWO_PROCESSES`` are those that only two processes show, behind layers
+without a mistake.
 """
 
 from __future__ import annotations
@@ -9,16 +10,22 @@ import copy
 from typing import Any
 
 import torch
+from ordinary import first_of_each
 from torch import Tensor
 from torch.autograd import Function
 
 from torch_manualbp import functional, nn
-from torch_manualbp.verify.surroundings import LAYERS, Layer
+from torch_manualbp.verify.surroundings import LAYERS, Layer, layers
 
 
 def row(name: str) -> Layer:
     (layer,) = (layer for layer in LAYERS if layer.name == name)
     return layer
+
+
+def module_of(layer: Layer) -> str:
+    """The module of ours in which the layer's class stands: ``torch_manualbp.nn.loss``."""
+    return str(getattr(nn, layer.class_name).__module__)
 
 
 class OtherRepr(nn.Linear):
@@ -219,9 +226,13 @@ BY_CHECK: list[tuple[str, Layer]] = [
     ("FakeTensorMode", row("Sigmoid").with_mistake(Sigmoid=OtherShapeOnMeta)),
 ]
 
+SOUND = tuple(first_of_each(layers(), lambda layer: [module_of(layer), layer.class_name == "CrossEntropyLoss"]))
+"""A layer of each module, and the one that loss_parallel is for."""
+
 IN_TWO_PROCESSES: tuple[Layer, ...] = (
+    *SOUND,
     row("MSELoss").with_mistake(MSELoss=SumsEachPart),
     row("Sigmoid").with_mistake(Sigmoid=OfOneProcess),
     row("CrossEntropyLoss").with_mistake(CrossEntropyLoss=OfOneShard),
 )
-"""Caught by: DTensors; tensor parallelism and FSDP2; loss_parallel."""
+"""The last three are caught by: DTensors; tensor parallelism and FSDP2; loss_parallel."""

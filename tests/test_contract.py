@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from ordinary import kinds_of_samples, one_of_each
 
 from torch_manualbp.catalogue import CATALOGUE, Operation
 from torch_manualbp.verify import contract
@@ -15,19 +17,29 @@ from torch_manualbp.verify.contract import CHECKS, Case, Check
 from torch_manualbp.verify.contract.check import check_of_exemption
 
 CASES = list(contract.cases())
+CHECKED = [(case, check) for case in CASES for check in CHECKS if not check.slow]
+KINDS = {entry.name: kinds_of_samples(entry) for entry in CATALOGUE}
+COSTLY = {"tangents", "Hessian-vector products", "gradgradcheck"}
+"""Half of the time of all checks."""
 FIRST = {case.entry.name: case for case in reversed(CASES)}
 COMPILERS = [check for check in CHECKS if check.slow]
 EXEMPTIONS = [(entry, key) for entry in CATALOGUE for key in entry.exempt]
 
 
-@pytest.mark.parametrize("check", [c for c in CHECKS if not c.slow], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+def kinds(case: Case, check: Check) -> Iterator[Hashable]:
+    """The check with the rule, and with each option of the rule where that takes little."""
+    yield check.name, case.entry.name
+    if check.name not in COSTLY:
+        yield from ((check.name, option) for option in KINDS[case.entry.name][case.sample])
+
+
+@pytest.mark.parametrize(("case", "check"), one_of_each(CHECKED, kinds), ids=str)
 def test_contract(case: Case, check: Check) -> None:
     hold(case, check)
 
 
 @pytest.mark.parametrize("check", COMPILERS, ids=str)
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+@pytest.mark.parametrize("case", one_of_each(FIRST.values(), lambda case: [case.rule.__module__]), ids=str)
 def test_compiles(case: Case, check: Check) -> None:
     hold(case, check)
 

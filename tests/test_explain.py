@@ -23,6 +23,7 @@ from explained import (
     check,
     random_network,
 )
+from ordinary import one_of_each
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -125,7 +126,7 @@ def test_every_activation_of_the_catalogue_is_here() -> None:
     assert sorted(ACTIVATIONS) == sorted(entry.name for entry in FAMILIES["activations"])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", one_of_each(range(4), lambda seed: ["random network"]))
 @pytest.mark.parametrize(
     "activation", [f"{name}, {i}" for name, those in ACTIVATIONS.items() for i in range(len(those))]
 )

@@ -145,6 +145,7 @@ def test_all_tools_look_at_a_mistake_and_its_twin() -> None:
     assert row.found["verify"].startswith("structure: ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="the README has the score of torch 2.13")
 def test_the_readme_has_the_score() -> None:
     """verify's part of it is what the tests above say: all."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from ordinary import one_of_each
 from step_cases import BATCH, CLASSES, FEATURES, MODELS, Pair, data, mlp, stock_of
 from torch import Tensor
 from torch.nn import Module
@@ -173,9 +175,23 @@ def test_losses_of_several_parts_of_the_output_train_as_stock(of: Callable[[Any,
     pair.check()
 
 
-@_named(("optimizer", "settings"), OPTIMIZERS, ids=_id)
-@_named("options", [{}, {"accumulate": 3}, {"clip_norm": 0.1}, {"clip_value": 0.01, "accumulate": 2}], ids=_id)
-def test_each_optimizer_trains_as_stock(optimizer: Any, settings: dict[str, Any], options: dict[str, Any]) -> None:
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"accumulate": 3},
+    {"clip_norm": 0.1},
+    {"clip_value": 0.01, "accumulate": 2},
+)
+
+
+@_named(
+    ("options", "optimizer", "settings"),
+    one_of_each(
+        ((options, *of) for options in OPTIONS for of in OPTIMIZERS),
+        lambda options, optimizer, settings: [(optimizer, str(settings)), str(options)],
+    ),
+    ids=_id,
+)
+def test_each_optimizer_trains_as_stock(options: dict[str, Any], optimizer: Any, settings: dict[str, Any]) -> None:
     pair = Pair(mlp(), optimizer=lambda p: optimizer(p, **settings), **options)
     for i in range(36):
         ours, expected = pair.advance(*data(i))
@@ -183,9 +199,15 @@ def test_each_optimizer_trains_as_stock(optimizer: Any, settings: dict[str, Any]
     pair.check()
 
 
-@_named("make", MODELS, ids=lambda make: make.__name__)
-@_named("settings", [{}, {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}], ids=_id)
-def test_each_model_trains_as_stock_for_200_steps(make: Callable[[], Module], settings: dict[str, Any]) -> None:
+@_named(
+    ("settings", "make"),
+    one_of_each(
+        itertools.product([{}, {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}], MODELS),
+        lambda settings, make: [str(settings), make],
+    ),
+    ids=_id,
+)
+def test_each_model_trains_as_stock_for_200_steps(settings: dict[str, Any], make: Callable[[], Module]) -> None:
     pair = Pair(make(), optimizer=lambda p: torch.optim.SGD(p, lr=0.02, **settings))
     for i in range(200):
         ours, expected = pair.advance(*data(i))
@@ -193,11 +215,16 @@ def test_each_model_trains_as_stock_for_200_steps(make: Callable[[], Module], se
     pair.check()
 
 
-@_named("activation", [nn.ReLU, nn.GELU, nn.Tanh])
-@_named("settings", [{}, {"momentum": 0.9, "weight_decay": 1e-4}, None], ids=["SGD", "momentum", "AdamW"])
-@_named("loss", [nn.CrossEntropyLoss(), nn.MSELoss()], ids=["cross-entropy", "squares"])
+BENCHMARKED = itertools.product(
+    [nn.CrossEntropyLoss(), nn.MSELoss()],
+    [{}, {"momentum": 0.9, "weight_decay": 1e-4}, None],
+    [nn.ReLU, nn.GELU, nn.Tanh],
+)
+
+
+@_named(("loss", "settings", "activation"), one_of_each(BENCHMARKED, lambda *of: map(str, of)), ids=_id)
 def test_what_the_benchmark_trains_is_as_stock_after_200_steps(
-    activation: Callable[[], Module], settings: dict[str, Any] | None, loss: Module
+    loss: Module, settings: dict[str, Any] | None, activation: Callable[[], Module]
 ) -> None:
     def optimizer(parameters: Any) -> torch.optim.Optimizer:
         if settings is None:

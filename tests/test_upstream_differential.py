@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import upstream
+from ordinary import one_of_each
 from upstream_differential import (
     EXACT,
     Call,
@@ -99,7 +100,9 @@ def module_calls(
     return [partial(prepare, i) for i in inputs]
 
 
-@pytest.mark.parametrize(("info", "dtype", "training"), list(module_cases()))
+@pytest.mark.parametrize(
+    ("info", "dtype", "training"), one_of_each(module_cases(), lambda info, dtype, training: [info.name, dtype])
+)
 def test_every_layer(info: Any, dtype: torch.dtype, training: bool) -> None:
     ours, theirs = info.module_cls, upstream.torch_class(info)
     in_place = "inplace" in theirs.__init__.__code__.co_varnames
@@ -170,6 +173,10 @@ def op_cases(in_place: bool = False) -> Iterator[Any]:
                 yield pytest.param(op, dtype, id=f"{op.formatted_name}-{str(dtype)[6:]}", marks=marks)
 
 
+def entry_and_dtype(op: Any, dtype: torch.dtype) -> tuple[str, torch.dtype]:
+    return op.full_name, dtype
+
+
 def op_calls(function: Callable[..., Any], samples: list[Any]) -> list[Callable[[], Call]]:
     """A call of the function on each sample, with tensors of its own."""
 
@@ -215,12 +222,12 @@ def compare_op(
     assert_no_less_accurate(errors)
 
 
-@pytest.mark.parametrize(("op", "dtype"), list(op_cases()))
+@pytest.mark.parametrize(("op", "dtype"), one_of_each(op_cases(), entry_and_dtype))
 def test_every_function(op: Any, dtype: torch.dtype) -> None:
     compare_op(op, op.op, upstream.torch_function(op), dtype, reference=False)
 
 
-@pytest.mark.parametrize(("op", "dtype"), list(op_cases(in_place=True)))
+@pytest.mark.parametrize(("op", "dtype"), one_of_each(op_cases(in_place=True), entry_and_dtype))
 def test_every_function_in_place(op: Any, dtype: torch.dtype) -> None:
     theirs = partial(upstream.torch_function(op), inplace=True)
     compare_op(op, op.inplace_variant, theirs, dtype, reference=False, in_place=True)

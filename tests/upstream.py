@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import unittest
 import warnings
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from ordinary import are_first
 
 from torch_manualbp import functional, nn
 
@@ -150,6 +152,17 @@ def taken_over(name: str, decorations: tuple[Any, ...]) -> tuple[Any, ...]:
     ]
     kept += [DecorateInfo(pytest.mark.slow, test_name=test) for entry, test in SLOW if entry == name]
     return tuple(kept)
+
+
+def one_dtype_of_each(tests: type) -> None:
+    """Of the tests that upstream has made of a written one for each entry, mode and dtype, leave one dtype ordinary."""
+    made = [name for name in vars(tests) if name.startswith("test_")]
+    made.sort(key=lambda name: not name.endswith(("float64", "float32")))  # which all take, and which learn
+    for name, is_ordinary in are_first(
+        made, lambda name: [re.sub(r"_(bfloat|float|complex|uint|int|bool)\d*$", "", name)]
+    ):
+        if not is_ordinary:
+            setattr(tests, name, pytest.mark.slow(vars(tests)[name]))
 
 
 def training_if_it_matters(parameters: dict[str, Any]) -> bool:
