@@ -19,7 +19,7 @@ from torch import Tensor
 from torch_manualbp import cli, nn
 from torch_manualbp.insight import RunStatistics, report
 from torch_manualbp.insight.page.charts import Scale, by_step, scale_of, sparkline
-from torch_manualbp.insight.page.history import TITLES, checked
+from torch_manualbp.insight.page.history import checked
 from torch_manualbp.insight.page.numbers import shown
 from torch_manualbp.insight.statistics import STATISTICS
 from torch_manualbp.verify import verify_model
@@ -265,7 +265,7 @@ def test_the_history_of_a_run_is_shown(tmp_path: Path) -> None:
     html = report(model, nn.MSELoss(), X, Y, tmp_path / "p.html", history=statistics.history).read_text("utf-8")
     last = statistics.history[-1]["layers"]
     cells = re.findall(r'<td data-value="([^"]*)">', html)
-    names = [name for name in TITLES if name in last["0"]]
+    names = [name for name in STATISTICS if name in last["0"]]
     expected = [last[layer].get(name) for layer in last for name in names]
     assert [float(cell) if cell else None for cell in cells[: len(expected)]] == expected
     assert html.count('class="spark"') > 20
@@ -279,10 +279,6 @@ def test_shares_of_units_go_from_0_to_1_over_the_steps() -> None:
     assert list(drawn) == ["Dead units", "Saturated units"]
     assert [text for _, text in drawn["Saturated units"]["ticks"]] == ["0", "0.25", "0.5", "0.75", "1"]
     assert drawn["Saturated units"]["lines"][0]["runs"] == ["0,99 100,98"]
-
-
-def test_every_statistic_has_a_title() -> None:
-    assert list(TITLES) == list(STATISTICS)
 
 
 def test_a_small_network_with_a_history_has_both(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from torch_manualbp._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from torch_manualbp import functional as functional
     from torch_manualbp import nn as nn
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from torch_manualbp.verify.verifier import verify as verify
 
 __all__ = ["Rule", "TrainStep", "convert", "functional", "nn", "restore", "rules"]
-__version__ = "0.1.0"
 
 _PACKAGES = ("derive", "functional", "insight", "nn", "rules", "verify")
 _OBJECTS = {  # and the modules that they are in

@@ -18,17 +18,18 @@ from torch.optim import Optimizer
 
 from torch_manualbp import nn
 from torch_manualbp._expressions import data_names, evaluate
-from torch_manualbp._output import one_line
+from torch_manualbp._text import one_line
 
 __all__ = [
     "RefusedError",
+    "add_data",
+    "add_model",
     "data",
     "data_named",
     "evaluated",
     "loss_named",
     "made",
     "model_named",
-    "one_line",
     "optimizer_named",
     "seed",
     "where_python_looks",
@@ -41,6 +42,22 @@ OF_THE_USERS = (Exception, SystemExit)
 
 class RefusedError(Exception):
     """What a command does not take."""
+
+
+def add_model(parser: argparse.ArgumentParser, loss: str) -> None:
+    """The arguments by which a command is told a model and a loss."""
+    parser.add_argument("model", metavar="package.module:model", help="where the model is")
+    about = f"of torch_manualbp.nn, or package.module:loss (default: {loss})"
+    parser.add_argument("--loss", default=loss, metavar="LOSS", help=about)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """And those by which it is told the data."""
+    add, expression = parser.add_argument, "EXPRESSION"
+    about = 'such as "randn(8, 4)"; again for each input'
+    add("--input", action="append", required=True, metavar=expression, help=about)
+    add("--target", required=True, metavar=expression, help='what the loss compares with, such as "zeros(8, 1)"')
+    add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
 
 
 @contextlib.contextmanager

@@ -7,13 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-__all__ = ["discard_output", "one_line", "print_to_the_end"]
-
-
-def one_line(error: BaseException) -> str:
-    """The kind of the error and its message."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+__all__ = ["discard_output", "print_to_the_end"]
 
 
 def print_to_the_end(text: str, in_colours: Callable[[str], None] | None = None) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["as_json", "in_markdown", "visible", "with_words"]
+__all__ = ["as_json", "in_markdown", "one_line", "visible", "with_words"]
 
 MARKDOWN = re.compile(r"([\\`*_<>|\[\]$~#&]|:(?=//)|(?<=www)\.)")
 """What Markdown, or one of its tables, would take for something else; in the last two, for a link."""
@@ -24,6 +24,12 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of the error and its message."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def in_markdown(text: str) -> str:

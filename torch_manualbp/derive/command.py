@@ -21,8 +21,16 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from torch_manualbp._files import check_writable, write_text
-from torch_manualbp._objects import RefusedError, loss_named, model_named, optimizer_named, where_python_looks
-from torch_manualbp._output import one_line, print_to_the_end
+from torch_manualbp._objects import (
+    RefusedError,
+    add_model,
+    loss_named,
+    model_named,
+    optimizer_named,
+    where_python_looks,
+)
+from torch_manualbp._output import print_to_the_end
+from torch_manualbp._text import one_line
 from torch_manualbp.derive.step import TrainStep
 from torch_manualbp.derive.tape import NotDerivableError
 
@@ -35,7 +43,7 @@ OF_CLASSES = (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss, torch.nn.MultiMarginL
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torch-manualbp derive``."""
     add = parser.add_argument
-    add("model", metavar="package.module:model", help="where the model is")
+    add_model(parser, "CrossEntropyLoss")
     shape = "SHAPE[:DTYPE]"
     add(
         "--input",
@@ -45,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a batch, such as 64,784; again for each input",
     )
     add("--target", metavar=shape, help="such as 64:int64 (default: what the loss takes for the model's output)")
-    add("--loss", default="CrossEntropyLoss", metavar="LOSS", help="of torch_manualbp.nn, or package.module:loss")
     add("--optimizer", default="SGD", metavar="OPTIMIZER", help="of torch.optim, such as 'SGD(momentum=0.9)'")
     add("--compile", action="store_true", help="in the form for torch.compile, which plans memory itself")
     add("--output", type=Path, metavar="FILE", help="write the program to this file instead: it imports torch alone")

@@ -22,9 +22,8 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from torch_manualbp._objects import one_line
 from torch_manualbp._progress import Progress
-from torch_manualbp._text import visible
+from torch_manualbp._text import one_line, visible
 from torch_manualbp.derive.check import Case, Reference, differences, named_results, reference, rounding
 from torch_manualbp.derive.derived import Derived, How, heading_of
 from torch_manualbp.derive.draws import Draws

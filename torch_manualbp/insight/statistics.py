@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,26 +17,34 @@ from torch_manualbp.insight.noise import noise, product_norm
 from torch_manualbp.insight.record import Call
 from torch_manualbp.insight.units import of_this_process, spread
 
-__all__ = ["STATISTICS", "Summary", "Weights", "as_numbers", "layer_statistics", "summary"]
+__all__ = ["STATISTICS", "Statistic", "Summary", "Weights", "as_numbers", "layer_statistics", "summary"]
 
-STATISTICS: dict[str, str] = {
-    "delta_norm": "‖δ‖, δ = ∂C/∂z of all samples",
-    "delta_q05": "5 % of |δ| are below",
-    "delta_q50": "the median of |δ|",
-    "delta_q95": "95 % of |δ| are below",
-    "grad_norm": "‖∂C/∂W‖, as it is before clipping",
-    "grad_q05": "5 % of |∂C/∂w| are below",
-    "grad_q50": "the median of |∂C/∂w|",
-    "grad_q95": "95 % of |∂C/∂w| are below",
-    "update_ratio": "‖ΔW‖ / ‖W‖, ΔW what the step changed",
-    "update_q05": "5 % of |Δw| / |w| are below",
-    "update_q50": "the median of |Δw| / |w|",
-    "update_q95": "95 % of |Δw| / |w| are below",
-    "dead": "share of units with f'(z) = 0 on every sample",
-    "saturated": "share of the z with |f'(z)| below 5 % of its maximum",
-    "noise_scale": "tr Σ / |G|² of the per-sample gradients, over the last measurements",
+
+class Statistic(NamedTuple):
+    """What a statistic of a layer is called in tables, and what it is."""
+
+    title: str
+    meaning: str
+
+
+STATISTICS: dict[str, Statistic] = {
+    "delta_norm": Statistic("‖δ‖", "‖δ‖, δ = ∂C/∂z of all samples"),
+    "delta_q05": Statistic("|δ| 5 %", "5 % of |δ| are below"),
+    "delta_q50": Statistic("|δ| 50 %", "the median of |δ|"),
+    "delta_q95": Statistic("|δ| 95 %", "95 % of |δ| are below"),
+    "grad_norm": Statistic("‖∂C/∂W‖", "‖∂C/∂W‖, as it is before clipping"),
+    "grad_q05": Statistic("|∂C/∂w| 5 %", "5 % of |∂C/∂w| are below"),
+    "grad_q50": Statistic("|∂C/∂w| 50 %", "the median of |∂C/∂w|"),
+    "grad_q95": Statistic("|∂C/∂w| 95 %", "95 % of |∂C/∂w| are below"),
+    "update_ratio": Statistic("‖ΔW‖ / ‖W‖", "‖ΔW‖ / ‖W‖, ΔW what the step changed"),
+    "update_q05": Statistic("|Δw|/|w| 5 %", "5 % of |Δw| / |w| are below"),
+    "update_q50": Statistic("|Δw|/|w| 50 %", "the median of |Δw| / |w|"),
+    "update_q95": Statistic("|Δw|/|w| 95 %", "95 % of |Δw| / |w| are below"),
+    "dead": Statistic("dead", "share of units with f'(z) = 0 on every sample"),
+    "saturated": Statistic("saturated", "share of the z with |f'(z)| below 5 % of its maximum"),
+    "noise_scale": Statistic("noise scale", "tr Σ / |G|² of the per-sample gradients, over the last measurements"),
 }
-"""The statistics of a layer, by name."""
+"""The statistics of a layer by name, in the order of the columns of a table."""
 
 QUANTILES = (0.05, 0.5, 0.95)
 SAMPLED = 1 << 9

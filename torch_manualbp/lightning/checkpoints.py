@@ -18,7 +18,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from torch_manualbp._files import check_writable, whole_file
-from torch_manualbp._output import one_line
+from torch_manualbp._text import one_line
 
 __all__ = ["CheckpointError", "WholeCheckpointIO", "contents", "hyper_parameters", "prepare", "random_states", "read"]
 

@@ -21,14 +21,15 @@ import torch
 from torch.nn import Module
 
 from torch_manualbp._objects import OF_THE_USERS, RefusedError, data, evaluated, seed, where_python_looks
-from torch_manualbp._output import one_line, print_to_the_end
+from torch_manualbp._output import print_to_the_end
 from torch_manualbp._tables import write
+from torch_manualbp._text import one_line
 from torch_manualbp.verify.checks import CHECKS
 from torch_manualbp.verify.report import Report
 from torch_manualbp.verify.self_test import self_test
 from torch_manualbp.verify.verifier import verify
 
-__all__ = ["add_arguments", "main"]
+__all__ = ["add_arguments", "main", "target_named"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
             missing = "package.module:Thing" if options.target is None else '--input, such as --input "randn(8, 16)"'
             raise RefusedError(f"what is missing is {missing}; or ask for --self-test")
         with where_python_looks():
-            target = _target(options.target)
+            target = target_named(options.target)
             reference = None if options.reference is None else evaluated("--reference", options.reference)
         torch.manual_seed(options.seed)
         inputs = [data("--input", text) for text in options.input]
@@ -107,7 +108,7 @@ def _self_test(options: argparse.Namespace) -> int:
     return 0 if result.ok else 1
 
 
-def _target(text: str) -> Any:
+def target_named(text: str) -> Any:
     """A Function is its class, a module an object: of its class, or of what returns it, one is made."""
     target = evaluated("target", text)
     if not isinstance(target, type) or not issubclass(target, Module):

@@ -17,9 +17,18 @@ from pathlib import Path
 
 import torch
 
-from torch_manualbp._objects import RefusedError, data_named, loss_named, model_named, seed, where_python_looks
-from torch_manualbp._output import one_line, print_to_the_end
+from torch_manualbp._objects import (
+    RefusedError,
+    add_data,
+    add_model,
+    data_named,
+    loss_named,
+    model_named,
+    where_python_looks,
+)
+from torch_manualbp._output import print_to_the_end
 from torch_manualbp._tables import write
+from torch_manualbp._text import one_line
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.insight.explanation.explain import explain
 from torch_manualbp.insight.explanation.result import Explanation
@@ -33,22 +42,12 @@ SUFFIXES = {".md": "markdown", ".html": "html", ".htm": "html", ".json": "json"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torch-manualbp explain``."""
     add = parser.add_argument
-    add("model", metavar="package.module:model", help="where the model is")
+    add_model(parser, "MSELoss")
     add("weight", metavar="PARAMETER", help="the name of a parameter, such as fc2.weight")
     add("index", metavar="INDEX", help="of its entry, such as 1,1 for row and column 1; they count from 0")
-    expression = "EXPRESSION"
-    add(
-        "--input",
-        action="append",
-        required=True,
-        metavar=expression,
-        help='such as "randn(8, 4)"; again for each input',
-    )
-    add("--target", required=True, metavar=expression, help='what the loss compares with, such as "zeros(8, 1)"')
-    add("--loss", default="MSELoss", metavar="LOSS", help="of torch_manualbp.nn, or package.module:loss")
+    add_data(parser)
     add("--paths", type=int, default=5, metavar="N", help="how many of the strongest paths are shown (default: 5)")
     add("--samples", type=int, default=5, metavar="N", help="how many samples are shown (default: 5)")
-    add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
     add("--format", choices=FORMATS, help="what is written (default: what the name of --output says, or text)")
     add("--output", type=Path, metavar="FILE", help="write to this file instead")
 

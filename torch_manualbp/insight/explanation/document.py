@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from torch_manualbp.insight.explanation.numbers import many, number, vector
-from torch_manualbp.insight.explanation.result import Explanation, Factor, MatrixChain, MatrixFactor, Path
 from torch_manualbp.insight.symbols import COST, Notation, partial, plain, words
+
+if TYPE_CHECKING:
+    from torch_manualbp.insight.explanation.result import Explanation, Factor, MatrixChain, MatrixFactor, Path
 
 __all__ = ["Block", "Formula", "Heading", "Paragraph", "Table", "document"]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from torch_manualbp.insight.explanation.document import Block, Formula, Heading, Paragraph, Table, document
-from torch_manualbp.insight.explanation.result import Explanation
 from torch_manualbp.insight.symbols import Notation
+
+if TYPE_CHECKING:
+    from torch_manualbp.insight.explanation.result import Explanation
 
 __all__ = ["to_markdown"]
 

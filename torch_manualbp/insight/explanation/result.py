@@ -9,6 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from torch_manualbp._text import as_json
+from torch_manualbp.insight.explanation.markdown import to_markdown
+from torch_manualbp.insight.explanation.text import to_text
+from torch_manualbp.insight.explanation.webpage import to_html
 from torch_manualbp.insight.symbols import Notation
 
 __all__ = ["Explanation", "Factor", "MatrixChain", "MatrixFactor", "Path", "Sample"]
@@ -151,8 +154,6 @@ class Explanation:
         return f"<Explanation: ∂C/∂{self.symbol} = {self.value:.{self.significant}g}>"
 
     def __str__(self) -> str:
-        from torch_manualbp.insight.explanation.text import to_text
-
         return to_text(self)
 
     def to_markdown(self, dollars: bool = False) -> str:
@@ -162,14 +163,10 @@ class Explanation:
             dollars: put them between $ or $$, as notebooks and pandoc read them; otherwise they are as GitHub and
                 GitLab have them, which between dollars alone take backslashes away.
         """
-        from torch_manualbp.insight.explanation.markdown import to_markdown
-
         return to_markdown(self, dollars)
 
     def to_html(self, page: bool = True) -> str:
         """In HTML without outside resources: a page, or a snippet to be put into one."""
-        from torch_manualbp.insight.explanation.webpage import to_html
-
         return to_html(self, page)
 
     def _repr_markdown_(self) -> str:

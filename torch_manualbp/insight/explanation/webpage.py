@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from torch_manualbp._text import visible
 from torch_manualbp.insight.explanation.document import Block, Formula, Heading, Paragraph, Table, document
-from torch_manualbp.insight.explanation.result import Explanation
+
+if TYPE_CHECKING:
+    from torch_manualbp.insight.explanation.result import Explanation
 
 __all__ = ["to_html"]
 

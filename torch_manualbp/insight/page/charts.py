@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch_manualbp.insight.page.history import CHARTS, SHARES, TITLES, Chart, Moment, layers_in
+from torch_manualbp.insight.page.history import CHARTS, SHARES, Chart, Moment, layers_in, title_of
 from torch_manualbp.insight.page.numbers import shown
 
 __all__ = ["Scale", "by_layer", "by_step", "sparkline"]
@@ -81,13 +81,13 @@ def _dots(chart: Chart, now: Moment) -> dict[str, Any] | None:
             "dot": place(name, chart.dot),
             "band": [place(name, what) for what in chart.band] if chart.band else [None] * 3,
             "second": place(name, chart.second),
-            "told": ", ".join(f"{TITLES[what]} {shown(layer[what], 4)}" for what in chart.names if what in layer),
+            "told": ", ".join(f"{title_of(what)} {shown(layer[what], 4)}" for what in chart.names if what in layer),
         }
         for name, layer in now.layers.items()
     ]
     return {
         "chart": chart,
-        "titles": TITLES,
+        "titles": {what: title_of(what) for what in chart.names},
         "rows": rows,
         "ticks": scale.ticks(),
         "height": 20 * len(rows),
@@ -104,9 +104,9 @@ def by_step(moments: Sequence[Moment]) -> list[dict[str, Any]]:
     names = layers_in(moments)
     for chart in CHARTS:
         for what in filter(None, (chart.dot, chart.second)):
-            title = f"{TITLES[what].capitalize()} units" if what in SHARES else chart.title
+            title = f"{title_of(what).capitalize()} units" if what in SHARES else chart.title
             series = [(name, _of(name, what)) for name in names]
-            drawn.append(_lines(title, TITLES[what], moments, series, is_share=what in SHARES))
+            drawn.append(_lines(title, title_of(what), moments, series, is_share=what in SHARES))
     return [lines for lines in drawn if lines is not None]
 
 

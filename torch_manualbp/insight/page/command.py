@@ -22,14 +22,15 @@ import torch
 
 from torch_manualbp._objects import (
     RefusedError,
+    add_data,
+    add_model,
     data_named,
     loss_named,
     model_named,
     optimizer_named,
-    seed,
     where_python_looks,
 )
-from torch_manualbp._output import one_line
+from torch_manualbp._text import one_line
 from torch_manualbp.insight.page.make import report
 
 __all__ = ["add_arguments", "main"]
@@ -41,17 +42,13 @@ MOST_BYTES = 256 * 2**20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torch-manualbp report``."""
     add = parser.add_argument
-    expression = "EXPRESSION"
-    add("model", metavar="package.module:model", help="where the model is")
-    add("--input", action="append", required=True, metavar=expression, help='"randn(8, 4)"; again for each input')
-    add("--target", required=True, metavar=expression, help='what the loss compares with, such as "zeros(8, 1)"')
-    add("--loss", default="MSELoss", metavar="LOSS", help="of torch_manualbp.nn, or package.module:loss")
+    add_model(parser, "MSELoss")
+    add_data(parser)
     add("--optimizer", default="SGD(lr=0.1)", metavar="OPTIMIZER", help="of torch.optim (default: SGD(lr=0.1))")
     add("--history", type=Path, metavar="FILE", help="the statistics of a run, as JSON")
     add("--verify", action="store_true", help="verify the gradients, too, and show what was found")
     add("--samples", type=int, default=8, metavar="N", help="how many samples are shown one by one (default: 8)")
     add("--title", metavar="TEXT", help="of the page")
-    add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
     add("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)")
 
 

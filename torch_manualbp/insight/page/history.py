@@ -8,28 +8,9 @@ from numbers import Integral
 from typing import Any
 
 from torch_manualbp._text import visible
+from torch_manualbp.insight.statistics import STATISTICS
 
-__all__ = ["CHARTS", "SHARES", "TITLES", "Chart", "Moment", "checked", "layers_in", "statistics_in"]
-
-
-TITLES: dict[str, str] = {
-    "delta_norm": "‖δ‖",
-    "delta_q05": "|δ| 5 %",
-    "delta_q50": "|δ| 50 %",
-    "delta_q95": "|δ| 95 %",
-    "grad_norm": "‖∂C/∂W‖",
-    "grad_q05": "|∂C/∂w| 5 %",
-    "grad_q50": "|∂C/∂w| 50 %",
-    "grad_q95": "|∂C/∂w| 95 %",
-    "update_ratio": "‖ΔW‖ / ‖W‖",
-    "update_q05": "|Δw|/|w| 5 %",
-    "update_q50": "|Δw|/|w| 50 %",
-    "update_q95": "|Δw|/|w| 95 %",
-    "dead": "dead",
-    "saturated": "saturated",
-    "noise_scale": "noise scale",
-}
-"""By name, in the order of the columns; others come after them under their own names."""
+__all__ = ["CHARTS", "SHARES", "Chart", "Moment", "checked", "layers_in", "statistics_in", "title_of"]
 
 SHARES = ("dead", "saturated")
 
@@ -119,6 +100,11 @@ def layers_in(moments: Sequence[Moment]) -> list[str]:
 
 
 def statistics_in(moments: Sequence[Moment]) -> list[str]:
-    """The statistics that there are: those that have a title in its order, then the others."""
+    """The statistics that there are: ours in their order, then the others."""
     found = {what for moment in moments for layer in moment.layers.values() for what in layer}
-    return [what for what in TITLES if what in found] + sorted(found - TITLES.keys())
+    return [what for what in STATISTICS if what in found] + sorted(found - STATISTICS.keys())
+
+
+def title_of(what: str) -> str:
+    """What a statistic is called: one that is not ours by its own name."""
+    return STATISTICS[what].title if what in STATISTICS else what

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from torch_manualbp import __version__
+from torch_manualbp._version import __version__
 from torch_manualbp.insight.page import charts
-from torch_manualbp.insight.page.history import TITLES, Moment, layers_in, statistics_in
+from torch_manualbp.insight.page.history import Moment, layers_in, statistics_in, title_of
 from torch_manualbp.insight.page.numbers import RAISED, for_script, shown
 from torch_manualbp.insight.statistics import STATISTICS
 
@@ -78,7 +78,7 @@ def _json(data: Any) -> Markup:
 def _table_of_layers(moments: Sequence[Moment]) -> dict[str, Any]:
     """A row for each layer with what the last step says of it, and small lines of the way there."""
     found = statistics_in(moments)
-    columns = [(TITLES.get(what, what), STATISTICS.get(what, "")) for what in found]
+    columns = [(title_of(what), STATISTICS[what].meaning if what in STATISTICS else "") for what in found]
     rows = []
     for i, name in enumerate(layers_in(moments)):
         values = {what: [m.layers.get(name, {}).get(what) for m in moments] for what in found}
