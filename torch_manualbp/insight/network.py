@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from torch_manualbp.catalogue import FAMILIES
 from torch_manualbp.insight.trace import Quantity, Stage, Trace
-from torch_manualbp.rules import Cast, Dropout, Identity, Linear, Reshape
+from torch_manualbp.rules import Cast, Dropout, Elementwise, Identity, Product, Reshape
 
 __all__ = ["Layer", "is_activation", "is_of_loss", "layers_of"]
 
 PASSED = (Cast, Dropout, Identity, Reshape)
 """What may stand between two layers of a chain: each entry goes on alone, at most as a multiple of itself."""
+
+
+ACTIVATIONS = frozenset(operation.rule for operation in FAMILIES["activations"])
 
 
 @dataclass(eq=False)
@@ -57,7 +61,7 @@ class Layer:
 
 def layers_of(trace: Trace) -> tuple[Layer, ...]:
     """The layers that a pass went through, a module that was used twice as two, those of the loss left out."""
-    linear = [stage for stage in trace.stages if stage.rule is Linear and not is_of_loss(trace, stage)]
+    linear = [stage for stage in trace.stages if _is_layer(stage) and not is_of_loss(trace, stage)]
     uses = Counter(stage.path for stage in linear)
     so_far: Counter[str] = Counter()
     layers = []
@@ -77,7 +81,12 @@ def is_of_loss(trace: Trace, stage: Stage) -> bool:
 
 def is_activation(stage: Stage) -> bool:
     """Whether a stage is an activation, elementwise or along a dimension."""
-    return ".rules.activation" in stage.rule.__module__
+    return stage.rule in ACTIVATIONS or issubclass(stage.rule, Elementwise)
+
+
+def _is_layer(stage: Stage) -> bool:
+    """Whether a stage is a product with weights, so that its outputs are weighted inputs of neurons."""
+    return isinstance(stage.rule.jacobian, Product)
 
 
 def _layer(stage: Stage, use: int, uses: int) -> Layer:

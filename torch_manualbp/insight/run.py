@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from torch_manualbp.catalogue import CATALOGUE
 from torch_manualbp.derive import TrainStep
 from torch_manualbp.derive.derived import KeptLayer
 from torch_manualbp.insight.local import Watch, own_parameters
@@ -18,8 +19,17 @@ from torch_manualbp.insight.record import Call
 from torch_manualbp.insight.refusals import refuse_compiled
 from torch_manualbp.insight.statistics import Weights, as_numbers, layer_statistics, weight_of
 from torch_manualbp.insight.units import dead_and_saturated, unit_dim
+from torch_manualbp.rules import Product
 
 __all__ = ["Measurement", "RunStatistics"]
+
+PRODUCTS = tuple(
+    getattr(torch.nn, layer)
+    for operation in CATALOGUE
+    if isinstance(operation.rule.jacobian, Product)
+    for layer in operation.layers.split()
+)
+"""The layers whose ∂C/∂W is δᵀ x."""
 
 DECAY = 0.9
 """Of tr Σ and |G|² from one measurement to the next; one alone is mostly noise itself, McCandlish et al., A.1."""
@@ -186,7 +196,7 @@ class Measurement:
             for name, calls in layers.items():
                 module = self._modules[name]
                 W = weight_of(module)
-                is_linear, learns = isinstance(module, torch.nn.Linear), W is None or W.requires_grad
+                is_linear, learns = isinstance(module, PRODUCTS), W is None or W.requires_grad
                 bias = getattr(module, "bias", None)
                 has_bias = isinstance(bias, Tensor) and bias.requires_grad
                 gradient = None if W is None else W.grad

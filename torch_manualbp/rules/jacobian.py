@@ -71,14 +71,12 @@ class Product(Jacobian):
         """∂z/∂W_jk for the entry with this flat index: the flat indices in z of what depends on it, and a_ik."""
         out, n = W.shape
         j, k = divmod(entry, n)
-        rows = a.reshape(-1, n)
-        return torch.arange(len(rows)) * out + j, rows[:, k]
+        return torch.arange(a.shape[:-1].numel()) * out + j, a[..., k].reshape(-1)
 
     def by_bias(self, a: Tensor, W: Tensor, entry: int) -> tuple[Tensor, Tensor]:
         """∂z/∂b_j: the flat indices in z of what depends on it, and ones."""
-        out, n = W.shape
-        rows = a.reshape(-1, n)
-        return torch.arange(len(rows)) * out + entry, torch.ones(len(rows), dtype=a.dtype)
+        count = a.shape[:-1].numel()
+        return torch.arange(count) * len(W) + entry, torch.ones(count, dtype=a.dtype)
 
     def weight_entry(self, W: Tensor, p: int, q: int) -> int:
         """The flat index of the W_jk that is ∂z/∂a for the entry p of a and the entry q of z."""

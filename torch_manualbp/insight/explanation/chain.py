@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from torch_manualbp.insight.explanation.local import column, diagonal, is_diagonal, wide
+from torch_manualbp.insight.explanation.local import column, diagonal, has_slope, product_of, wide
 from torch_manualbp.insight.network import is_of_loss
 from torch_manualbp.insight.trace import Quantity, Stage, Trace
-from torch_manualbp.rules import Linear
 
 __all__ = ["Use", "uses_of"]
 
@@ -67,14 +65,13 @@ def uses_of(trace: Trace, weight: Quantity, entry: int) -> list[Use]:
 def _locals(stage: Stage, weight: Quantity, entry: int) -> list[tuple[Quantity, Tensor, Tensor]]:
     """The entries of the stage's outputs that depend on the weight, and their derivatives by it."""
     at = [i for i, arg in enumerate(stage.args) if arg is weight]
-    if stage.rule is Linear and stage.args[1].tensor.dim() == 2 and at in ([1], [2]):
-        a, out = stage.args[0].tensor, stage.output.tensor.shape[-1]
-        samples = torch.arange(stage.output.tensor.numel() // max(out, 1))
-        if at == [1]:
-            j, k = divmod(entry, a.shape[-1])
-            return [(stage.output, samples * out + j, wide(a[..., k]))]
-        if weight.tensor.shape == (out,):
-            return [(stage.output, samples * out + entry, torch.ones(len(samples), dtype=torch.float64))]
+    if (product := product_of(stage)) is not None:
+        a, W = stage.args[product.input].tensor, stage.args[product.weight].tensor
+        by = {product.weight: product.by_weight, product.bias: product.by_bias}
+        is_shared = at == [product.bias] and weight.tensor.shape != W.shape[:1]
+        if len(at) == 1 and at[0] in by and not is_shared:
+            position, local = by[at[0]](a, W, entry)
+            return [(stage.output, position, wide(local))]
     found = []
     for output, local in zip(stage.outputs, column(stage, weight, entry), strict=True):
         position = local.ne(0).nonzero().view(-1)
@@ -94,6 +91,6 @@ def _use(trace: Trace, stage: Stage, output: Quantity, position: Tensor, local: 
 
 
 def _is_part_of_the_chain(trace: Trace, stage: Stage, after: Stage, z: Quantity) -> bool:
-    if not is_diagonal(after) or after.args[0] is not z or after.output.gradient is None:
+    if not has_slope(after) or after.args[0] is not z or after.output.gradient is None:
         return False
     return is_of_loss(trace, stage) or not is_of_loss(trace, after)

@@ -16,22 +16,9 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.insight.trace import Quantity, Stage
-from torch_manualbp.rules import (
-    Elementwise,
-    Add,
-    Cast,
-    Difference,
-    Divide,
-    Identity,
-    Linear,
-    Multiply,
-    Negate,
-    PReLU,
-    Reshape,
-)
-from torch_manualbp.rules.constant import TimesConstant
+from torch_manualbp.rules import Diagonal, Product
 
-__all__ = ["Edges", "TooMuchError", "column", "diagonal", "edges", "is_diagonal", "wide"]
+__all__ = ["Edges", "TooMuchError", "column", "diagonal", "edges", "has_slope", "product_of", "wide"]
 
 MOST_PRODUCTS = 1 << 13
 """Rows or columns of one rule that are computed one by one."""
@@ -44,9 +31,6 @@ AT_ONCE = 1 << 20
 
 FEW = 64
 """Entries of an output up to which rows are taken: ``backward`` is what the gradients come from."""
-
-ENTRY_BY_ENTRY = (Add, Cast, Difference, Divide, Identity, Multiply, Negate, Reshape)
-"""Rules of which an entry depends on one entry of an argument of as many, that in the same place."""
 
 
 class TooMuchError(ValueError):
@@ -73,12 +57,24 @@ def wide(t: Tensor) -> Tensor:
     return t.detach().reshape(-1).to("cpu", torch.float64)
 
 
-def is_diagonal(stage: Stage) -> bool:
-    """Whether each entry of the output depends on one entry of the first argument, that in the same place."""
-    z, a = stage.args[0], stage.output
+def has_slope(stage: Stage) -> bool:
+    """Whether a number of its own, as f'(z), leads from each entry of the one argument to that of the output in the
+    same place."""
+    z, a, jacobian = stage.args[0], stage.output, stage.rule.jacobian
     if not isinstance(z, Quantity) or any(arg is z for arg in stage.args[1:]) or len(stage.outputs) > 1:
         return False
-    return issubclass(stage.rule, Elementwise | TimesConstant | PReLU) and z.tensor.shape == a.tensor.shape
+    return (
+        isinstance(jacobian, Diagonal)
+        and jacobian.arguments == (0,)
+        and bool(jacobian.slope)
+        and z.tensor.shape == a.tensor.shape
+    )
+
+
+def product_of(stage: Stage) -> Product | None:
+    """The Jacobian of a product with a matrix of weights."""
+    jacobian = stage.rule.jacobian
+    return jacobian if isinstance(jacobian, Product) and stage.args[jacobian.weight].tensor.dim() == 2 else None
 
 
 def diagonal(stage: Stage) -> Tensor:
@@ -92,12 +88,16 @@ def edges(stage: Stage, source: Quantity, reached: Tensor) -> list[Edges]:
     Raises:
         TooMuchError: they would take too many products.
     """
-    if stage.rule is Linear and stage.args[1].tensor.dim() == 2 and _is_argument_alone(stage, source, 0):
-        return [_through_weights(stage, source, reached)]
-    if is_diagonal(stage) and source is stage.args[0]:
+    product = product_of(stage)
+    if product is not None and _is_argument_alone(stage, source, product.input):
+        p, q, value = product.by_input(stage.args[product.weight].tensor.detach().cpu(), reached)
+        return [Edges(stage, source, stage.output, p, q, wide(value))]
+    if has_slope(stage) and source is stage.args[0]:
         value = wide(diagonal(stage))[reached]
         return [Edges(stage, source, stage.output, reached, reached, value)]
-    if stage.rule in ENTRY_BY_ENTRY and source.tensor.numel() == stage.output.tensor.numel():
+    positions = [i for i, arg in enumerate(stage.args) if arg is source]
+    is_diagonal = all(map(stage.rule.jacobian.is_diagonal, positions))
+    if is_diagonal and source.tensor.numel() == stage.output.tensor.numel():
         value = wide(stage.backward(torch.ones_like(stage.output.tensor))[source])[reached]
         return [Edges(stage, source, stage.output, reached, reached, value)]
     entries = sum(output.tensor.numel() for output in stage.outputs)
@@ -147,15 +147,6 @@ def _together(of: Callable[[Tensor], Sequence[Tensor]], like: Tensor, entries: T
 
 def _is_argument_alone(stage: Stage, quantity: Quantity, position: int) -> bool:
     return [arg is quantity for arg in stage.args] == [i == position for i in range(len(stage.args))]
-
-
-def _through_weights(stage: Stage, a: Quantity, reached: Tensor) -> Edges:
-    """z_j = Σ_k w_jk a_k  ⇒  ∂z_j/∂a_k = w_jk, of every sample alone."""
-    W = stage.args[1].tensor.detach().to("cpu", torch.float64)
-    out, into = W.shape
-    samples, k = reached // into, reached % into
-    q = samples[:, None] * out + torch.arange(out)
-    return Edges(stage, a, stage.output, reached.repeat_interleave(out), q.reshape(-1), W.t()[k].reshape(-1))
 
 
 def _row(stage: Stage, output: int, source: Quantity, one: Tensor) -> list[Tensor]:

@@ -7,14 +7,12 @@ from collections import Counter, defaultdict
 import torch
 
 from torch_manualbp.derive.tape import identifier
-from torch_manualbp.insight.explanation.local import Edges, is_diagonal
+from torch_manualbp.insight.explanation.local import Edges, has_slope, product_of
 from torch_manualbp.insight.network import Layer, layers_of
 from torch_manualbp.insight.symbols import LayerSymbols, Notation, over, partial, plain, slope, symbol
 from torch_manualbp.insight.trace import Quantity, Stage, Trace
-from torch_manualbp.rules import Linear
-from torch_manualbp.rules.constant import TimesConstant
 
-__all__ = ["Names", "described"]
+__all__ = ["Names", "described", "letter_of_slope"]
 
 DIAGONAL = Notation("diag ", r"\operatorname{diag} ", "diag ")
 
@@ -77,39 +75,38 @@ class Names:
     def step(self, edges: Edges, p: int, q: int, place: Place | None = None) -> Notation:
         """The derivative of one entry by another: a weight, f'(z), or as it is written in general."""
         stage, source, target = edges.stage, edges.source, edges.target
-        if stage.rule is Linear and stage.args[0] is source and stage.args[1].tensor.dim() == 2:
-            W = stage.args[1]
-            out, into = W.tensor.shape
-            return self.entry(W, q % out * into + p % into)
-        if is_diagonal(stage) and stage.args[0] is source:
+        product = product_of(stage)
+        if product is not None and stage.args[product.input] is source:
+            W = stage.args[product.weight]
+            return self.entry(W, product.weight_entry(W.tensor, p, q))
+        if has_slope(stage) and stage.args[0] is source:
             return self.factor(stage, p, place)
         return over(self.entry(target, q, place), self.entry(source, p, place))
 
     def factor(self, stage: Stage, flat: int, place: Place | None = None) -> Notation:
         """f'(z_j) of an elementwise rule, r_j of one that multiplies by constants."""
         z = stage.args[0]
-        if issubclass(stage.rule, TimesConstant):
-            index = _unravelled(flat, z)[-1:]
-            return symbol("r", index, stage.path)
+        if letter := letter_of_slope(stage):
+            return symbol(letter, _unravelled(flat, z)[-1:], stage.path)
         return slope(self.entry(z, flat, place))
 
     def matrix(self, edges: Edges, column: int | None) -> Notation:
         """The derivatives of a vector by a vector; of a single entry of it where ``column`` is that entry."""
         stage, source = edges.stage, edges.source
-        if stage.rule is Linear and stage.args[0] is source and stage.args[1].tensor.dim() == 2:
-            W = self.whole(stage.args[1])
+        product = product_of(stage)
+        if product is not None and stage.args[product.input] is source:
+            W = self.whole(stage.args[product.weight])
             if column is None:
                 return W
             k = column % source.tensor.shape[-1] + 1
             of_column = W + plain(f"[:, {k}]")
             self.legend.setdefault(of_column.text, (of_column, f"column {k} of {W}, counted from 1"))
             return of_column
-        if is_diagonal(stage) and stage.args[0] is source:
+        if has_slope(stage) and stage.args[0] is source:
             if column is not None:
                 return self.factor(stage, column)
-            r = symbol("r", (), stage.path)
-            whole = r if issubclass(stage.rule, TimesConstant) else slope(self.whole(source))
-            return DIAGONAL + whole
+            letter = letter_of_slope(stage)
+            return DIAGONAL + (symbol(letter, (), stage.path) if letter else slope(self.whole(source)))
         by = self.whole(source) if column is None else self.entry(source, column)
         return over(self.whole(edges.target), by)
 
@@ -131,6 +128,12 @@ class Names:
         if quantity.kind in ("input", "target"):
             return f"the {quantity.kind}"
         return f"the output of {described(quantity.made_by)}" if quantity.made_by is not None else "a constant"
+
+
+def letter_of_slope(stage: Stage) -> str:
+    """``r`` of a rule that multiplies by constants; nothing of a function, whose slope is f'(z)."""
+    slope = getattr(stage.rule.jacobian, "slope", "")
+    return "" if slope == "f'" else slope
 
 
 def described(stage: Stage) -> str:

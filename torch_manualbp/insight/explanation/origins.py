@@ -11,14 +11,13 @@ from torch import Tensor
 from torch_manualbp.derive.tape import formulas
 from torch_manualbp.insight.explanation.chain import Use
 from torch_manualbp.insight.explanation.graph import through_the_loss
-from torch_manualbp.insight.explanation.local import Edges, TooMuchError, edges, is_diagonal
-from torch_manualbp.insight.explanation.names import Names, Place, described
+from torch_manualbp.insight.explanation.local import Edges, TooMuchError, edges, has_slope
+from torch_manualbp.insight.explanation.names import Names, Place, described, letter_of_slope
 from torch_manualbp.insight.explanation.numbers import number
 from torch_manualbp.insight.network import is_of_loss
 from torch_manualbp.insight.symbols import Notation, plain, symbol, words
 from torch_manualbp.insight.trace import Quantity, Stage, Trace
-from torch_manualbp.rules import Linear
-from torch_manualbp.rules.constant import TimesConstant
+from torch_manualbp.rules import Product
 
 __all__ = ["Origins"]
 
@@ -88,8 +87,8 @@ class Origins:
     def elementwise(self, stage: Stage, flat: int, place: Place) -> Notation:
         """f'(z) with z and a."""
         z, a = stage.args[0], stage.output
-        if issubclass(stage.rule, TimesConstant):
-            return words(f"{described(stage)}, a = r z with a random r")
+        if letter := letter_of_slope(stage):
+            return words(f"{described(stage)}, a = {letter} z with a random {letter}")
         line = next((line for line in formulas(stage.rule)[1] if "f'(z)" in line), "")
         line = line or next(iter(formulas(stage.rule)[1]), "")
         start = words(f"{described(stage)}, {_tidy(line)}" if line else described(stage))
@@ -103,13 +102,13 @@ class Origins:
             return words("the input" if quantity.kind == "input" else quantity.name or "a constant")
         line = _tidy(next(iter(formulas(stage.rule)[0]), ""))
         start = words(f"{described(stage)}, {line}" if line else described(stage))
-        if is_diagonal(stage):
+        if has_slope(stage):
             return start + words("; ") + self._entry(stage.args[0], flat, place)
         return start
 
     def local(self, use: Use, weight: Quantity) -> Notation:
         """How z answers to a weight that is not one of a linear layer."""
-        lines = formulas(use.stage.rule)[0 if use.stage.rule is Linear else 1]
+        lines = formulas(use.stage.rule)[0 if isinstance(use.stage.rule.jacobian, Product) else 1]
         formula = "; ".join(map(_tidy, lines))
         return words(f"{described(use.stage)}, {formula}" if formula else described(use.stage))
 
@@ -144,7 +143,8 @@ class Origins:
         if term.edges is None:
             return words(f"through {described(term.stage)}")
         upstream = self.names.gradient(term.edges.target, term.q, place)
-        between = " " if term.stage.rule is Linear or is_diagonal(term.stage) else " · "
+        is_named = isinstance(term.stage.rule.jacobian, Product) or has_slope(term.stage)
+        between = " " if is_named else " · "
         return upstream + between + self.names.step(term.edges, term.p, term.q, place)
 
     def _numbers(self, term: _Term) -> Notation:

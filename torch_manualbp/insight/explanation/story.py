@@ -9,7 +9,7 @@ import torch
 from torch_manualbp._progress import Progress
 from torch_manualbp.insight.explanation.chain import Use
 from torch_manualbp.insight.explanation.graph import Graph, graph_from
-from torch_manualbp.insight.explanation.local import Edges, TooMuchError, is_diagonal
+from torch_manualbp.insight.explanation.local import Edges, TooMuchError, has_slope, product_of
 from torch_manualbp.insight.explanation.names import Names, described
 from torch_manualbp.insight.explanation.origins import Origins
 from torch_manualbp.insight.explanation.paths import Way, count_ways, strongest_ways
@@ -25,8 +25,8 @@ from torch_manualbp.insight.explanation.routes import MOST_ROUTES, Matrix, Route
 from torch_manualbp.insight.explanation.weight import Weight
 from torch_manualbp.insight.network import is_of_loss
 from torch_manualbp.insight.symbols import COST, Notation, over, partial, plain, words
-from torch_manualbp.insight.trace import Quantity, Trace
-from torch_manualbp.rules import Linear
+from torch_manualbp.insight.trace import Quantity, Stage, Trace
+from torch_manualbp.rules import Product
 
 __all__ = ["Story"]
 
@@ -141,13 +141,13 @@ class Story:
         """∂z/∂w: of a linear layer what comes in through the weight, or 1 for its bias."""
         value, flat = float(use.local[t]), int(use.position[t])
         place = self.names.place(use.output, flat)
-        if use.stage.rule is Linear and use.stage.args[1].tensor.dim() == 2:
-            source = use.stage.args[0]
-            if use.stage.args[1] is self.quantity and source is not self.quantity:
+        if (product := product_of(use.stage)) is not None:
+            source = use.stage.args[product.input]
+            if use.stage.args[product.weight] is self.quantity and source is not self.quantity:
                 into = source.tensor.shape[-1]
                 entry = flat // use.output.tensor.shape[-1] * into + self.asked.flat % into
                 return Factor(self.names.entry(source, entry, place), value, self.origins.made(source, entry, place))
-            if use.stage.args[2] is self.quantity:
+            if use.stage.args[product.bias] is self.quantity:
                 return Factor(plain("1"), value, self.origins.local(use, self.quantity))
         z = self.names.entry(use.output, flat, place)
         symbol = over(z, self.names.entry(self.quantity, self.asked.flat))
@@ -163,7 +163,7 @@ class Story:
         parts = [f"use {self.uses.index(use) + 1} of {len(self.uses)}"] if len(self.uses) > 1 else []
         parts += [f"sample {n}" for n in sample]
         parts += [f"position {', '.join(map(str, positions))}"] if positions else []
-        if use.stage.rule is not Linear:  # of which each sample has one term
+        if not _is_product(use.stage):  # of which each sample has one term
             parts += [f"entry {n}" for n in entry]
         return ", ".join(parts)
 
@@ -207,7 +207,7 @@ class Story:
         so_far = matrix.up_to_here if matrix.up_to_here.numel() <= SMALL else None
         stage = matrix.edges.stage
         numbers = None
-        if is_diagonal(stage) and matrix.edges.source is stage.args[0]:
+        if has_slope(stage) and matrix.edges.source is stage.args[0]:
             numbers = matrix.edges.value if matrix.edges.value.numel() <= SMALL else None
         elif matrix.shape[0] * matrix.shape[1] <= SMALL:
             numbers = matrix.dense()
@@ -218,8 +218,9 @@ class Story:
     def _named(self, edges: Edges) -> Notation:
         """The parameter whose numbers they are, or the rule."""
         stage = edges.stage
-        if stage.rule is Linear and stage.args[0] is edges.source:
-            return words(stage.args[1].name or described(stage))
+        jacobian = stage.rule.jacobian
+        if isinstance(jacobian, Product) and stage.args[jacobian.input] is edges.source:
+            return words(stage.args[jacobian.weight].name or described(stage))
         return words(described(stage))
 
     def _path(self, i: int, way: Way) -> Path:
@@ -238,15 +239,20 @@ class Story:
             end = partial(self.names.entry(way.end, way.end_entry, place))
             factors.append(Factor(end, way.end_value, self.origins.of_loss(way.end, way.end_entry)))
             neurons.append(COST)
-        is_input = use.stage.rule is Linear and use.stage.args[1] is self.quantity
+        jacobian = use.stage.rule.jacobian
+        is_input = isinstance(jacobian, Product) and use.stage.args[jacobian.weight] is self.quantity
         start = local.symbol if is_input else self.names.entry(self.quantity, self.asked.flat)
         return Path(self._place(i), (start, *neurons), tuple(reversed(factors)), way.product * local.value)
+
+
+def _is_product(stage: Stage) -> bool:
+    return isinstance(stage.rule.jacobian, Product)
 
 
 def _repeated(matrix: Matrix) -> Notation:
     """A layer's weights stand in the matrix once for each position that is reached."""
     stage, rows = matrix.edges.stage, matrix.shape[0]
-    out = stage.output.tensor.shape[-1] if stage.rule is Linear else rows
+    out = stage.output.tensor.shape[-1] if _is_product(stage) else rows
     return words(f", for each of {rows // out} positions" if rows > out else "")
 
 
@@ -256,11 +262,11 @@ def _strength(path: Path) -> float:
 
 def _is_passed_on(edges: Edges, value: float) -> bool:
     """Whether a rule passes an entry on as it is: a sum, another shape, and the like."""
-    return value == 1 and edges.stage.rule is not Linear and not is_diagonal(edges.stage)
+    return value == 1 and not _is_product(edges.stage) and not has_slope(edges.stage)
 
 
 def _passes_on(matrix: Matrix) -> bool:
     e = matrix.edges
-    if e.stage.rule is Linear or is_diagonal(e.stage):
+    if _is_product(e.stage) or has_slope(e.stage):
         return False
     return bool((e.value == 1).all()) and len(e.p) == len(matrix.rows) == len(matrix.columns)

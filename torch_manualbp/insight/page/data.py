@@ -14,17 +14,13 @@ from torch_manualbp.insight.network import Layer, layers_of
 from torch_manualbp.insight.page.autograd import Step
 from torch_manualbp.insight.page.numbers import for_script
 from torch_manualbp.insight.trace import Quantity, Trace
-from torch_manualbp.rules import Dropout, PReLU, RReLU
-from torch_manualbp.rules import Elementwise
+from torch_manualbp.rules import Diagonal, Dropout, RReLU
 
 __all__ = ["MOST_UNITS", "NotDrawableError", "network_data"]
 
 MOST_UNITS = 200
 """Neurons, inputs included, above which a drawing shows nothing any more."""
 
-
-ELEMENTWISE = (Elementwise, PReLU)
-"""Rules whose Jacobian is diagonal: δ = ∂C/∂a ⊙ f'(z)."""
 
 RANDOM = {Dropout: "Dropout", RReLU: "RReLU"}
 
@@ -114,7 +110,7 @@ def _column(layer: Layer, step: Step, samples: int) -> dict[str, Any]:
         column |= _parameter(layer.bias, step, OF_BIAS)
     if layer.activation is not None:
         column |= {"f": layer.activation.rule.__name__, "a": _of_rows(layer.a.tensor, samples)}
-        column["elementwise"] = issubclass(layer.activation.rule, ELEMENTWISE)
+        column["elementwise"] = isinstance(layer.activation.rule.jacobian, Diagonal)
         if column["elementwise"]:
             column["formula"] = _formula(layer.activation.rule.__doc__ or "")
             slope = layer.activation.backward(torch.ones_like(layer.a.tensor))
