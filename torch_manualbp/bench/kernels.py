@@ -27,14 +27,14 @@ from torch_manualbp.bench.layers import Case, panel
 from torch_manualbp.bench.timing import Comparison, Stopwatch, compare
 from torch_manualbp.kernels import dispatch
 from torch_manualbp.kernels.compiled import compiled
-from torch_manualbp.rules.rule import evaluate_by
+from torch_manualbp.rules.rule import Structure, evaluate_by
 
 __all__ = ["EARNS", "Row", "add_arguments", "calls_of", "main", "measure"]
 
 EARNS = 1.3
 """How many times as long as a kernel the formula takes, as it stands or in blocks, where the kernel is kept."""
 
-Call = tuple[Callable[..., Any], dispatch.Structure, tuple[Any, ...]]
+Call = tuple[Callable[..., Any], Structure, tuple[Any, ...]]
 """A formula, the parts of it that can be computed apart, and its arguments."""
 
 
@@ -73,7 +73,7 @@ def calls_of(case: Case, inputs: tuple[Any, ...]) -> list[Call]:
     """The formulas that forward and backward of our layer evaluate, each once."""
     calls: dict[Callable[..., Any], Call] = {}
 
-    def record(formula: Callable[..., Any], structure: dispatch.Structure, args: tuple[Any, ...]) -> Any:
+    def record(formula: Callable[..., Any], structure: Structure, args: tuple[Any, ...]) -> Any:
         calls.setdefault(formula, (formula, structure, args))
         return formula(*args)
 
@@ -166,7 +166,9 @@ def _evaluated_by(dispatcher: Any) -> Iterator[None]:
 
 
 class _Counter(TorchDispatchMode):
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += not func.is_view

@@ -16,11 +16,8 @@ from torch import Tensor
 
 __all__ = ["BLOCK_ELEMENTS", "blocks", "by_entries", "by_rows", "is_flat", "sums"]
 
-BLOCK_ELEMENTS = 1 << 19
+BLOCK_ELEMENTS = 1 << 18
 """Numbers in a block: what a formula makes of it on its way stays in the caches, and fewer blocks are fewer calls."""
-
-ROW_BLOCK_ELEMENTS = 1 << 18
-"""Numbers in a block of rows, of which a formula makes more intermediates."""
 
 Formula = Callable[..., Tensor]
 
@@ -46,9 +43,9 @@ def by_entries(formula: Formula, args: tuple[Any, ...]) -> Tensor:
 def by_rows(formula: Formula, args: tuple[Any, ...]) -> Tensor:
     """``formula(*args)`` of tensors with a row for each sample, the first of K numbers."""
     first = args[0]
-    if first.numel() < 2 * ROW_BLOCK_ELEMENTS:
+    if first.numel() < 2 * BLOCK_ELEMENTS:
         return formula(*args)
-    rows = max(ROW_BLOCK_ELEMENTS * first.shape[0] // first.numel(), 1)
+    rows = max(BLOCK_ELEMENTS * first.shape[0] // first.numel(), 1)
     parts = [t.split(rows) if isinstance(t, Tensor) else itertools.repeat(t) for t in args]
     return torch.cat([formula(*block) for block in zip(*parts, strict=False)])
 

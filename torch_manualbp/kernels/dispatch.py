@@ -11,13 +11,21 @@ large                                  the kernel that is registered :func:`for_
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from torch_manualbp._torch import dispatch_modes, forward_mode_level, is_batched, is_compiling, is_jit_tracing, is_transformed
+from torch_manualbp._torch import (
+    dispatch_modes,
+    forward_mode_level,
+    is_batched,
+    is_compiling,
+    is_jit_tracing,
+    is_transformed,
+)
 from torch_manualbp.kernels.blocks import by_entries, by_rows, sums
 from torch_manualbp.kernels.compiled import compiled, formulas_are_compiled
 from torch_manualbp.rules.recording import recorder
@@ -58,7 +66,7 @@ def for_steps(formula: Formula) -> Callable[[F], F]:
 
 def _registering(kernels: dict[Formula, Formula], formula: Any) -> Callable[[F], F]:
     def register(kernel: F) -> F:
-        kernels[formula.__wrapped__] = kernel
+        kernels[inspect.unwrap(formula)] = kernel
         return kernel
 
     return register
@@ -71,11 +79,16 @@ def dispatch(formula: Formula, structure: Structure, args: tuple[Any, ...]) -> A
     tape = recorder()
     if tape is not None:
         return (formula if tape.how == "pure" else STEPS.get(formula, formula))(*args)
+    first = args[0] if args[0] is not None else args[1]
+    if first.numel() < LARGE_ELEMENTS:
+        return formula(*args)
     kernel = LARGE.get(formula)
-    if (structure == "whole" and kernel is None) or is_watched(args) or args[0].numel() < LARGE_ELEMENTS:
+    if (kernel is None and structure == "whole") or is_watched(args):
         return formula(*args)
     if structure == "entries" and formulas_are_compiled():
-        return compiled(formula, args)
+        result = compiled(formula, args)
+        if result is not NotImplemented:
+            return result
     result = NotImplemented if kernel is None else kernel(*args)
     return BLOCKS[structure](formula, args) if result is NotImplemented else result
 
@@ -92,4 +105,4 @@ def is_watched(args: tuple[Any, ...]) -> bool:
 def _is_plain(t: Tensor) -> bool:
     if type(t) is not Tensor or t.device.type != "cpu" or t.layout is not torch.strided:
         return False
-    return not is_batched(t)
+    return not (is_batched(t) or t.is_neg() or t.is_conj())
