@@ -283,14 +283,16 @@ def derived(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return captured.out
 
 
-def test_derive_prints_the_program_of_train_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_derive_prints_the_source_or_the_program_of_train_step(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--loss", "CrossEntropyLoss(label_smoothing=0.1)", "--optimizer", "SGD(momentum=0.9)"]
-    for compile in (False, True):
-        printed = derived([MLP, "--input", "4,6", *options, *(["--compile"] if compile else [])], capsys)
+    for which in ([], ["--program"], ["--compile"]):
+        printed = derived([MLP, "--input", "4,6", *options, *which], capsys)
         model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
         optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
-        step = TrainStep(model, nn.CrossEntropyLoss(label_smoothing=0.1), optimizer, compile=compile)
-        assert printed == step.derive(torch.randn(4, 6), torch.zeros(4, dtype=torch.long))
+        step = TrainStep(model, nn.CrossEntropyLoss(label_smoothing=0.1), optimizer, compile="--compile" in which)
+        source = step.derive(torch.randn(4, 6), torch.zeros(4, dtype=torch.long))
+        assert printed == (step.program if which else source)
+        assert source == step.source != step.program
 
 
 @pytest.mark.parametrize("name", ["net", "Net", "Net(double=False)", "make"])

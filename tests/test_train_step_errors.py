@@ -139,7 +139,7 @@ def test_an_exception_at_any_line_leaves_no_parameter_half_updated(optimizer: An
     step = TrainStep(model, nn.CrossEntropyLoss(), optimizer(model.parameters(), lr=0.05, **settings))
     x, y = data(0)
     step(x, y)
-    source = step.source.splitlines()
+    source = step.program.splitlines()
     first = next(i for i, text in enumerate(source, 1) if "---- forward" in text)
     update = next(i for i, text in enumerate(source, 1) if "---- update" in text)
     last = next(i for i, text in enumerate(source, 1) if text.strip().startswith("return C"))
@@ -255,7 +255,7 @@ def test_after_an_exception_the_gradients_of_a_step_are_gathered_anew() -> None:
     step(x, y)
     step(x, y)
     expected = copy.deepcopy(model.state_dict())
-    source = step.source.splitlines()
+    source = step.program.splitlines()
     section = next(i for i, text in enumerate(source, 1) if "---- gradients" in text)
     for line in (section + 2, section + 3, section + 4):
         model.load_state_dict(before)

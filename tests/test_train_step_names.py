@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from torch_manualbp import TrainStep
-from torch_manualbp.derive.source import GIVEN, RESERVED, Source, _identifier, _Names
+from torch_manualbp.derive.source import GIVEN, RESERVED, Names, Source, _identifier
 
 HOSTILE = [
     '"""\n_flag.append(1)\n"""',
@@ -126,6 +126,7 @@ def test_lists_and_dicts_of_parameters(optimizer: Any) -> None:
     torch.manual_seed(0)
     step = assert_trains(Model(), optimizer)
     assert "scales" in step.source
+    assert "scales" in step.program
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -144,7 +145,7 @@ def test_names_of_any_characters(optimizer: Any, tmp_path: Path) -> None:
 def test_every_name_is_an_identifier_and_comes_once() -> None:
     wanted = [*NAMES, *HOSTILE, *keyword.kwlist, *keyword.softkwlist, *dir(builtins), *GIVEN, *RESERVED] * 2
     wanted += [chr(code) + suffix for code in range(0x100, sys.maxunicode, 97) for suffix in ("", "a")]
-    names = _Names(["lr_0"])
+    names = Names(["lr_0"])
     given = [names(name) for name in wanted]
     assert len(set(given)) == len(given)
     assert not set(given) & {*GIVEN, *RESERVED, *keyword.kwlist, "lr_0"}

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
-from torch_manualbp import TrainStep, kernels, nn, rules
+from torch_manualbp import TrainStep, kernels, nn
 from torch_manualbp.derive import update
 from torch_manualbp.kernels import products
 
@@ -64,7 +64,7 @@ def trained(model: Module, make: Make, uses_onednn: bool, **options: Any) -> tup
 def check(model: Module, make: Make, **options: Any) -> TrainStep:
     """Assert that it trains the same with either kind of product."""
     (ours, losses), (others, expected) = (trained(model, make, uses, **options) for uses in (True, False))
-    assert "onednn_linear" not in others.source
+    assert "onednn_linear" not in others.program
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
     pairs = zip(ours.model.state_dict().items(), others.model.state_dict().values(), strict=True)
     for (name, p), q in pairs:
@@ -78,8 +78,8 @@ def check(model: Module, make: Make, **options: Any) -> TrainStep:
 def test_each_optimizer_trains_the_same(make: Make, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     step = check(mlp(nn.GELU), make, **options)
-    assert 'onednn_linear(x, W_fc1, b_fc1, "none", [], "")' in step.source
-    assert ("for rows1 in blocks1:" in step.source) == step.folds
+    assert 'onednn_linear(x, W_fc1, b_fc1, "none", [], "")' in step.program
+    assert ("for rows1 in blocks1:" in step.program) == step.folds
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -125,7 +125,7 @@ def test_a_large_layer_is_updated_some_rows_at_a_time(n_out: int) -> None:
         kernels.use_onednn(None)
     torch.testing.assert_close(model.state_dict(), stock.state_dict(), rtol=1e-4, atol=1e-6)
     rows = max(update.BLOCK // 1030, 64)
-    assert f"for i in range(0, {n_out}, {rows})]" in step.source
+    assert f"for i in range(0, {n_out}, {rows})]" in step.program
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -139,7 +139,7 @@ def test_an_exception_at_any_line_of_any_turn_leaves_no_parameter_half_updated(m
     state = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
     step(x, y)
     done = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
-    first, last = (step.source[: step.source.index(text)].count("\n") + 1 for text in ("---- update", "return C"))
+    first, last = (step.program[: step.program.index(text)].count("\n") + 1 for text in ("---- update", "return C"))
     events = 0
     while True:
         events += 1
@@ -188,7 +188,7 @@ def test_only_plain_float32_matrices_are_multiplied_by_onednn() -> None:
         model = nn.Sequential(nn.Linear(FEATURES, CLASSES)).to(dtype)
         step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), lr=0.1))
         step(*data(0, dtype))
-        assert "onednn_linear" not in step.source
+        assert "onednn_linear" not in step.program
 
 
 class Laid(Module):

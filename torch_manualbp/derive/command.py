@@ -1,10 +1,10 @@
-"""Print a model's training step as a program without autograd: forward, loss, backward and update, line by line.
+"""Print a model's training step without autograd: forward, loss, backward and update, line by line, in formulas.
 
   torch-manualbp derive "torch_manualbp.nn:Sequential(Linear(784, 128), ReLU(), Linear(128, 10))" --input 64,784
   torch-manualbp derive my_package.models:Net --input 64,3 --loss MSELoss --optimizer AdamW --output step.py
 
 After the colon stands a name in that module, or a call of one with literal arguments: a model, its class, or a function
-that returns it. The numbers do not matter: data are zeros; learning rates and the like are arguments of the program."""
+that returns it. The numbers do not matter: data are zeros; learning rates and the like are arguments of the step."""
 
 from __future__ import annotations
 
@@ -54,12 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--target", metavar=shape, help="such as 64:int64 (default: what the loss takes for the model's output)")
     add("--optimizer", default="SGD", metavar="OPTIMIZER", help="of torch.optim, such as 'SGD(momentum=0.9)'")
-    add("--compile", action="store_true", help="in the form for torch.compile, which plans memory itself")
-    add("--output", type=Path, metavar="FILE", help="write the program to this file instead: it imports torch alone")
+    add("--program", action="store_true", help="what runs instead of the formulas: memory planned, written in place")
+    add("--compile", action="store_true", help="what runs, in the form for torch.compile, which plans memory itself")
+    add("--output", type=Path, metavar="FILE", help="write the text to this file instead: it imports torch alone")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print or write the program; 1 if there is none, 2 if the arguments name what is not there."""
+    """Print or write the step; 1 if there is none, 2 if the arguments name what is not there."""
     if options.output is not None:
         check_writable(options.output)  # before the work of deriving
     try:
@@ -78,7 +79,8 @@ def main(options: argparse.Namespace) -> int:
             with torch.no_grad():
                 target = _target(loss, model(*inputs))
         given += f" and a target {_form(target)}"
-        program = step.derive(inputs, target)
+        text = step.derive(inputs, target)
+        text = step.program if options.program or options.compile else text
     except RefusedError as error:
         return _say(str(error), 2)
     except NotDerivableError as error:
@@ -87,10 +89,10 @@ def main(options: argparse.Namespace) -> int:
     except Exception as error:
         return _say(f"{options.model} and {options.loss} do not take {given}: {one_line(error)}", 1)
     if options.output is None:
-        print_to_the_end(program, _print_in_colours)
+        print_to_the_end(text, _print_in_colours)
     else:
-        write_text(options.output, program)
-        print(f"{options.output}: {len(program.splitlines())} lines")
+        write_text(options.output, text)
+        print(f"{options.output}: {len(text.splitlines())} lines")
     return 0
 
 
@@ -136,12 +138,12 @@ def _form(t: Tensor) -> str:
     return f"{','.join(map(str, t.shape))}:{str(t.dtype).removeprefix('torch.')}"
 
 
-def _print_in_colours(program: str) -> None:
+def _print_in_colours(python: str) -> None:
     try:
         from rich.console import Console
         from rich.syntax import Syntax
     except ImportError:  # it is as good to read without
-        print(program, end="", flush=True)
+        print(python, end="", flush=True)
         return
-    text = Syntax(program, "python", theme="ansi_dark").highlight(program)
+    text = Syntax(python, "python", theme="ansi_dark").highlight(python)
     Console().print(text, end="", soft_wrap=True)

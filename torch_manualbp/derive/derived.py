@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import linecache
 import operator
 import weakref
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,12 +18,14 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from torch_manualbp.derive.article import Article
 from torch_manualbp.derive.check import rounding
+from torch_manualbp.derive.history import History
 from torch_manualbp.derive.plan import plan
 from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, STATE, Blocks, Call, Memory, Program, Value
 from torch_manualbp.derive.reads import dict_version
 from torch_manualbp.derive.recording import KeptLayer, Recording, called, named_tensors, path_of_loss
-from torch_manualbp.derive.source import Source, used_values, write_source
+from torch_manualbp.derive.source import Given, used_values, write_source
 from torch_manualbp.derive.update import forms_of, has_odd_state, kind_of, kind_of_zeros, leave_gradient
 
 __all__ = ["Derived", "How", "KeptLayer", "OddStateError", "called", "named_tensors", "path_of_loss"]
@@ -110,6 +110,7 @@ class Derived:
         """The part of itself that a number may be off by in rounding."""
 
         program = recording.program
+        history = None if recording.past is None else History(recording.past)
         named = {**named, **held}
         names = {id(t): name for name, t in named.items()}
         self.parameters = [W.tensor for W, _ in recording.learnt]
@@ -151,18 +152,20 @@ class Derived:
         self._count_of_gradients = len(gradients)
         tensors, own, constants = _given(planned, program, named, [*outputs, *gradients])
         self._tensors = tensors
-        self.source: Source = write_source(
-            planned,
+        given = Given(
             own,
             state,
             constants,
             inputs,
             settings,
             (recording.C, *kept, *outputs, *gradients),
-            heading=heading,
             skips=how.skip_nonfinite and (how.folds or how.adds),
             held=held,
         )
+        self.source = write_source(planned, given, heading)
+        self._article: Article | None = None
+        if history is not None:
+            self._article = Article(history, self._names_of_groups(names), held, heading, how)
         self.filename = f"<derived step {next(_numbers)}>"
         lines = self.source.text.splitlines(True)
         linecache.cache[self.filename] = (len(self.source.text), None, lines, self.filename)
@@ -180,6 +183,10 @@ class Derived:
 
         self._compiled_settings: tuple[list[float], list[Tensor]] = ([], [])
         self._bind()
+
+    def _names_of_groups(self, names: dict[int, str]) -> list[tuple[Any, list[str]]]:
+        """The form of the update of each group, with the names of its parameters that learn."""
+        return [(form, [names[id(p)] for p, (of, *_) in self._forms.items() if of == i]) for i, form in self._groups]
 
     def _bind(self) -> None:
         """Bind the program to the state that the optimizer has, or to a new one."""
@@ -245,14 +252,16 @@ class Derived:
         """The gradients among what the program returned, in the order of ``parameters``."""
         return list(result[-self._count_of_gradients :]) if self._count_of_gradients else []
 
+    @property
+    def article(self) -> Article:
+        """The step as formulas."""
+        if self._article is None:
+            raise RuntimeError("a program that is only held against autograd has no article")
+        return self._article
+
     def text_to_save(self) -> str:
         """The source, with the numbers of the tensors in it that are neither parameters nor buffers."""
-        lines = [*self.source.lines]
-        for key, line in self.source.held.items():
-            wanted = f"parameters[{key!r}]"
-            t = self._tensors[key].detach()
-            lines[line - 1] = lines[line - 1].replace(wanted, f"parameters.get({key!r}, {_literal(t)})", 1)
-        return "\n".join(lines) + "\n"
+        return self.source.text_with(self._tensors)
 
     def _as_tensors(self, settings: list[float]) -> list[Tensor]:
         """The hyperparameters as torch.compile takes them without compiling a program for each of their values."""
@@ -425,16 +434,6 @@ def _fresh(program: Program, learnt: Iterable[tuple[Value, Value]]) -> list[Valu
         taken.add(g.memory)
         gradients.append(g)
     return gradients
-
-
-def _literal(t: Tensor) -> str:
-    """An expression of the tensor's numbers, which needs torch alone."""
-    if t.numel() <= 64 and not t.is_complex() and torch.isfinite(t.float()).all():
-        return f"torch.tensor({t.tolist()!r}, dtype={t.dtype})"
-    raw = t.detach().cpu().contiguous().view(torch.uint8) if t.dim() else t.detach().cpu().reshape(1).view(torch.uint8)
-    packed = base64.b85encode(zlib.compress(bytes(raw.reshape(-1).tolist()))).decode()
-    unpacked = f'__import__("zlib").decompress(__import__("base64").b85decode({packed!r}))'
-    return f"torch.frombuffer(bytearray({unpacked}), dtype={t.dtype}).view({tuple(t.shape)})"
 
 
 def _given(

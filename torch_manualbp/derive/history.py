@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from torch_manualbp.derive.program import CONSTANT, HELD, Call, Memory, Value, mapped
 from torch_manualbp.rules.rule import Rule
+
+if TYPE_CHECKING:
+    from torch_manualbp.derive.recording import Past
 
 __all__ = ["Application", "History"]
 
@@ -36,32 +39,36 @@ class Application:
 
 
 class History:
-    """The forward of a program as rules and the calls beside them, on values without numbers.
+    """The way forward as rules and the calls beside them, on values without numbers.
 
     It outlives the recording, and holds none of its tensors but those that the program is given for good.
-
-    Args:
-        calls: those of the program up to the loss.
-        applications: the rules that were applied meanwhile.
     """
 
-    def __init__(self, calls: Sequence[Call], applications: Iterable[Application]) -> None:
+    def __init__(self, past: Past) -> None:
         self._values: dict[Value, Value] = {}
         self._memories: dict[Memory, Memory] = {}
         self.tensors: dict[Value, Tensor] = {}
         """Those that are neither parameters nor data, of the values that they are."""
 
-        self.default_dtype = torch.get_default_dtype()
         self.items: list[Call | Application] = []
+        tape, program = past.tape, past.tape.program
         at = 0
-        for application in applications:
+        for application in tape.applications:
             begin, end = application.calls
-            self.items += map(self._call, calls[at:begin])
+            self.items += map(self._call, program.calls[at:begin])
             outputs = tuple(map(self.value, application.outputs))
             args = mapped(application.args, Value, self.value)
             self.items.append(replace(application, args=args, outputs=outputs))
             at = end
-        self.items += map(self._call, calls[at:])
+        self.items += map(self._call, program.calls[at : past.calls])
+        self.named = {name: self.value(program.value(t)) for name, t in past.named.items()}
+        self.inputs = tuple(map(self.value, past.inputs))
+        self.C = self.value(program.value(past.C))
+        self.output = pytree.tree_map_only(Tensor, lambda t: self.value(program.value(t)), past.output)
+        self.activations = {self.value(z): (self.value(a), f) for z, (a, f) in tape.activations.items()}
+        self.path_of_loss, self.share, self.device = past.path, past.share, tape.device
+        self.default_dtype = torch.get_default_dtype()
+        self._values, self._memories = {}, {}  # which hold the tensors of the recording
 
     def value(self, of: Value) -> Value:
         """The value without numbers that stands for one of the program."""

@@ -160,6 +160,9 @@ class Call:
     is_random: bool = False
     """Whether it draws random numbers."""
 
+    path: str = ""
+    """The module that it is part of, where that is known."""
+
     @property
     def name(self) -> str:
         """The name of the operation, without the marks of operators: ``mul`` of ``torch.mul``, ``*`` and ``.mul``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.derive.effects import DRAWS
 from torch_manualbp.derive.program import Program, Value
+from torch_manualbp.derive.runner import RuleRunner
 from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
-from torch_manualbp.rules.linear import Linear
+from torch_manualbp.rules.jacobian import Product
 from torch_manualbp.rules.rule import Rule
 
 __all__ = ["KeptLayer", "Recording", "called", "named_tensors", "one_number", "path_of_loss", "record"]
@@ -72,6 +73,9 @@ class Recording:
     rules: frozenset[type[Rule]]
     """The rules that it is made of."""
 
+    past: Past | None = None
+    """What the article is made of."""
+
     def copied(self) -> Recording:
         """The same of another program, which can be planned apart."""
         program, twin = self.program.copied()
@@ -85,7 +89,32 @@ class Recording:
             output=pytree.tree_map_only(Value, twin, self.output),
             deltas={path: twin(delta) for path, delta in self.deltas.items()},
             layers=(),
+            past=None,
         )
+
+
+@dataclass(frozen=True)
+class Past:
+    """The way forward as it was when the loss was known."""
+
+    tape: Tape
+    calls: int
+    """How many calls of the program it took."""
+
+    C: Tensor
+    output: Any
+    data: tuple[Tensor, ...]
+    named: Mapping[str, Tensor]
+    """Parameters and buffers, and what model and loss hold beside them."""
+
+    path: str
+    """That of the loss."""
+
+    share: float
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        return tuple(map(self.tape.program.value, self.data))
 
 
 def named_tensors(model: Module, loss: Any) -> dict[str, Tensor]:
@@ -203,37 +232,60 @@ def _recorded(
         one_number(C)
         if not tape.learns_from(C):
             raise NotDerivableError([(path, *NOTHING_LEARNT)])
+        past = Past(tape, len(program.calls), C, output, (*given, *given_target), {**named, **held}, path, share)
         with tape.running():
-            program.section, program.title = "backward", ()
-            tape.backward(C, share)
+            value = gone_back(tape, C, share)
         if tape.problems:
             raise NotDerivableError(tape.problems)
         if not tape.gradients:
             raise NotDerivableError([(path, *NOTHING_LEARNT)])
-        value = program.value(C)
-        producer = program.producer(value)
-        if producer is None or value.memory not in producer.made:
-            # A parameter, or a view: the caller gets a tensor of his own, which no later step changes.
-            value = program.value(program.call(torch.clone, (C,), {}))
-        value.name, value.is_named = "C", True
     except Exception as error:
         if tape.problems and not isinstance(error, NotDerivableError):
             raise NotDerivableError(tape.problems) from error
         raise
-    order = {id(t): n for n, t in enumerate(named.values())}
-    learnt = sorted(tape.gradients.items(), key=lambda item: order[id(item[0].tensor)])
-    leaves = [program.value(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    output = pytree.tree_map_only(Tensor, program.value, output)
+    order = [program.value(t) for t in named.values()]
+    return recording_of(tape, value, past.inputs, order, output, path, tape.device, past)
+
+
+def gone_back(runner: RuleRunner, C: Tensor, share: float) -> Value:
+    """Run the rules' backward. Returns the loss as a tensor of its own, which a step can give away."""
+    program = runner.program
+    program.section, program.title = "backward", ()
+    runner.backward(C, share)
+    value = program.value(C)
+    producer = program.producer(value)
+    if producer is None or value.memory not in producer.made:
+        # A parameter, or a view: the caller gets a tensor of his own, which no later step changes.
+        value = program.value(program.call(torch.clone, (C,), {}))
+    value.name, value.is_named = "C", True
+    return value
+
+
+def recording_of(
+    runner: RuleRunner,
+    C: Value,
+    inputs: tuple[Value, ...],
+    parameters: Iterable[Value],
+    output: Any,
+    path: str,
+    device: str,
+    past: Past | None = None,
+) -> Recording:
+    """What a runner has recorded forward and back, of a loss that has this path. The output has values for tensors."""
+    learnt = [(W, runner.gradients[W]) for W in dict.fromkeys(parameters) if W in runner.gradients]
     return Recording(
-        program,
-        tape.device,
-        value,
-        tuple(program.value(t) for t in (*given, *given_target)),
+        runner.program,
+        device,
+        C,
+        inputs,
         tuple(learnt),
-        tuple(leaves),
-        pytree.tree_map_only(Tensor, program.value, output),
-        _deltas(tape, path),
-        tuple(_layers(tape)),
-        frozenset(node.rule for node in tape.nodes),
+        tuple(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Value)),
+        output,
+        _deltas(runner, path),
+        tuple(_layers(runner)),
+        frozenset(node.rule for node in runner.nodes),
+        past,
     )
 
 
@@ -266,18 +318,18 @@ def _known_copies(tape: Tape, tree: Any, letter: str, known: dict[int, Tensor]) 
     return pytree.tree_unflatten(flat, spec), copies
 
 
-def _deltas(tape: Tape, path: str) -> dict[str, Value]:
+def _deltas(tape: RuleRunner, path: str) -> dict[str, Value]:
     """∂C/∂z of each module's output z. ``path`` is that of the loss."""
     nodes = [node for node in tape.nodes if node.path and node.path != path and node.delta is not None]
     return {node.path: node.delta for node in nodes if node.delta is not None}
 
 
-def _layers(tape: Tape) -> list[KeptLayer]:
+def _layers(tape: RuleRunner) -> list[KeptLayer]:
     """The uses of linear layers that a gradient came back to."""
     deltas = {node.outputs[0]: node.delta for node in tape.nodes if node.delta is not None}
     layers = []
     for node in tape.nodes:
-        if node.rule is not Linear or node.delta is None:
+        if not isinstance(node.rule.jacobian, Product) or node.delta is None:
             continue
         x, z = node.ctx.saved_tensors[0], node.outputs[0]
         a, f = tape.activations.get(z, (z, None))

@@ -11,25 +11,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-import torch_manualbp
 from torch_manualbp.derive.program import PARAMETER, Program, Value
 from torch_manualbp.rules.rule import Rule, RuleWithByproducts
 
 __all__ = ["Context", "Node", "RuleRunner", "formulas", "identifier", "is_continuous"]
 
-OURS = tuple(str(Path(torch_manualbp.__file__).parent / room) for room in ("rules", "kernels"))
+OURS = tuple(str(Path(__file__).parents[1] / room) for room in ("rules", "kernels"))
 """Where the functions are whose local names a program takes over."""
 
 
@@ -84,7 +85,15 @@ class RuleRunner(TorchFunctionMode):
         self.gradients: dict[Value, Value] = {}
         """∂C/∂(parameter)."""
 
+        self.activations: dict[Value, tuple[Value, Any]] = {}
+        """By z, the a that an activation made of it, and the function of entries that it is, if it is."""
+
         self._learns: set[Value] = set()
+        self._settled: set[Value] = set()
+        """Values that what made them has named: what another rule calls them is of no account."""
+
+        self._settled_calls = 0
+
         self._paths: list[str] = [""]
         self._is_in_rule = False
 
@@ -105,16 +114,18 @@ class RuleRunner(TorchFunctionMode):
         with self._in_rule(rule, (label, *forward)):
             output = rule.forward(*args)
             outputs = (output,) if isinstance(output, Tensor) else tuple(output)
-            if not any(learns):
-                return output
-            ctx = Context(learns, self.program.same)
-            rule.setup_context(ctx, args, output)
-        values = tuple(self.program.value(t) for t in outputs)
+            values = tuple(self.program.value(t) for t in outputs)
+            self._settle()
+            if any(learns):
+                ctx = Context(learns, self.program.same)
+                rule.setup_context(ctx, args, output)
+        self._name(values, rule, path)
+        if not any(learns):
+            return output
         arguments = tuple(self.program.value(a) if needs else None for a, needs in zip(args, learns, strict=True))
         for t, value in zip(outputs, values, strict=True):
             if is_continuous(t) and not any(t is other for other in ctx.non_differentiable):
                 self._learns.add(value)
-        self._name(values, rule, path)
         is_tuple = not isinstance(output, Tensor)
         self.nodes.append(Node(rule, ctx, path, arguments, values, is_tuple, (label, *backward)))
         return output
@@ -124,6 +135,8 @@ class RuleRunner(TorchFunctionMode):
         if issubclass(rule, RuleWithByproducts):  # which have names of the rule's own
             values = values[:1]
         for i, value in enumerate(values):
+            if value.is_named:  # an argument that is passed on
+                continue
             suffix = f"_{i}" if len(values) > 1 else ""
             value.name = f"{letter}_{identifier(path)}{suffix}" if path else f"{letter}{suffix}"
             value.is_named = True
@@ -136,6 +149,7 @@ class RuleRunner(TorchFunctionMode):
         profile = sys.getprofile()
         looks = profile is None or callable(profile)  # cProfile's cannot be set again: then names are the plain ones
         self._is_in_rule = True
+        self._settle()
         if looks:
             sys.setprofile(self._namer(_files_of(rule), suffix))
         try:
@@ -145,6 +159,15 @@ class RuleRunner(TorchFunctionMode):
             if looks:
                 sys.setprofile(profile)
             self._is_in_rule = False
+            self._settle()
+
+    def _settle(self) -> None:
+        """Have the names that all values have by now stay theirs."""
+        calls = self.program.calls
+        for call in calls[self._settled_calls :]:
+            call.path = self._paths[-1]
+            self._settled.update(call.results)
+        self._settled_calls = len(calls)
 
     device_type = "cpu"
 
@@ -158,7 +181,7 @@ class RuleRunner(TorchFunctionMode):
             for name, local in frame.f_locals.items():
                 if type(local) is Tensor and self.program.knows(local):
                     value = self.program.value(local)
-                    if not value.is_named and name not in ("output", "result", "t", "_"):
+                    if not value.is_named and value not in self._settled and name not in ("output", "result", "t", "_"):
                         value.name = f"{name}{suffix}"
 
         return name_locals
@@ -168,7 +191,7 @@ class RuleRunner(TorchFunctionMode):
         ``gradients``."""
         one = torch.ones_like(loss) if share == 1 else torch.full_like(loss, share)
         upstream_of_loss = self.program.value(one)
-        upstream_of_loss.name, upstream_of_loss.is_named = ("one" if share == 1 else "share"), True
+        upstream_of_loss.name, upstream_of_loss.is_named = "dC", True
         gradients = {self.program.value(loss): one}
         for node in reversed(self.nodes):
             upstream = [gradients.pop(value, None) for value in node.outputs]
@@ -202,11 +225,12 @@ class RuleRunner(TorchFunctionMode):
             gradient.name, gradient.is_named = _gradient_name(value.name), True
 
 
+@functools.cache
 def _files_of(rule: type[Rule]) -> frozenset[str]:
-    """The files that the functions of a rule are written in: somebody's own rule has names for what it makes, too."""
-    functions = (getattr(rule, name, None) for name in ("forward", "setup_context", "backward"))
-    codes = (getattr(function, "__code__", None) for function in functions)
-    return frozenset(code.co_filename for code in codes if code is not None)
+    """The files that a rule is written in: somebody's own has names for what it makes, too."""
+    own = (member for cls in rule.__mro__[: rule.__mro__.index(Rule)] for member in vars(cls).values())
+    functions = (inspect.unwrap(member.__func__) for member in own if isinstance(member, staticmethod))
+    return frozenset(function.__code__.co_filename for function in functions if isinstance(function, FunctionType))
 
 
 def formulas(rule: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:

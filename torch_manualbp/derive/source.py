@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import ast
+import base64
 import functools
 import keyword
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import resolve_name
 
-from torch_manualbp.derive.plan import LITERAL, Plan
+from torch_manualbp.derive.faster import LITERAL
+from torch_manualbp.derive.plan import Plan
 from torch_manualbp.derive.program import Blocks, Call, Formula, Text, Value, mapped, values_in, words
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.kernels.products import onednn_linear
 
-__all__ = ["Source", "write_source"]
+__all__ = ["Given", "Names", "Source", "write_source"]
 
 WIDTH = 88
 """The column that shapes stand in."""
@@ -28,6 +32,8 @@ GIVEN = words("torch F slice range float int bool complex parameters state")
 """The names that a program uses and does not make."""
 
 RESERVED = words("_ onednn_linear build step lr momentum dampening weight_decay beta1 beta2 eps __debug__")
+RESERVED |= words("adam adam_amsgrad adam_maximizing adam_amsgrad_maximizing")
+RESERVED |= words("adamw adamw_amsgrad adamw_maximizing adamw_amsgrad_maximizing")
 
 INFIX = {"__add__": "+", "__sub__": "-", "__mul__": "*", "__truediv__": "/", "__matmul__": "@", "__eq__": "=="}
 INFIX |= {"__ne__": "!=", "__lt__": "<", "__le__": "<=", "__gt__": ">", "__ge__": ">=", "__and__": "&", "__or__": "|"}
@@ -58,6 +64,15 @@ class Source:
     def text(self) -> str:
         return "\n".join(self.lines) + "\n"
 
+    def text_with(self, tensors: Mapping[str, Tensor]) -> str:
+        """The text with the numbers of the tensors in it that are neither parameters nor buffers."""
+        lines = [*self.lines]
+        for key, line in self.held.items():
+            wanted = f"parameters[{key!r}]"
+            replaced = f"parameters.get({key!r}, {_literal(tensors[key].detach())})"
+            lines[line - 1] = lines[line - 1].replace(wanted, replaced, 1)
+        return "\n".join(lines) + "\n"
+
     def add(self, line: str = "", indent: int = 0, note: str = "") -> None:
         """A statement, or an empty line."""
         if line:
@@ -66,6 +81,13 @@ class Source:
         if note:
             line = f"{line:<{WIDTH}}  # {note}" if len(line) < WIDTH else f"{line}  # {note}"
         self.lines.append(line.rstrip())
+
+    def function(self, lines: list[str]) -> None:
+        """A function of the text's own."""
+        self.add()
+        self.add()
+        for line in lines:
+            self.add(line)
 
     def comment(self, text: str, indent: int) -> None:
         """A line for the reader, of whatever text."""
@@ -86,14 +108,14 @@ class Source:
         _assert(isinstance(tree.body[-1], ast.FunctionDef) and tree.body[-1].name == "build", tree.body[-1])
         for statement in tree.body[1:-1]:
             is_ours = isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "onednn_linear"
-            _assert(is_ours or isinstance(statement, ast.Import), statement)
+            _assert(is_ours or isinstance(statement, ast.Import | ast.FunctionDef), statement)
         lines = sorted(getattr(node, "lineno", 0) for node in nodes if isinstance(node, ast.stmt))
         _assert(lines == self._statements, tree.body[-1])
         by_kind: dict[type[ast.AST], list[Any]] = {}
         for node in nodes:
             by_kind.setdefault(type(node), []).append(node)
         names = by_kind.get(ast.Name, [])
-        known = {*GIVEN, "step", *(node.arg for node in by_kind[ast.arg])}
+        known = {*GIVEN, *(node.name for node in by_kind[ast.FunctionDef]), *(node.arg for node in by_kind[ast.arg])}
         known.update(node.id for node in names if isinstance(node.ctx, ast.Store))
         for kind in by_kind:
             _assert(issubclass(kind, _WRITTEN), by_kind[kind][0])
@@ -108,6 +130,7 @@ class Source:
 _IMPORTED = {"torch", "torch.nn.functional"}
 _WRITTEN = (
     *(ast.Module, ast.Import, ast.alias, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.For, ast.If),
+    ast.Nonlocal,
     *(ast.Assign, ast.AugAssign, ast.Expr, ast.Call, ast.keyword, ast.Attribute, ast.Subscript, ast.Slice, ast.Name),
     *(ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.ListComp, ast.comprehension, ast.BinOp, ast.UnaryOp),
     *(ast.Compare, ast.operator, ast.unaryop, ast.cmpop, ast.expr_context),
@@ -123,106 +146,164 @@ def _assert(is_right: bool, node: ast.AST) -> None:
         raise AssertionError(_NOT_WRITTEN.format(getattr(node, "lineno", 1)))
 
 
-def write_source(
-    plan: Plan,
-    parameters: dict[str, Value],
-    state: dict[str, Value],
-    constants: dict[str, Value],
-    inputs: list[Value],
-    settings: list[str],
-    returns: tuple[Value, ...],
-    heading: list[str],
-    skips: bool = False,
-    held: Collection[str] = (),
-) -> Source:
+@dataclass(frozen=True)
+class Given:
+    """What a program takes and returns."""
+
+    parameters: dict[str, Value]
+    state: dict[str, Value]
+    constants: dict[str, Value]
+    inputs: list[Value]
+    settings: list[str]
+    """The hyperparameters, by name."""
+
+    returns: tuple[Value, ...]
+    """The loss first."""
+
+    skips: bool = False
+    """Whether nothing is updated where the loss is not finite."""
+
+    held: Collection[str] = ()
+    """Which of the parameters are neither parameters nor buffers of the model."""
+
+    def values(self) -> list[Value]:
+        """What the program is given."""
+        return [*self.parameters.values(), *self.state.values(), *self.constants.values(), *self.inputs]
+
+
+def write_source(plan: Plan, given: Given, heading: list[str]) -> Source:
     """Write ``build(parameters, state)``, which returns the step."""
     loops = list(dict.fromkeys(call.blocks for call in plan.steps if call.blocks is not None))
     names_of_loops = [name for loop in loops for name in (loop.name, loop.variable)]
-    given = [*parameters.values(), *state.values(), *constants.values(), *inputs]
-    names = _names(plan, given, [*settings, *names_of_loops])
+    names = _names(plan, given.values(), [*given.settings, *names_of_loops])
     source = Source(heading)
+    write_imports(source, _uses_functional(plan), _uses_onednn(plan))
+    write_given(source, given, names)
+    _write_memory(source, plan, names)
+    for loop in loops:
+        source.add(f"{loop.name} = [slice(i, i + {loop.rows}) for i in range(0, {loop.of}, {loop.rows})]", 4)
+    write_signature(source, given, names)
+    sections = Sections(source, given, names)
+    for call in plan.steps:
+        indent = sections.go_to(call)
+        source.add(_statement(call, names, plan), indent, _made(call))
+        if call.section == "update":
+            source.update.append((len(source.lines), call.blocks))
+    write_return(source, given, names)
+    return source
+
+
+def write_imports(source: Source, functional: bool, onednn: bool = False) -> None:
+    source.add()
+    source.add("import torch")
+    if functional:
+        source.add("import torch.nn.functional as F")
+    if onednn:
+        source.add()
+        note = "a Wᵀ + b of (a, W, b, ...), here faster than BLAS"
+        source.add(f"onednn_linear = torch.ops.mkldnn._linear_pointwise  # {note}")
+
+
+def write_given(source: Source, given: Given, names: dict[Value, str]) -> None:
+    """The head of ``build``, and a name for each tensor that it is given."""
     add = source.add
-    add()
-    add("import torch")
-    if _uses_functional(plan):
-        add("import torch.nn.functional as F")
-    if _uses_onednn(plan):
-        add()
-        add("onednn_linear = torch.ops.mkldnn._linear_pointwise  # a Wᵀ + b of (a, W, b, ...), here faster than BLAS")
     add()
     add()
     add("def build(parameters, state):")
     add('"""The step on these parameters, by name, which it changes in place."""', 4)
-    for key, value in parameters.items():
+    for key, value in given.parameters.items():
         add(f"{names[value]} = parameters[{key!r}].detach()", 4, shape_of(value))
-        if key in held:
+        if key in given.held:
             source.held[key] = len(source.lines)
-    for key, value in state.items():
+    for key, value in given.state.items():
         add(f"{names[value]} = state[{key!r}]", 4, shape_of(value))
-    for key, value in constants.items():
+    for key, value in given.constants.items():
         if value.number is None:
             add(f"{names[value]} = parameters[{key!r}]", 4, shape_of(value))
             source.held[key] = len(source.lines)
         else:
             add(f"{names[value]} = {_number(value)}", 4)
+
+
+def _write_memory(source: Source, plan: Plan, names: dict[Value, str]) -> None:
+    """What is made before the first step."""
     if plan.memory:
-        add()
+        source.add()
         source.comment("Memory, made once", 4)
         for value in plan.memory:
-            add(f"{names[value]} = {_empty(value)}", 4)
+            source.add(f"{names[value]} = {_empty(value)}", 4)
     if plan.once:
-        add()
+        source.add()
         source.comment("Views of it, values in the memory of others, and what never changes", 4)
         for item in plan.once:
             if isinstance(item, Call):
-                add(_statement(item, names, plan), 4, _made(item))
+                source.add(_statement(item, names, plan), 4, _made(item))
                 continue
             value, other = item
             reshaped = "" if other.tensor.shape == value.tensor.shape else f".view({_shape(value)})"
-            add(f"{names[value]} = {names[other]}{reshaped}", 4, "in the same memory")
-    for each in loops:
-        add(f"{each.name} = [slice(i, i + {each.rows}) for i in range(0, {each.of}, {each.rows})]", 4)
-    add()
-    add(f"def step({', '.join([*(names[value] for value in inputs), *settings])}):", 4)
-    section = ""
-    title: tuple[str, ...] = ()
-    loop: Blocks | None = None
-    for call in plan.steps:
-        if call.section != section:
-            section, title = call.section, ()
-            loop = None
-            if source.lines[-1].strip() and not source.lines[-1].strip().startswith("def "):
-                add()
-            source.sections[section] = len(source.lines) + 1
-            source.comment(f"---- {section} " + "-" * (60 - len(section)), 8)
-            if section in ("update", "gradients") and skips:
-                add(f"if not torch.isfinite({names[returns[0]]}):", 8)
-                add(f"return {', '.join(names[value] for value in returns)}", 12)
-                source.sections[section] = len(source.lines)
-        if call.title != title:
-            title = call.title
-            if title:
-                head, *formula = title
-                head = " ".join(head.split())
-                source.comment(head + (f":   {formula[0]}" if formula else ""), 8)
-                for line in formula[1:]:
-                    source.comment(" " * (len(head) + 4) + line, 8)
-        if call.blocks is not loop:
-            loop = call.blocks
-            if loop is not None:
-                add(f"for {loop.variable} in {loop.name}:", 8, f"{loop.rows} of {loop.of} rows at a time")
-        add(_statement(call, names, plan), 8 if loop is None else 12, _made(call))
-        if section == "update":
-            source.update.append((len(source.lines), loop))
-    values = [names[value] for value in returns]
+            source.add(f"{names[value]} = {names[other]}{reshaped}", 4, "in the same memory")
+
+
+def write_signature(source: Source, given: Given, names: dict[Value, str]) -> None:
+    source.add()
+    source.add(f"def step({', '.join([*(names[value] for value in given.inputs), *given.settings])}):", 4)
+
+
+def write_return(source: Source, given: Given, names: dict[Value, str]) -> None:
+    """The end of the step, and of ``build``; all is then looked at once more."""
     if source.lines[-1].strip():
-        add()
-    add(f"return {', '.join(values)}", 8)
+        source.add()
+    source.add(f"return {', '.join(names[value] for value in given.returns)}", 8)
     source.sections["return"] = len(source.lines)
-    add()
-    add("return step", 4)
+    source.add()
+    source.add("return step", 4)
     source.check()
-    return source
+
+
+class Sections:
+    """The headings of a step: its sections, layers with their formulas, and loops."""
+
+    def __init__(self, source: Source, given: Given, names: dict[Value, str]) -> None:
+        self._source = source
+        self._given, self._names = given, names
+        self._section = ""
+        self._title: tuple[str, ...] = ()
+        self._loop: Blocks | None = None
+
+    def go_to(self, call: Call) -> int:
+        """Write what stands above a call where it begins something new. Returns how far it is indented."""
+        if call.section != self._section:
+            self._begin(call.section)
+        if call.title != self._title:
+            self._title = call.title
+            self._write_title(call.title)
+        if call.blocks is not self._loop:
+            self._loop = loop = call.blocks
+            if loop is not None:
+                self._source.add(f"for {loop.variable} in {loop.name}:", 8, f"{loop.rows} of {loop.of} rows at a time")
+        return 8 if self._loop is None else 12
+
+    def _begin(self, section: str) -> None:
+        source = self._source
+        self._section, self._title, self._loop = section, (), None
+        if source.lines[-1].strip() and not source.lines[-1].strip().startswith(("def ", "nonlocal ")):
+            source.add()
+        source.sections[section] = len(source.lines) + 1
+        source.comment(f"---- {section} " + "-" * (60 - len(section)), 8)
+        if section in ("update", "gradients") and self._given.skips:
+            returned = [self._names[value] for value in self._given.returns]
+            source.add(f"if not torch.isfinite({returned[0]}):", 8)
+            source.add(f"return {', '.join(returned)}", 12)
+            source.sections[section] = len(source.lines)
+
+    def _write_title(self, title: tuple[str, ...]) -> None:
+        if not title:
+            return
+        head, *formula = title
+        head = " ".join(head.split())
+        self._source.comment(head + (f":   {formula[0]}" if formula else ""), 8)
+        for line in formula[1:]:
+            self._source.comment(" " * (len(head) + 4) + line, 8)
 
 
 def shape_of(value: Value) -> str:
@@ -235,7 +316,7 @@ def shape_of(value: Value) -> str:
 def _names(plan: Plan, given: Iterable[Value], settings: Iterable[str]) -> dict[Value, str]:
     """A name for each value, no two the same, and none that of a hyperparameter."""
     names: dict[Value, str] = {}
-    free = _Names(settings)
+    free = Names(settings)
     views = {}
     for call in plan.calls:
         if call.is_view and len(call.results) == 1 and call.args and isinstance(call.args[0], Value):
@@ -268,7 +349,7 @@ def _with_bases(value: Value, views: dict[Value, Call], names: dict[Value, str])
     return chain[::-1]
 
 
-class _Names:
+class Names:
     """Names as Python reads them, each once."""
 
     def __init__(self, taken: Iterable[str]) -> None:
@@ -310,26 +391,26 @@ def _statement(call: Call, names: dict[Value, str], plan: Plan) -> str:
         return f"{_text(call.args[0], names)} {ASSIGNED[name]} {_text(call.args[1], names)}"
     if name == "__setitem__":
         target, index, item = call.args
-        return f"{_text(target, names)}[{_index(index, names)}] = {_text(item, names)}"
+        return f"{_text(target, names)}[{index_text(index, lambda item: _text(item, names))}] = {_text(item, names)}"
     if call in plan.into:
         args = [_text(arg, names) for arg in call.args]
         args += [f"{key}={_text(arg, names)}" for key, arg in call.kwargs.items()]
-        written = f"{_function(plan.with_out[call], call.name)}({', '.join(args)}, out={names[plan.into[call]]})"
+        written = f"{function_text(plan.with_out[call], call.name)}({', '.join(args)}, out={names[plan.into[call]]})"
         result = call.results[0]  # may come to stand where a tensor of this step stood
         return written if plan.into[call] is result else f"{names[result]} = {written}"
     expression = _expression(call, names)
     if call.written and not call.made:
         return expression
     if call.returned is not None:
-        return f"{_targets(call.returned, names)} = {expression}"
+        return f"{targets_text(call.returned, names)} = {expression}"
     targets = ", ".join(names[value] for value in call.results)
     return f"{targets}{',' if call.is_tuple and len(call.results) == 1 else ''} = {expression}"
 
 
-def _targets(returned: Any, names: dict[Value, str]) -> str:
+def targets_text(returned: Any, names: dict[Value, str]) -> str:
     """The names of what a call returns, as it returns it."""
     if isinstance(returned, tuple | list):
-        items = [_targets(item, names) for item in returned]
+        items = [targets_text(item, names) for item in returned]
         nested = [f"({item})" if isinstance(r, tuple | list) else item for item, r in zip(items, returned, strict=True)]
         return ", ".join(nested) + ("," if len(items) == 1 else "")
     return names[returned] if isinstance(returned, Value) else "_"
@@ -342,7 +423,7 @@ def _expression(call: Call, names: dict[Value, str]) -> str:
     if name == "__get__":
         return f"{args[0]}.{call.name}"
     if name == "__getitem__":
-        return f"{args[0]}[{_index(call.args[1], names)}]"
+        return f"{args[0]}[{index_text(call.args[1], lambda item: _text(item, names))}]"
     if name in INFIX and len(args) == 2:
         return f"{args[0]} {INFIX[name]} {args[1]}"
     if name in REVERSED and len(args) == 2:
@@ -351,17 +432,17 @@ def _expression(call: Call, names: dict[Value, str]) -> str:
         return f"-{args[0]}"
     if name == "__invert__":
         return f"~{args[0]}"
-    if getattr(Tensor, name, None) is function or _is_method(function, name):
+    if getattr(Tensor, name, None) is function or is_method(function, name):
         return f"{args[0]}.{name}({', '.join([*args[1:], *keywords])})"
-    return f"{_function(function, name)}({', '.join([*args, *keywords])})"
+    return f"{function_text(function, name)}({', '.join([*args, *keywords])})"
 
 
-def _is_method(function: Any, name: str) -> bool:
+def is_method(function: Any, name: str) -> bool:
     return type(function).__name__ == "method_descriptor" and hasattr(Tensor, name)
 
 
 @functools.lru_cache(1024)
-def _function(function: Any, name: str) -> str:
+def function_text(function: Any, name: str) -> str:
     """A name under which torch has the function."""
     if function is onednn_linear:
         return "onednn_linear"
@@ -392,9 +473,13 @@ def _refusal(function: str, what: str, todo: str) -> NotDerivableError:
     return NotDerivableError([("", f"{_printable(function)}: {_printable(what)}", todo)])
 
 
+def uses_functional(function: Any) -> bool:
+    """Whether it is written as one of torch.nn.functional."""
+    return getattr(torch.nn.functional, getattr(function, "__name__", ""), None) == function
+
+
 def _uses_functional(plan: Plan) -> bool:
-    functions = [plan.with_out.get(call, call.function) for call in plan.calls]
-    return any(getattr(torch.nn.functional, getattr(f, "__name__", ""), None) == f for f in functions)
+    return any(uses_functional(plan.with_out.get(call, call.function)) for call in plan.calls)
 
 
 def _uses_onednn(plan: Plan) -> bool:
@@ -411,13 +496,18 @@ def _text(arg: Any, names: dict[Value, str]) -> str:
         return arg.text.format(*(names[value] for value in arg.values))
     if isinstance(arg, Text):
         return arg.text
+    return argument_text(arg, lambda item: _text(item, names))
+
+
+def argument_text(arg: Any, text: Callable[[Any], str]) -> str:
+    """A constant, or a tuple, list or slice of items of which ``text`` is the text."""
     if isinstance(arg, tuple):
-        items = [_text(item, names) for item in arg]
+        items = [text(item) for item in arg]
         return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if isinstance(arg, list):
-        return f"[{', '.join(_text(item, names) for item in arg)}]"
+        return f"[{', '.join(text(item) for item in arg)}]"
     if isinstance(arg, slice):
-        return f"slice({_text(arg.start, names)}, {_text(arg.stop, names)}, {_text(arg.step, names)})"
+        return f"slice({text(arg.start)}, {text(arg.stop)}, {text(arg.step)})"
     if isinstance(arg, range):
         return f"range({arg.start}, {arg.stop}, {arg.step})"
     return _constant(arg)
@@ -461,17 +551,18 @@ def _array(array: Any) -> str:
     return f"torch.tensor({_text(array.tolist(), {})}, dtype={torch.from_numpy(array.copy()).dtype})"
 
 
-def _index(index: Any, names: dict[Value, str]) -> str:
+def index_text(index: Any, text: Callable[[Any], str]) -> str:
+    """What stands between brackets, of items of which ``text`` is the text."""
     items = index if isinstance(index, tuple) else (index,)
     texts = []
     for item in items:
         if isinstance(item, slice):
-            parts = ["" if part is None else _text(part, names) for part in (item.start, item.stop, item.step)]
+            parts = ["" if part is None else text(part) for part in (item.start, item.stop, item.step)]
             texts.append(":".join(parts if parts[2] else parts[:2]))
         elif item is Ellipsis:
             texts.append("...")
         else:
-            texts.append(_text(_of_index(item), names))
+            texts.append(text(_of_index(item)))
     return ", ".join(texts) + ("," if isinstance(index, tuple) and len(items) == 1 else "") or "()"
 
 
@@ -514,3 +605,13 @@ def _number(value: Value) -> str:
 def used_values(plan: Plan) -> set[Value]:
     """All values that the calls of the plan are about."""
     return {value for call in plan.calls for value in [*values_in((call.args, call.kwargs)), *call.results]}
+
+
+def _literal(t: Tensor) -> str:
+    """An expression of the tensor's numbers, which needs torch alone."""
+    if t.numel() <= 64 and not t.is_complex() and torch.isfinite(t.float()).all():
+        return f"torch.tensor({t.tolist()!r}, dtype={t.dtype})"
+    raw = t.detach().cpu().contiguous().view(torch.uint8) if t.dim() else t.detach().cpu().reshape(1).view(torch.uint8)
+    packed = base64.b85encode(zlib.compress(bytes(raw.reshape(-1).tolist()))).decode()
+    unpacked = f'__import__("zlib").decompress(__import__("base64").b85decode({packed!r}))'
+    return f"torch.frombuffer(bytearray({unpacked}), dtype={t.dtype}).view({tuple(t.shape)})"

@@ -238,15 +238,25 @@ class TrainStep:
 
     @property
     def source(self) -> str:
-        """The program of the last step, as Python.
+        """The last step as formulas to read, in Python that computes the same and knows nothing of memory.
+
+        Raises:
+            RuntimeError: there was no step yet.
+            NotDerivableError: a rule of somebody's own asks for numbers, which the formulas are written without.
+        """
+        return self._program().article.source.text
+
+    @property
+    def program(self) -> str:
+        """The last step as it runs: the same with its memory planned, written in place, with kernels chosen.
 
         Raises:
             RuntimeError: there was no step yet.
         """
         return self._program().source.text
 
-    def save(self, path: str | Path) -> None:
-        """Write the program as a module that imports torch and Python's library alone.
+    def save(self, path: str | Path, program: bool = False) -> None:
+        """Write the source, or the program, as a module that imports torch and Python's library alone.
 
         ``build(parameters, state)`` of it takes the parameters and buffers by name. Other tensors that model and loss
         hold are in the file, unless they are among the parameters, too.
@@ -254,7 +264,8 @@ class TrainStep:
         Raises:
             RuntimeError: there was no step yet.
         """
-        write_text(path, self._program().text_to_save())
+        derived = self._program()
+        write_text(path, derived.text_to_save() if program else derived.article.text_to_save())
 
     def __call__(self, inputs: Any, target: Any) -> Tensor:
         """One step.
@@ -304,7 +315,7 @@ class TrainStep:
             if structure is not None and has_odd_state(self.optimizer):
                 structure = None
             share = 1 / self.accumulate if structure is None else 1.0
-            return self._find(inputs, target, structure, share=share).derived.source.text
+            return self._find(inputs, target, structure, share=share).derived.article.source.text
 
     def _through_gradients(self, inputs: Any, target: Any) -> Tensor:
         done, self._done = self._done, 0

@@ -34,7 +34,7 @@ from torch_manualbp.derive.program import (
 )
 from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous
 from torch_manualbp.functional.known import function_of_entries, is_activation
-from torch_manualbp.rules.linear import Linear
+from torch_manualbp.rules.jacobian import Product
 from torch_manualbp.rules.recording import recorded_by, recorder
 from torch_manualbp.rules.rule import Rule
 
@@ -111,9 +111,6 @@ class Tape(RuleRunner):
         """The rules that were applied, in order."""
 
         self.problems: list[tuple[str, str, str]] = []
-        self.activations: dict[Value, tuple[Value, Any]] = {}
-        """By z, the a that an activation made of it, and the function of entries that it is, if it is."""
-
         self.at_call: Callable[[str], None] = _nothing
         """What is called at each call of torch with the path of the module."""
 
@@ -307,7 +304,7 @@ class Tape(RuleRunner):
         given, begin = mapped(args, Tensor, self.program.value), len(self.program.calls)
         output = self.run(rule, args, learns)
         with torch._C.DisableTorchFunction():  # this is not the model's question
-            self._has_columns |= rule is Linear and not output.is_contiguous()
+            self._has_columns |= isinstance(rule.jacobian, Product) and not output.is_contiguous()
         outputs = tuple(self.program.value(t) for t in leaves_of(output, Tensor))
         where = self._paths[-1], self.program.section, (begin, len(self.program.calls))
         self.applications.append(Application(rule, given, learns, outputs, *where))

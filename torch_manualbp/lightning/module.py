@@ -115,7 +115,7 @@ class ManualBackpropModule(pl.LightningModule):
 
     @property
     def derived_step(self) -> TrainStep | None:
-        """What ran the last training step of ``engine="derived"``; ``derived_step.source`` is its program."""
+        """What ran the last training step of ``engine="derived"``; ``derived_step.source`` are its formulas."""
         return None if self._engine is None else self._engine.step
 
     @property
