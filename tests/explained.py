@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_manualbp.catalogue import FAMILIES, Operation
 from torch_manualbp.insight.explanation import Explanation
 
 ARTICLE_WEIGHTS = {
@@ -74,35 +75,37 @@ class Functional(nn.Module):
         return self.function(z, *self.options, **self.named)
 
 
-ACTIVATIONS: dict[str, tuple[Callable[[int], nn.Module], ...]] = {  # by rule, of a width
+Build = Callable[[int], nn.Module]
+WITH_OPTIONS: dict[str, tuple[Build, ...]] = {  # by rule, of a width
     "CELU": (lambda n: nn.CELU(0.5), lambda n: nn.CELU(inplace=True)),
     "ELU": (lambda n: nn.ELU(1.3), lambda n: Functional(F.elu, inplace=True)),
     "GELU": (lambda n: nn.GELU(), lambda n: Functional(F.gelu)),
     "GELUTanh": (lambda n: nn.GELU(approximate="tanh"),),
     "GLU": (Halved,),
     "Hardshrink": (lambda n: nn.Hardshrink(0.2),),
-    "Hardsigmoid": (lambda n: nn.Hardsigmoid(),),
-    "Hardswish": (lambda n: nn.Hardswish(),),
     "Hardtanh": (lambda n: nn.Hardtanh(-0.6, 0.8),),
     "LeakyReLU": (lambda n: nn.LeakyReLU(0.2), lambda n: nn.LeakyReLU(0.2, inplace=True)),
-    "LogSigmoid": (lambda n: nn.LogSigmoid(),),
     "LogSoftmax": (lambda n: nn.LogSoftmax(-1),),
-    "Mish": (lambda n: nn.Mish(),),
     "PReLU": (lambda n: nn.PReLU(), lambda n: nn.PReLU(n)),
     "ReLU": (lambda n: nn.ReLU(), lambda n: nn.ReLU(inplace=True), lambda n: Functional(torch.relu)),
-    "ReLU6": (lambda n: nn.ReLU6(),),
-    "RReLU": (lambda n: nn.RReLU(),),
-    "SELU": (lambda n: nn.SELU(),),
     "Sigmoid": (lambda n: nn.Sigmoid(), lambda n: Functional(Tensor.sigmoid)),
-    "SiLU": (lambda n: nn.SiLU(),),
     "Softmax": (lambda n: nn.Softmax(-1), lambda n: Functional(torch.softmax, 0)),
     "Softmin": (lambda n: nn.Softmin(-1),),
     "Softplus": (lambda n: nn.Softplus(2.0, 1.5),),
     "Softshrink": (lambda n: nn.Softshrink(0.2),),
-    "Softsign": (lambda n: nn.Softsign(),),
-    "Tanh": (lambda n: nn.Tanh(),),
     "Threshold": (lambda n: nn.Threshold(0.1, -0.4),),
 }
+
+
+def of_row(operation: Operation) -> Build:
+    """The layer of a row of the catalogue as it is without options, or the call of its function."""
+    for layer in operation.layers.split():
+        return lambda n: getattr(nn, layer)()
+    function = getattr(torch, operation.functions.split()[0])
+    return lambda n: Functional(function)
+
+
+ACTIVATIONS = {row.name: WITH_OPTIONS.get(row.name, (of_row(row),)) for row in FAMILIES["activations"]}
 
 
 TOLERANCES = {"Hardsigmoid": 1e-7}

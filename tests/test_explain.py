@@ -122,10 +122,6 @@ def test_a_deep_weight_is_a_product_of_matrices_and_a_sum_of_paths() -> None:
 # --- Every activation, every loss ---
 
 
-def test_every_activation_of_the_catalogue_is_here() -> None:
-    assert sorted(ACTIVATIONS) == sorted(entry.name for entry in FAMILIES["activations"])
-
-
 @pytest.mark.parametrize("seed", one_of_each(range(4), lambda seed: ["random network"]))
 @pytest.mark.parametrize(
     "activation", [f"{name}, {i}" for name, those in ACTIVATIONS.items() for i in range(len(those))]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from torch_manualbp import functional
-from torch_manualbp.catalogue import CATALOGUE, Make
+from torch_manualbp.catalogue import CATALOGUE, FAMILIES, Make
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.rules import Hardsigmoid, Rule
 from torch_manualbp.verify.contract import EXACT, assert_same, upstream_for
@@ -130,8 +130,7 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     # layers
     "linear": [(x, learns(2, 4), learns(2))],
     "bilinear": [(x, y, learns(2, 4, 4), learns(2))],
-    "celu elu selu relu relu6 sigmoid tanh silu mish hardsigmoid hardswish hardshrink softshrink tanhshrink": [(x,)],
-    "softsign log_sigmoid logsigmoid gelu leaky_relu hardtanh softplus identity": [(x,)],
+    "log_sigmoid identity": [(x,)],
     "threshold _threshold": [(x, 0.1, 0.2)],
     "prelu": [(x, learns(1))],
     "rrelu": [(x,), (x, 0.1, 0.3, True)],
@@ -152,9 +151,11 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "multilabel_margin_loss": [(s, torch.tensor([[0, 2, -1, 1]] * 5))],
     "triplet_margin_loss triplet_margin_with_distance_loss": [(s, learns(5, 4), learns(5, 4))],
 }
-"""Arguments for the functions of each name."""
+"""Arguments for the functions of each name; other activations take one tensor."""
 
-OF_NAME = {name: calls for names, calls in CALLS.items() for name in names.split()}
+ACTIVATIONS = " ".join(row.functions for row in FAMILIES["activations"]).split()
+OF_NAME: dict[str, Sequence[tuple[Any, ...]]] = {name: [(x,)] for name in ACTIVATIONS}
+OF_NAME |= {name: calls for names, calls in CALLS.items() for name in names.split()}
 AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__idiv__": "div", "__ipow__": "pow"}
 
 

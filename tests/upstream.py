@@ -58,17 +58,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 """Our functionals that replace one of torch's, by name."""
 
-FAMILIES = {
-    "linear": "Linear Bilinear Identity LazyLinear",
-    "activations": "CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid LogSoftmax Mish "
-    "PReLU ReLU ReLU6 RReLU SELU Sigmoid SiLU Softmax Softmax2d Softmin Softplus Softshrink Softsign Tanh Tanhshrink "
-    "Threshold",
-    "losses": "L1Loss SmoothL1Loss HuberLoss MSELoss CrossEntropyLoss NLLLoss GaussianNLLLoss PoissonNLLLoss KLDivLoss "
-    "BCELoss BCEWithLogitsLoss CosineEmbeddingLoss HingeEmbeddingLoss MarginRankingLoss MultiLabelMarginLoss "
-    "MultiLabelSoftMarginLoss MultiMarginLoss SoftMarginLoss TripletMarginLoss TripletMarginWithDistanceLoss",
-}
-"""Every class of the three families."""
-
 OURS_RUNS: dict[tuple[str, str], str] = {
     ("nn.MultiMarginLoss", "test_gradgrad"): "torch has no second derivative",
     ("nn.MultiLabelMarginLoss", "test_gradgrad"): "torch has no second derivative",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.nn import Module
 from torch.overrides import resolve_name
 from torch.utils import _pytree as pytree
 
+from torch_manualbp.catalogue.called import activation_of, function_of_entries
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched, wrappers
 from torch_manualbp.derive.history import Application
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
@@ -33,7 +34,6 @@ from torch_manualbp.derive.program import (
     words,
 )
 from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous
-from torch_manualbp.functional.known import function_of_entries, is_activation
 from torch_manualbp.rules.jacobian import Product
 from torch_manualbp.rules.recording import recorded_by, recorder
 from torch_manualbp.rules.rule import Rule
@@ -103,9 +103,9 @@ class Tape(RuleRunner):
         device: the type of the device that the model is on.
     """
 
-    def __init__(self, how: str = "lean", device: str = "cpu") -> None:
+    def __init__(self, how: Literal["lean", "rows", "pure"] = "lean", device: str = "cpu") -> None:
         super().__init__()
-        self.how = how
+        self.how: Literal["lean", "rows", "pure"] = how
         self.device = self.device_type = device
         self.applications: list[Application] = []
         """The rules that were applied, in order."""
@@ -267,7 +267,7 @@ class Tape(RuleRunner):
         try:
             with self:
                 result = by_rules(*args, **kwargs)
-            if z is not None and is_activation(function):
+            if z is not None and activation_of(function):
                 self.activations[z] = self.program.value(result), function_of_entries(function, args, kwargs)
             return result
         except NoRule as error:

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 
 from torch_manualbp import nn
 from torch_manualbp._text import visible
-from torch_manualbp.functional.known import OfModule, function_of_entries, is_activation
+from torch_manualbp.catalogue.called import OfModule, activation_of, function_of_entries
 from torch_manualbp.insight.record import Call, LocalGradients, NotReachedError
 from torch_manualbp.insight.refusals import ONE_PIECE, refuse_compiled
 
@@ -226,7 +226,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is torch.autograd.grad and kwargs.get("create_graph"):
             return self._differentiated(args, kwargs)
-        z = self._made_as(args[0] if args else kwargs.get("input")) if is_activation(function) else None
+        z = self._made_as(args[0] if args else kwargs.get("input")) if activation_of(function) else None
         result = function(*args, **kwargs)
         if z is not None and isinstance(result, Tensor):
             self._made.pop(z.key, None)

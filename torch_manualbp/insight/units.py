@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from torch_manualbp.functional.known import OfModule
+from torch_manualbp.catalogue.called import OfModule
 from torch_manualbp.insight.record import Call
 
 __all__ = ["dead_and_saturated", "of_this_process", "spread", "unit_dim"]
