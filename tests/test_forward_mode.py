@@ -17,7 +17,8 @@ from torch_manualbp import functional, rules
 from torch_manualbp.catalogue import CATALOGUE, Operation
 from torch_manualbp.rules.evaluate import LARGE
 from torch_manualbp.verify import contract
-from torch_manualbp.verify.contract import Case, tangents
+from torch_manualbp.verify.claims import tangents
+from torch_manualbp.verify.contract import Case
 
 
 def _gaussian(F: ModuleType, r: Tensor, v: Tensor, full: bool, reduction: str) -> Tensor:

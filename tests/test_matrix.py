@@ -15,9 +15,9 @@ from torch import Tensor
 from torch_manualbp import rules
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
 from torch_manualbp.rules import Rule
-from torch_manualbp.verify import Matrix, contract_matrix
-from torch_manualbp.verify.contract import CHECKS, Case, Check, DoesNotApply, Outcome, check
-from torch_manualbp.verify.contract import matrix as command
+from torch_manualbp.verify import Matrix, Row, contract_matrix
+from torch_manualbp.verify import matrix as command
+from torch_manualbp.verify.contract import CHECKS, Case, Check, DoesNotApply, check
 
 BY_NAME = {entry.name: entry for entry in CATALOGUE}
 
@@ -45,21 +45,21 @@ def arguments(*written: str) -> argparse.Namespace:
 def test_a_matrix_says_what_passed_and_what_failed() -> None:
     matrix = contract_matrix(WRONG, ["first derivatives", "raw backward", "one tensor in two places"])
     assert not matrix.ok
-    assert matrix.counts() == {"pass": 6, "fail": 2, "does not apply": 4}
+    assert matrix.counts() == {"ok": 6, "fails": 2, "error": 0, "left out": 0, "does not apply": 4}
     assert [matrix.cell("Wrong", name) for name in matrix.checks] == ["✗", "✓", "a"]
     assert [matrix.cell("Sigmoid", name) for name in matrix.checks] == ["✓", "✓", "a"]
     lines = str(matrix).splitlines()
     assert "a  no two of the arguments that take a gradient may be the same tensor" in lines
-    assert any(line.startswith("✗ Wrong, first derivatives, row: gradient of argument 0: differs by") for line in lines)
-    with pytest.raises(AssertionError, match="Wrong, first derivatives, matrix"):
+    assert any(line.startswith("✗ Wrong row: first derivatives: argument 0 float64: fails by") for line in lines)
+    with pytest.raises(AssertionError, match="Wrong matrix: first derivatives"):
         matrix.raise_for_status()
     assert json.loads(matrix.to_json())["counts"] == matrix.counts()
     assert "| `Wrong` | ✗ | ✓ | a |\n\n1. first derivatives\n" in matrix.to_markdown()
 
 
 def test_rules_stand_below_each_other_where_there_are_many() -> None:
-    of_rules = [Outcome(f"Rule{i}", "row", name, "pass") for i in range(6) for name in ("one", "two")]
-    lines = str(Matrix(tuple(of_rules))).splitlines()
+    of_rules = [Row("", name, subject=f"Rule{i}") for i in range(6) for name in ("one", "two")]
+    lines = str(Matrix("rules", tuple(of_rules))).splitlines()
     assert lines[:2] == ["  1  one", "  2  two"]
     assert "Rule3 ✓ ✓" in lines
 
@@ -81,7 +81,7 @@ def test_an_error_in_a_rule_is_a_failure_of_its_name() -> None:
             raise KeyError("planted")
 
     matrix = contract_matrix([Operation(Broken, torch.tanh, _samples)], ["raw backward"])
-    assert [o.reasons for o in matrix.failures] == [("KeyError: 'planted'",)] * 2
+    assert [row.hint for row in matrix.failures] == ["KeyError: 'planted'"] * 2
 
 
 def test_what_compiles_runs_on_the_first_sample_unless_all_are_asked_for() -> None:
@@ -97,11 +97,11 @@ def test_what_compiles_runs_on_the_first_sample_unless_all_are_asked_for() -> No
 def test_every_check_says_what_is_owed() -> None:
     assert all(len(c.about) > 20 for c in CHECKS)
     assert len({c.name for c in CHECKS}) == len(CHECKS)
-    assert check("vmap").about.startswith("Gradients under vmap")
+    assert check("vmap").about.startswith("Outputs and gradients under torch.vmap")
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="no check is named 'vamp'; there are: first derivatives, "):
+    with pytest.raises(ValueError, match="no check is named 'vamp': did you mean 'vmap'"):
         contract_matrix(WRONG, ["vamp"])
     exempt = Operation(rules.Tanh, torch.tanh, _samples, exempt={"vamp": "no reason"})
     with pytest.raises(ValueError, match="Tanh is exempt from 'vamp', which is no check"):
@@ -113,13 +113,13 @@ def test_the_command_writes_files_and_returns_its_status(
 ) -> None:
     files = "--json", str(tmp_path / "matrix.json"), "--markdown", str(tmp_path / "matrix.md")
     assert command.main(arguments("--rule", "Tanh", "--check", "raw backward", *files)) == 0
-    assert "raw backward ✓" in capsys.readouterr().out
+    assert "raw backward  ✓" in capsys.readouterr().out
     assert json.loads((tmp_path / "matrix.json").read_text())["ok"] is True
     assert "| `Tanh` | ✓ |" in (tmp_path / "matrix.md").read_text()
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     assert command.main(arguments("test_matrix:WRONG", "--check", "first derivatives")) == 1
-    assert "✗ Wrong, first derivatives, row" in capsys.readouterr().out
+    assert "✗ Wrong row: first derivatives" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

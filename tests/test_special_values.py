@@ -16,7 +16,7 @@ from torch_manualbp import functional, nn
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation
 from torch_manualbp.rules import Activation, compile_formulas, evaluate
 from torch_manualbp.rules.evaluate import LARGE
-from torch_manualbp.verify.contract.precision import minus_nan, number_by_number, special_values
+from torch_manualbp.verify.claims.special import minus_nan, number_by_number, special_values
 
 ELEMENTWISE = [entry for entry in CATALOGUE if issubclass(entry.rule, Activation)]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

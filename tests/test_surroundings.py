@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 
 import planted_layers
 import pytest
 import torch
 
-from torch_manualbp.verify.contract import Matrix, Outcome
-from torch_manualbp.verify.surroundings import (
-    CHECKS,
-    LAYERS,
-    Check,
-    Layer,
-    distributed,
-    layers,
-    ours,
-    run,
-    tracing,
-)
+from torch_manualbp.verify import Matrix, Row
+from torch_manualbp.verify.check import Check, run
+from torch_manualbp.verify.report import DOES_NOT_APPLY, OK
+from torch_manualbp.verify.surroundings import CHECKS, LAYERS, Layer, distributed, layers, ours, tracing
 
 ROWS = layers()
 
 
-def settle(outcome: Outcome) -> None:
-    """Fail or skip for the reasons given."""
-    if outcome.verdict == "fail":
-        pytest.fail("; ".join(outcome.reasons))
-    if outcome.verdict == "does not apply":
-        pytest.skip("; ".join(outcome.reasons))
+def settle(row: Row) -> None:
+    """Fail or skip for the reason given."""
+    assert row.ok, row
+    if row.verdict == DOES_NOT_APPLY:
+        pytest.skip(row.hint)
 
 
 def test_the_table_lists_every_class() -> None:
@@ -47,17 +39,17 @@ def test_surroundings(layer: Layer, check: Check) -> None:
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", ["Linear", "Sigmoid", "CrossEntropyLoss with weights"])
 def test_compiles_to_machine_code(name: str) -> None:
-    tracing.compiles(planted_layers.row(name), backend="inductor")
+    settle(run(Check("inductor", partial(tracing.compiles, backend="inductor")), planted_layers.row(name)))
 
 
 def test_in_two_processes() -> None:
     """A layer of each kind passes, and each check applies to one; what was planted is caught."""
-    outcomes = distributed.run_in_two_processes("planted_layers:IN_TWO_PROCESSES")
+    found = [rows[0] for rows in distributed.run_in_two_processes("planted_layers:IN_TWO_PROCESSES")]
     sound = len(planted_layers.SOUND) * len(distributed.CHECKS)
-    assert [o for o in outcomes[:sound] if o.verdict == "fail"] == []
+    assert [row for row in found[:sound] if not row.ok] == []
     names = {check.name for check in distributed.CHECKS}
-    assert {o.check for o in outcomes[:sound] if o.verdict == "pass"} == names
-    failed = {(o.check, o.rule) for o in outcomes[sound:] if o.verdict == "fail"}
+    assert {row.check for row in found[:sound] if row.verdict == OK} == names
+    failed = {(row.check, row.subject) for row in found[sound:] if not row.ok}
     assert {check for check, _ in failed} == names
     assert ("DTensors", "MSELoss") in failed
     assert ("FSDP2", "MSELoss") not in failed  # it is wrong on DTensors alone
@@ -65,17 +57,17 @@ def test_in_two_processes() -> None:
 
 @pytest.mark.slow
 def test_every_layer_in_two_processes() -> None:
-    outcomes = distributed.run_in_two_processes()
-    assert {o.sample for o in outcomes} == {layer.name for layer in ROWS}
-    assert [o for o in outcomes if o.verdict == "fail"] == []
+    found = [rows[0] for rows in distributed.run_in_two_processes()]
+    assert {row.sample for row in found} == {layer.name for layer in ROWS}
+    assert [row for row in found if not row.ok] == []
 
 
 @pytest.mark.parametrize(("name", "layer"), planted_layers.BY_CHECK, ids=lambda v: v if isinstance(v, str) else str(v))
 def test_catches_what_was_planted(name: str, layer: Layer) -> None:
     (check,) = (c for c in CHECKS if c.name == name)
-    assert run(check, planted_layers.row(layer.name)).verdict == "pass"
-    outcome = run(check, layer)
-    assert outcome.verdict == "fail", outcome
+    assert run(check, planted_layers.row(layer.name)).verdict == OK
+    found = run(check, layer)
+    assert not found.ok, found
 
 
 def test_every_check_has_a_planted_mistake() -> None:
@@ -88,13 +80,13 @@ def test_prints_a_matrix() -> None:
         planted_layers.row("ReLU"),
         planted_layers.row("Linear").with_mistake(Linear=planted_layers.SharesParameters),
     ]
-    matrix = Matrix(tuple(run(check, layer) for layer in rows for check in chosen))
+    matrix = Matrix("layers", tuple(run(check, layer) for layer in rows for check in chosen))
     assert not matrix.ok
-    assert matrix.counts() == {"pass": 2, "fail": 1, "does not apply": 1}
+    assert {verdict: n for verdict, n in matrix.counts().items() if n} == {"ok": 2, "fails": 1, "does not apply": 1}
     assert matrix.cell("ReLU", "deepcopy") == "✓"
     assert matrix.cell("Linear", "deepcopy") == "✗"
     assert "torch's class has no inplace" in str(matrix)
-    assert "Linear, deepcopy, Linear: the copy shares memory with the layer" in str(matrix)
+    assert "✗ Linear Linear: deepcopy: fails; the copy shares memory with the layer" in str(matrix)
 
 
 @pytest.fixture(autouse=True)

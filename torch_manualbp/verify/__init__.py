@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch_manualbp.verify.checks import CHECKS as CHECKS
-    from torch_manualbp.verify.contract import Matrix as Matrix
-    from torch_manualbp.verify.contract import contract_matrix as contract_matrix
     from torch_manualbp.verify.gradients import GradientComparison as GradientComparison
     from torch_manualbp.verify.gradients import GradientRow as GradientRow
     from torch_manualbp.verify.gradients import compare_gradients as compare_gradients
+    from torch_manualbp.verify.matrix import Matrix as Matrix
+    from torch_manualbp.verify.matrix import contract_matrix as contract_matrix
+    from torch_manualbp.verify.matrix import surroundings_matrix as surroundings_matrix
     from torch_manualbp.verify.models import verify_model as verify_model
     from torch_manualbp.verify.report import GradientError as GradientError
     from torch_manualbp.verify.report import Report as Report
     from torch_manualbp.verify.report import Row as Row
-    from torch_manualbp.verify.surroundings import surroundings_matrix as surroundings_matrix
     from torch_manualbp.verify.verifier import verify as verify
 
 __all__ = [
@@ -47,11 +47,12 @@ __all__ = [
 
 _MODULES = {  # what each brings, when it is first asked for: the plugin of pytest stands here, and must load nothing
     "checks": ("CHECKS",),
-    "contract": ("Matrix", "contract_matrix"),
+    "contract": (),
     "gradients": ("GradientComparison", "GradientRow", "compare_gradients"),
+    "matrix": ("Matrix", "contract_matrix", "surroundings_matrix"),
     "models": ("verify_model",),
     "report": ("GradientError", "Report", "Row"),
-    "surroundings": ("surroundings_matrix",),
+    "surroundings": (),
     "verifier": ("verify",),
 }
 

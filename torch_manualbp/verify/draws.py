@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_manualbp.verify.subject import DoesNotApply
+from torch_manualbp.verify.check import DoesNotApply
 
 __all__ = ["Draws"]
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from torch_manualbp._objects import one_line
+from torch_manualbp._text import one_line
+from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.numeric import contraction, directions, inner, numeric_gradients, slope_along
-from torch_manualbp.verify.subject import DoesNotApply, Subject, gradients_of
+from torch_manualbp.verify.subject import Results, Subject, gradients_of, with_zeros
 
-__all__ = ["Error", "Expected", "References", "error_of", "with_zeros"]
+__all__ = ["Error", "Expected", "References", "TwinReferences", "error_of", "largest", "ulp"]
 
 SMALL = 2000
 """As many entries have finite differences for a reference, where autograd has none."""
@@ -52,7 +53,7 @@ class References:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._own: list[Tensor | None] | None = None
+        self._own: Results | None = None
         self._found: dict[torch.dtype | None, Expected] = {}
         self.remark = ""
         """What is wrong with autograd's own gradients, if finite differences say so."""
@@ -91,13 +92,10 @@ class References:
         accuracy = self._inaccuracy(expected) if rounded is None and self.subject.functions else 0.0
         return replace(expected, accuracy=accuracy)
 
-    def found(self) -> list[Tensor | None]:
-        """The target's own gradients in float64."""
+    def own(self) -> Results:
+        """The target's own outputs and gradients in float64."""
         if self._own is None:
-            at = self.subject.setting(torch.float64)
-            leaves = at.leaves()
-            outputs = at.run(leaves)
-            self._own = gradients_of(outputs, leaves, at.upstream(outputs))
+            self._own = self.subject.setting(torch.float64).results()
         return self._own
 
     def _inaccuracy(self, expected: Expected) -> float:
@@ -109,7 +107,7 @@ class References:
         at = self.subject.setting(torch.float64)
         leaves = at.leaves()
         try:
-            found = with_zeros(self.found(), leaves)
+            found = self.own().gradients
         except Exception:  # which the checks report
             return 0.0
         cost = contraction(at, at.upstream(expected.outputs))
@@ -216,6 +214,22 @@ class References:
         return ""
 
 
+class TwinReferences(References):
+    """Those of a subject with a twin in torch, which is right to the last digits: entries are as large as the largest,
+    or 1."""
+
+    def _by_autograd(self, rounded: torch.dtype | None) -> Expected:
+        at = self.subject.setting(torch.float64, rounded)
+        outputs, gradients = at.results(at.run_plain)
+        return Expected(outputs, gradients, [torch.full_like(g.abs(), max(1.0, largest(g))) for g in gradients], 0.0)
+
+    def _inaccuracy(self, expected: Expected) -> float:
+        return 0.0
+
+    def _why_not_autograd(self) -> str:
+        return ""
+
+
 def _size(g: Tensor, v: Tensor) -> float:
     """√Σ |g v|²: what ⟨g, v⟩ is about."""
     return (g.abs() * v.abs()).square().sum().sqrt().item()
@@ -226,9 +240,11 @@ def _moved(t: Tensor, generator: torch.Generator) -> Tensor:
     return t * (1 + MOVE * noise)
 
 
-def with_zeros(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients, 0 where there is none."""
-    return [torch.zeros_like(t) if g is None else g.detach() for g, t in zip(gradients, leaves, strict=True)]
+def ulp(reference: Tensor, dtype: torch.dtype) -> Tensor:
+    """The spacing of the numbers of ``dtype`` around each entry, that of its subnormals included."""
+    info = torch.finfo(dtype)
+    _, exponent = torch.frexp(reference.abs().nan_to_num(0, info.max).clamp(info.tiny, info.max))
+    return info.eps * (exponent.double() - 1).exp2()
 
 
 @dataclass(frozen=True)
@@ -257,7 +273,7 @@ def error_of(
     if not off.any():
         return Error(0.0, 0.0, (0,) * expected.dim(), 0.0)
     # Below the smallest normal number the spacing does not shrink any more.
-    unit = info.eps * (scale + info.tiny)
+    unit = info.eps * (scale.double() + info.tiny)
     ulps = torch.where(off == 0, 0.0, off / unit)
     if excused is not None:
         off, ulps = off.where(~excused, 0.0), ulps.where(~excused, 0.0)

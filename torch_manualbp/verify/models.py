@@ -15,12 +15,11 @@ from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedte
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 
-from torch_manualbp._objects import one_line
-from torch_manualbp._text import visible
-from torch_manualbp.verify.checks import Check, Trial, chosen
-from torch_manualbp.verify.measure import References
+from torch_manualbp._text import one_line, visible
+from torch_manualbp.verify.checks import Check, chosen
 from torch_manualbp.verify.report import DOES_NOT_APPLY, LEFT_OUT, Report, Row
 from torch_manualbp.verify.subject import Subject, is_number, name_of, name_of_dtype
+from torch_manualbp.verify.trial import Target
 from torch_manualbp.verify.verifier import run_checks, undisturbed
 
 __all__ = ["verify_model"]
@@ -76,7 +75,7 @@ def verify_model(
         notes: dict[str, None] = {}
         if layers is None:
             of_values = [c for c in wanted if c.name.startswith("values")]
-            trial = Trial(subject, References(subject))
+            trial = Target(subject)
             rows += (
                 replace(row, check=WHOLE + row.check, name=row.name.removeprefix("model."))
                 for row in run_checks(trial, of_values, deadline)
@@ -223,7 +222,7 @@ def _of_layer(
         subject = Subject(call.layer, call.args, call.kwargs, seed=seed, prefix=prefix, upstream=call.upstream)
     except ValueError as error:
         return [Row(call.name, "", DOES_NOT_APPLY, hint=one_line(error))]
-    trial = Trial(subject, References(subject))
+    trial = Target(subject)
     rows = [row if row.name else replace(row, name=call.name) for row in run_checks(trial, checks, deadline)]
     notes |= dict.fromkeys(trial.references.notes)
     return rows

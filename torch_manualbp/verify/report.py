@@ -31,8 +31,8 @@ class Row:
     name: str
     """The parameter or input whose gradient it is, such as ``fc1.weight`` or ``input[0]``; empty for what concerns the
     target as a whole."""
-    check: str
-    verdict: str
+    check: str = ""
+    verdict: str = OK
     """"ok", "fails", "error" (the check did not get to its end), "left out" or "does not apply"."""
     dtype: str = ""
     shape: tuple[int, ...] = ()
@@ -46,6 +46,9 @@ class Row:
     """The index of the largest error."""
     hint: str = ""
     """What is wrong and which correction would make it right; or why it was left out; or what is worth knowing."""
+    subject: str = ""
+    """In a matrix the rule, layer or target that it is about; and which sample of it."""
+    sample: str = ""
 
     @property
     def ok(self) -> bool:

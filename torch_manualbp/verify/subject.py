@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,21 +13,27 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from torch_manualbp._objects import one_line
-from torch_manualbp._text import visible
+from torch_manualbp._text import one_line, visible
+from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.functions import applied_in_forward, in_plain_autograd, is_function
 
-__all__ = ["DoesNotApply", "Leaf", "Setting", "Subject", "gradients_of", "is_number", "name_of_dtype", "seed_all"]
+__all__ = [
+    "Leaf",
+    "Results",
+    "Setting",
+    "Subject",
+    "gradients_of",
+    "is_number",
+    "name_of_dtype",
+    "seed_all",
+    "with_zeros",
+]
 
 SEED = 7
 """Of the upstream gradient."""
 
 MANY, FEW = 1024, 4
 """Of more numbers than the one among all inputs the first few samples are enough for most checks."""
-
-
-class DoesNotApply(Exception):
-    """What a check says of a subject to which it does not apply: the reason."""
 
 
 @dataclass(frozen=True)
@@ -204,14 +210,23 @@ class Subject:
         return self._settings[key]
 
 
+class Results(NamedTuple):
+    """What a forward and its backward gave: the outputs, and the gradient of each leaf, 0 where there is none."""
+
+    outputs: list[Tensor]
+    gradients: list[Tensor]
+
+
 class Setting:
     """The call of a subject in one dtype, on numbers that may have been rounded to another before.
 
-    ``values`` are the flat inputs; those of leaves, and the parameters, are replaced by what ``run`` is given.
+    ``values`` are the flat inputs and ``state`` the parameters and buffers, some of which are leaves: these are
+    replaced by what ``run`` is given.
     """
 
     def __init__(self, subject: Subject, dtype: torch.dtype, rounded: torch.dtype | None = None) -> None:
         self.subject, self.dtype, self.rounded = subject, dtype, rounded
+        self.target, self.plain = subject.target, subject.reference or subject.target
         self.values = [self.cast(value) for value in subject.values]
         self.state: dict[str, Tensor] = {}
         if isinstance(subject.target, Module):
@@ -229,30 +244,50 @@ class Setting:
 
     def leaves(self, needed: Sequence[int] | None = None) -> list[Tensor]:
         """Fresh leaves with the subject's numbers; those at ``needed`` positions alone require a gradient."""
-        leaves = self.subject.leaves
         return [
-            self.cast(leaf.tensor)
+            (self.state[leaf.parameter] if leaf.position is None else self.values[leaf.position])  # type: ignore[index]
+            .detach()
             .clone(memory_format=torch.preserve_format)
             .requires_grad_(needed is None or i in needed)
-            for i, leaf in enumerate(leaves)
+            for i, leaf in enumerate(self.subject.leaves)
         ]
 
+    def tensors(self) -> list[int]:
+        """Where in ``values`` tensors stand."""
+        return [i for i, value in enumerate(self.values) if isinstance(value, Tensor)]
+
     def with_values(self, values: Sequence[Any]) -> Setting:
-        """The same with other inputs in the places of those that are no leaves."""
+        """The same with other inputs."""
         changed = copy.copy(self)
         changed.values = list(values)
         return changed
 
+    def mapped(self, change: Callable[[Tensor], Tensor], *, parameters: bool = False) -> Setting:
+        """The same with each tensor of the inputs, and of the parameters if asked, changed."""
+        changed = self.with_values([change(v) if isinstance(v, Tensor) else v for v in self.values])
+        if parameters:
+            changed.state = {name: change(t) for name, t in self.state.items()}
+        return changed
+
+    def with_target(self, target: Any) -> Setting:
+        """The call of something else in the place of the target."""
+        changed = copy.copy(self)
+        changed.target = target
+        return changed
+
     def run(self, leaves: Sequence[Tensor], seed: int | None = None) -> tuple[Tensor, ...]:
         """The outputs of the target, all that can have a gradient."""
-        return self._run(self.subject.target, leaves, seed)
+        seed_all(self.subject.seed if seed is None else seed)
+        return self.call(self.target, leaves)
 
     def run_plain(self, leaves: Sequence[Tensor], seed: int | None = None) -> tuple[Tensor, ...]:
         """The outputs of the reference, or of the target with no Function between its forward and autograd."""
+        seed_all(self.subject.seed if seed is None else seed)
         with in_plain_autograd():
-            return self._run(self.subject.reference or self.subject.target, leaves, seed)
+            return self.call(self.plain, leaves)
 
-    def _run(self, target: Any, leaves: Sequence[Tensor], seed: int | None) -> tuple[Tensor, ...]:
+    def call(self, target: Any, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs of anything that takes the same, whatever the state of random numbers."""
         subject = self.subject
         values, state = list(self.values), {}
         for leaf, tensor in zip(subject.leaves, leaves, strict=True):
@@ -264,7 +299,6 @@ class Setting:
         if subject.makes_copies:
             values = [v.clone() if isinstance(v, Tensor) and not v.requires_grad else v for v in values]
         args, kwargs = pytree.tree_unflatten(values, subject._form)
-        seed_all(subject.seed if seed is None else seed)
         if isinstance(target, Module):
             rest = {n: t.clone() if _is_buffer(target, n) else t for n, t in self.state.items() if n not in state}
             result = torch.func.functional_call(target, {**rest, **state}, args, kwargs, strict=False)
@@ -273,6 +307,18 @@ class Setting:
         else:
             result = target(*args, **kwargs)
         return tuple(t for t in pytree.tree_leaves(result) if is_number(t))
+
+    def results(
+        self,
+        run: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
+        leaves: Sequence[Tensor] | None = None,
+        upstream: Sequence[Tensor] | None = None,
+    ) -> Results:
+        """The outputs of a run, by default the target's, and the gradients of fresh leaves on the upstream gradient."""
+        leaves = self.leaves() if leaves is None else leaves
+        outputs = (run or self.run)(leaves)
+        found = gradients_of(outputs, leaves, self.upstream(outputs) if upstream is None else upstream)
+        return Results([o.detach() for o in outputs], with_zeros(found, leaves))
 
     def upstream(self, outputs: Sequence[Tensor], seed: int = SEED) -> list[Tensor]:
         """∂C/∂(each output): random numbers that every dtype has, so that all are asked the same; or what was given."""
@@ -314,6 +360,11 @@ def gradients_of(
     of_needed = iter(found)
     result = [next(of_needed) if leaf.requires_grad else None for leaf in leaves]
     return [g.to_dense() if g is not None and g.is_sparse else g for g in result]
+
+
+def with_zeros(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients, 0 where there is none."""
+    return [torch.zeros_like(t) if g is None else g.detach() for g, t in zip(gradients, leaves, strict=True)]
 
 
 def seed_all(seed: int) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_manualbp._objects import one_line
-from torch_manualbp.verify.checks import Check, Trial, chosen
-from torch_manualbp.verify.measure import References
-from torch_manualbp.verify.report import DOES_NOT_APPLY, ERROR, LEFT_OUT, Report, Row
-from torch_manualbp.verify.subject import DoesNotApply, Subject
+from torch_manualbp.verify.checks import Check, chosen
+from torch_manualbp.verify.report import LEFT_OUT, Report, Row
+from torch_manualbp.verify.subject import Subject
+from torch_manualbp.verify.trial import Target
 
 __all__ = ["run_checks", "undisturbed", "verify"]
 
@@ -65,7 +63,7 @@ def verify(
     wanted = chosen(checks, leave_out)
     with undisturbed():
         subject = Subject(target, inputs, kwargs, params, reference, seed)
-        trial = Trial(subject, References(subject), batch)
+        trial = Target(subject, batch=batch)
         deadline = None if budget_s is None else start + budget_s
         rows = list(run_checks(trial, wanted, deadline))
     return Report(subject.name, tuple(rows), time.perf_counter() - start, trial.references.notes)
@@ -85,21 +83,14 @@ class undisturbed:  # noqa: N801
             context.__exit__(*error)
 
 
-def run_checks(trial: Trial, checks: Iterable[Check], deadline: float | None = None) -> Iterable[Row]:
-    """The rows of all checks; one that crashes is an error, and the others go on."""
-    few: Trial | None = None
+def run_checks(trial: Target, checks: Iterable[Check], deadline: float | None = None) -> Iterable[Row]:
+    """The rows of all checks, those that look at few samples on the first few of many."""
+    few: Target | None = None
     for check in checks:
         if deadline is not None and time.perf_counter() > deadline:
             yield Row("", check.name, LEFT_OUT, hint="the budget of time is spent")
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's own, of shapes and of prototypes
-                if not check.on_all and few is None:
-                    subject = trial.subject.shrunk()
-                    few = trial if subject is trial.subject else Trial(subject, References(subject), trial.batch)
-                yield from check.rows(trial if check.on_all or few is None else few)
-        except DoesNotApply as why:
-            yield Row("", check.name, DOES_NOT_APPLY, hint=str(why))
-        except Exception as error:
-            yield Row("", check.name, ERROR, hint=one_line(error))
+        elif check.on_all:
+            yield from check.rows(trial)
+        else:
+            few = trial.shrunk() if few is None else few
+            yield from check.rows(few)

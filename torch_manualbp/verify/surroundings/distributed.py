@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from torch_manualbp.verify.contract.case import DoesNotApply
-from torch_manualbp.verify.contract.check import Outcome
-from torch_manualbp.verify.surroundings.check import Check, run
+from torch_manualbp.verify.check import Check, DoesNotApply, outcomes
+from torch_manualbp.verify.report import Row
 from torch_manualbp.verify.surroundings.layers import Layer, compare, layers, of_torch, results
 
 __all__ = ["CHECKS", "run_in_two_processes", "work"]
@@ -232,8 +231,8 @@ CHECKS = (
 )
 
 
-def run_in_two_processes(table: str = f"{LAYERS_OF}:LAYERS", timeout: float = 600) -> tuple[Outcome, ...]:
-    """The outcome of every check for every layer of a table, given as ``package.module:NAME``."""
+def run_in_two_processes(table: str = f"{LAYERS_OF}:LAYERS", timeout: float = 600) -> list[tuple[Row, ...]]:
+    """What every check finds for every layer of a table, given as ``package.module:NAME``."""
     with tempfile.TemporaryDirectory() as folder:
         program = f"import sys; from {__name__} import work; work(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
         command = [sys.executable, "-c", program, folder, table]
@@ -249,11 +248,9 @@ def run_in_two_processes(table: str = f"{LAYERS_OF}:LAYERS", timeout: float = 60
                 worker.kill()
         if any(worker.returncode for worker in workers):
             raise RuntimeError("a process of the distributed checks failed:\n" + "\n".join(errors))
-        outcomes = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
-    of_each = zip(
-        *([Outcome(**o | {"reasons": tuple(o["reasons"])}) for o in of_rank] for of_rank in outcomes), strict=True
-    )
-    return tuple(second if second.verdict == "fail" else first for first, second in of_each)
+        found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+    of_each = [[tuple(Row(**row) for row in rows) for rows in of_rank] for of_rank in found]
+    return [first if second[0].ok else second for first, second in zip(*of_each, strict=True)]
 
 
 def work(folder: str, table: str, rank: int) -> None:
@@ -267,7 +264,7 @@ def work(folder: str, table: str, rank: int) -> None:
         "gloo", store=store, rank=rank, world_size=PROCESSES, timeout=datetime.timedelta(seconds=60)
     )
     rows = layers(getattr(importlib.import_module(module), name))
-    outcomes = [run(check, layer) for layer in rows for check in CHECKS]
-    (Path(folder) / f"{rank}.json").write_text(json.dumps([asdict(o) for o in outcomes]))
+    found = [[asdict(row) for row in outcomes(check, layer)] for layer in rows for check in CHECKS]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp import nn as our_nn
-from torch_manualbp.verify.contract.case import DoesNotApply
+from torch_manualbp.catalogue import FAMILIES
+from torch_manualbp.verify.check import DoesNotApply
+from torch_manualbp.verify.subject import Setting, Subject, is_number
+from torch_manualbp.verify.trial import EPS, EXACT, Trial, assert_same
 
 __all__ = ["LAYERS", "Layer", "compare", "layers", "of_torch", "ours", "results"]
 
@@ -20,7 +24,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(Trial):
     """A layer of ours and its torch twin, with inputs for both."""
 
     name: str
@@ -46,6 +50,25 @@ class Layer:
     @property
     def class_name(self) -> str:
         return self.name.split()[0]
+
+    @property
+    def label(self) -> tuple[str, str]:
+        return self.class_name, self.name
+
+    owes_strides = True
+
+    @property
+    def slack(self) -> float:  # type: ignore[override]
+        return self.tolerance / EPS / EXACT
+
+    @cached_property
+    def subject(self) -> Subject:  # type: ignore[override]
+        ours, theirs = self.pair()
+        return Subject(ours, self.inputs(), reference=theirs)
+
+    def under_autocast(self, dtype: torch.dtype) -> list[Setting]:
+        single = self.subject.setting(torch.float32)
+        return [single, single.mapped(lambda t: t.to(dtype) if is_number(t) else t)]
 
     def with_mistake(self, **classes: type[Module]) -> Layer:
         """This layer with the given classes in place of ours."""
@@ -124,16 +147,9 @@ def compare(
     assert actual.keys() == expected.keys(), f"{sorted(actual)}, torch has {sorted(expected)}"
     for name, theirs in expected.items():
         mine = actual[name]
-        assert mine.dtype == theirs.dtype, f"{name}: {mine.dtype}, torch's {theirs.dtype}"
-        assert mine.shape == theirs.shape, f"{name}: shape {tuple(mine.shape)}, torch's {tuple(theirs.shape)}"
-        assert mine.device == theirs.device, f"{name}: on {mine.device}, torch's on {theirs.device}"
+        assert_same(mine, theirs, name, tolerance)
         if strides:
             assert mine.stride() == theirs.stride(), f"{name}: strides {mine.stride()}, torch's {theirs.stride()}"
-        if theirs.is_meta or not theirs.numel():
-            continue
-        scale = max(1.0, theirs.double().abs().max().item())
-        difference = (mine.double() - theirs.double()).abs().max().item() / scale
-        assert difference <= tolerance, f"{name}: differs from torch's by {difference:.3g}"
 
 
 def of_torch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -229,7 +245,7 @@ def _activation(name: str, build: Callable[[Any], Module], **kwargs: Any) -> Lay
 
 
 # ATen takes options and their reciprocals in float32: those here have few digits.
-LAYERS: tuple[Layer, ...] = (
+_LISTED: tuple[Layer, ...] = (
     Layer("Linear", lambda nn: nn.Linear(4, 3), _normal),
     Layer("Linear without bias", lambda nn: nn.Linear(4, 3, bias=False), _normal),
     Layer("Bilinear", lambda nn: nn.Bilinear(4, 4, 3), _two, differentiable=2),
@@ -244,29 +260,18 @@ LAYERS: tuple[Layer, ...] = (
     _activation("Hardshrink", lambda nn: nn.Hardshrink(0.3)),
     # ATen's derivative is 1/6 as a float32, 5e-9 too much, in float64 too.
     _activation("Hardsigmoid", lambda nn: nn.Hardsigmoid(), tolerance=1e-7),
-    _activation("Hardswish", lambda nn: nn.Hardswish()),
     _activation("Hardtanh", lambda nn: nn.Hardtanh(-0.5, 0.7)),
     _activation("LeakyReLU", lambda nn: nn.LeakyReLU(0.2)),
-    _activation("LogSigmoid", lambda nn: nn.LogSigmoid()),
     _activation("LogSoftmax", lambda nn: nn.LogSoftmax(dim=1)),
-    _activation("Mish", lambda nn: nn.Mish()),
     _activation("PReLU", lambda nn: nn.PReLU()),
     _activation("PReLU of channels", lambda nn: nn.PReLU(4, init=0.3)),
-    _activation("ReLU", lambda nn: nn.ReLU()),
-    _activation("ReLU6", lambda nn: nn.ReLU6()),
     _activation("RReLU in evaluation", lambda nn: nn.RReLU(0.1, 0.4).eval()),
     _activation("RReLU", lambda nn: nn.RReLU(0.1, 0.4), is_random=True),
-    _activation("SELU", lambda nn: nn.SELU()),
-    _activation("Sigmoid", lambda nn: nn.Sigmoid()),
-    _activation("SiLU", lambda nn: nn.SiLU()),
     _activation("Softmax", lambda nn: nn.Softmax(dim=1)),
     _activation("Softmax2d", lambda nn: nn.Softmax2d(), shape=(2, 4, 3, 4)),
     _activation("Softmin", lambda nn: nn.Softmin(dim=1)),
     _activation("Softplus", lambda nn: nn.Softplus(beta=2.0, threshold=1.0)),
     _activation("Softshrink", lambda nn: nn.Softshrink(0.3)),
-    _activation("Softsign", lambda nn: nn.Softsign()),
-    _activation("Tanh", lambda nn: nn.Tanh()),
-    _activation("Tanhshrink", lambda nn: nn.Tanhshrink()),
     _activation("Threshold", lambda nn: nn.Threshold(0.1, -2.0)),
     Layer("L1Loss", lambda nn: nn.L1Loss(), _two, differentiable=2),
     Layer("SmoothL1Loss", lambda nn: nn.SmoothL1Loss(beta=0.3), _two, differentiable=2),
@@ -350,6 +355,18 @@ LAYERS: tuple[Layer, ...] = (
         differentiable=3,
     ),
 )
+
+
+def _without_options(name: str) -> Layer:
+    return _activation(name, lambda nn: getattr(nn, name)())
+
+
+_names = dict.fromkeys(name for operation in FAMILIES["activations"] for name in operation.layers.split())
+LAYERS: tuple[Layer, ...] = (
+    *_LISTED,
+    *(_without_options(name) for name in _names if name not in {layer.class_name for layer in _LISTED}),
+)
+"""Those that need options or inputs of their own, and every other activation of the catalogue."""
 
 
 def _initialized(layer: Module) -> Module:

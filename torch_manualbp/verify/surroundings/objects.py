@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils import parametrizations
 
-from torch_manualbp.verify.contract.case import DoesNotApply
+from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.surroundings.layers import Layer, compare, of_torch, results
 
 __all__ = [

@@ -9,20 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import checkpoint
 
 from torch_manualbp import functional
-from torch_manualbp.verify.contract.case import DoesNotApply
+from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.surroundings.layers import Layer, compare, of_torch, results
 
 __all__ = [
-    "autocasts_to_bfloat16",
-    "autocasts_to_float16",
-    "checkpoints",
     "dispatches_to_subclasses",
     "keeps_channels_last",
     "keeps_strides",
-    "lets_hooks_move_what_it_keeps",
     "lets_subclasses_take_over",
     "works_in_place",
 ]
@@ -177,37 +172,6 @@ def _channels_last(t: Tensor) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
 
 
-def autocasts_to_bfloat16(layer: Layer) -> None:
-    """Under autocast to bfloat16, forward and backward, output and gradients have torch's dtypes, and its numbers to
-    the rounding of bfloat16; for inputs in float32 and in bfloat16."""
-    _autocasts(layer, torch.bfloat16)
-
-
-def autocasts_to_float16(layer: Layer) -> None:
-    """As for bfloat16."""
-    _autocasts(layer, torch.float16)
-
-
-def _autocasts(layer: Layer, dtype: torch.dtype) -> None:
-    refused = []
-    for given in (torch.float32, dtype):
-        ours, theirs = layer.pair(torch.float32)
-        try:
-            expected = of_torch(_autocast, layer, theirs, dtype, given)
-        except DoesNotApply as reason:
-            refused.append(f"{reason} (inputs in {given})")
-            continue
-        compare(_autocast(layer, ours, dtype, given), expected, tolerance=8 * torch.finfo(dtype).eps)
-    if refused:
-        raise DoesNotApply(*refused, partly=len(refused) == 1)
-
-
-def _autocast(layer: Layer, module: Module, dtype: torch.dtype, given: torch.dtype) -> dict[str, Tensor]:
-    inputs = layer.inputs(given)
-    with torch.autocast("cpu", dtype):
-        return results(module, inputs)
-
-
 def works_in_place(layer: Layer) -> None:
     """``inplace=True`` returns its very input, changed to torch's numbers, and refuses a leaf with torch's error; its
     gradients are torch's, eager, under vmap and compiled."""
@@ -269,39 +233,3 @@ def _error_on_a_leaf(layer: Layer, module: Module) -> str | None:
     except RuntimeError as error:
         return str(error)
     return None
-
-
-def lets_hooks_move_what_it_keeps(layer: Layer) -> None:
-    """Gradients are the same to the bit when saved-tensor hooks put the kept tensors elsewhere, and the hooks see no
-    more bytes than with torch's layer."""
-    ours, theirs = layer.pair()
-    expected = results(ours, layer.inputs())
-    got, kept = _hooked(layer, ours)
-    compare(got, expected, tolerance=0)
-    _, torchs = _hooked(layer, theirs)
-    assert kept <= torchs, f"keeps {kept} bytes, torch {torchs}"
-
-
-def _hooked(layer: Layer, module: Module) -> tuple[dict[str, Tensor], int]:
-    kept: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        alive.append(t)  # so that no address is used twice
-        return t.clone()
-
-    alive: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t.clone()):
-        return results(module, layer.inputs()), sum(kept.values())
-
-
-def checkpoints(layer: Layer) -> None:
-    """Under non-reentrant checkpointing output and gradients are torch's, to the bit those without it."""
-    ours, _ = layer.pair()
-
-    def run(*inputs: Tensor) -> Tensor:
-        output: Tensor = checkpoint(ours, *inputs, use_reentrant=False)
-        return output
-
-    got = results(run, layer.inputs(), list(ours.named_parameters()))
-    compare(got, results(ours, layer.inputs()), tolerance=0)

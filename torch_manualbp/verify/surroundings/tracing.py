@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from torch_manualbp.verify.contract.case import DoesNotApply
+from torch_manualbp.verify.check import DoesNotApply
+from torch_manualbp.verify.claims import transforms
+from torch_manualbp.verify.report import Row
 from torch_manualbp.verify.surroundings.layers import Layer, compare, of_torch, results
 
 __all__ = [
     "compiles",
     "exports",
     "exports_strictly",
-    "runs_on_fake_tensors",
-    "runs_on_the_meta_device",
     "traces",
     "traces_symbolically",
 ]
 
 
-def compiles(layer: Layer, backend: str = "aot_eager") -> None:
+def compiles(layer: Layer, backend: str = "aot_eager") -> Iterator[Row]:
     """Under ``torch.compile(fullgraph=True)`` output and gradients are torch's."""
-    ours, theirs = layer.pair()
-    expected = of_torch(results, theirs, layer.inputs())
     if layer.is_random:
         raise DoesNotApply("compiled code draws other random numbers")
-    of_torch(_compiled, layer, theirs, backend)
-    compare(_compiled(layer, ours, backend), expected, tolerance=layer.tolerance)
-
-
-def _compiled(layer: Layer, module: Module, backend: str) -> dict[str, Tensor]:
-    torch._dynamo.reset()
-    run = torch.compile(module, fullgraph=True, backend=backend)
-    return results(run, layer.inputs(), list(module.named_parameters()))
+    return transforms.compiled(layer, backend)
 
 
 def exports(layer: Layer, strict: bool = False) -> None:
@@ -107,40 +99,3 @@ class _OfTwo(_OfOne):
 class _OfThree(_OfOne):
     def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:  # type: ignore[override]
         return self.layer(a, b, c)
-
-
-def runs_on_the_meta_device(layer: Layer) -> None:
-    """On the meta device output and gradients have torch's shapes, dtypes and strides."""
-    ours, theirs = layer.pair()
-    expected = of_torch(_on_meta, layer, theirs)
-    compare(_on_meta(layer, ours), expected, strides=True, tolerance=layer.tolerance)
-
-
-def _on_meta(layer: Layer, module: Module) -> dict[str, Tensor]:
-    inputs = [t.detach().to("meta").requires_grad_(t.requires_grad) for t in layer.inputs()]
-    return results(module.to("meta"), inputs)
-
-
-def runs_on_fake_tensors(layer: Layer) -> None:
-    """Under ``FakeTensorMode`` output and gradients have torch's shapes, dtypes and strides."""
-    ours, theirs = layer.pair()
-    expected = of_torch(_faked, layer, theirs)
-    compare(_faked(layer, ours), expected, strides=True, tolerance=layer.tolerance)
-
-
-def _faked(layer: Layer, module: Module) -> dict[str, Tensor]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    mode = FakeTensorMode()
-    inputs = layer.inputs()
-    fake = [mode.from_tensor(t.detach()).requires_grad_(t.requires_grad) for t in inputs]
-    parameters = [(n, mode.from_tensor(p.detach()).requires_grad_()) for n, p in module.named_parameters()]
-    buffers = {n: mode.from_tensor(b) for n, b in module.named_buffers()}
-
-    def run(*inputs: Tensor) -> Tensor:
-        output: Tensor = torch.func.functional_call(module, dict(parameters) | buffers, inputs)
-        return output
-
-    with mode:
-        found = results(run, fake, parameters)
-    return {name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for name, t in found.items()}

@@ -9,37 +9,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.verify.checks.check import Trial
+from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.functions import Application, recorded
-from torch_manualbp.verify.measure import largest
-from torch_manualbp.verify.report import FAILS, OK, Row
-from torch_manualbp.verify.subject import DoesNotApply, Setting, gradients_of, name_of_dtype
+from torch_manualbp.verify.report import Row
+from torch_manualbp.verify.subject import Setting, gradients_of, name_of_dtype
+from torch_manualbp.verify.trial import Trial
 
-__all__ = ["frozen_leaves", "raw_structure"]
+__all__ = ["frozen", "raw_backward"]
+
+MANY = 8
+"""Tensors that are looked at one by one; the others are left to the values."""
 
 
-def raw_structure(trial: Trial, check: str) -> Iterator[Row]:
+def raw_backward(trial: Trial) -> Iterator[Row]:
     """Each Function's ``backward`` returns one entry for each argument of ``forward``: None where no gradient is needed
     (a gradient there is work for nothing), elsewhere a tensor of the argument's shape, dtype, device and layout. The
     engine sums, expands and casts some of what is otherwise, and takes None for 0."""
     if not trial.subject.functions:
         raise DoesNotApply("there is no autograd.Function in it")
-    settings = [
-        trial.subject.setting(dtype) for dtype in dict.fromkeys((torch.float64, torch.float32, trial.subject.dtype))
-    ]
+    dtypes = dict.fromkeys((torch.float64, torch.float32, trial.subject.dtype))
     seen: set[tuple[str, str]] = set()
-    for at in settings:
+    for dtype in [torch.float64] if trial.has_twin else dtypes:
         every: list[list[int] | None] = [None]
-        if len(trial.subject.leaves) > 1 and at is settings[0]:
-            every += [[i] for i in range(len(trial.subject.leaves))]
+        if len(trial.leaves) > 1 and dtype == torch.float64:
+            every += [[i] for i in range(len(trial.leaves))]
         for needed in every:
-            for row in _of_run(trial, check, at, needed):
+            for row in _of_run(trial, trial.subject.setting(dtype), needed):
                 if (row.name, row.hint) not in seen:
                     seen.add((row.name, row.hint))
                     yield row
 
 
-def _of_run(trial: Trial, check: str, at: Setting, needed: list[int] | None) -> Iterator[Row]:
+def _of_run(trial: Trial, at: Setting, needed: list[int] | None) -> Iterator[Row]:
     leaves = at.leaves(needed)
     with recorded() as applications:
         outputs = at.run(leaves)
@@ -55,42 +56,41 @@ def _of_run(trial: Trial, check: str, at: Setting, needed: list[int] | None) -> 
         warnings.simplefilter("ignore")
         gradients_of(outputs, leaves, at.upstream(outputs), retain_graph=True)
     for i, upstream in captured.items():
-        application = applications[i]
-        raw = application.node.apply(*upstream)
-        raw = raw if isinstance(raw, tuple) else (raw,)
-        yield from _rows(trial, check, application, raw, leaves, at)
+        raw = applications[i].node.apply(*upstream)
+        yield from _rows(trial, applications[i], raw if isinstance(raw, tuple) else (raw,), leaves, at)
 
 
 def _rows(
-    trial: Trial, check: str, application: Application, raw: Sequence[Any], leaves: Sequence[Tensor], at: Setting
+    trial: Trial, application: Application, raw: Sequence[Any], leaves: Sequence[Tensor], at: Setting
 ) -> Iterator[Row]:
     name, args = application.function.__name__, application.args
     dtype = name_of_dtype(at.dtype)
     extra = raw[len(args) :]
     if len(raw) < len(args) or any(e is not None for e in extra):
         wrong = f"backward of {name} returns {len(raw)} gradients for {len(args)} arguments of forward"
-        yield Row(name, check, FAILS, dtype, hint=wrong)
+        yield trial.row(name, wrong, dtype=dtype)
         return
-    where = {id(leaf): trial.subject.leaves[i].name for i, leaf in enumerate(leaves)}
+    where = {id(leaf): trial.leaves[i].name for i, leaf in enumerate(leaves)}
     needed = application.node.needs_input_grad
     for i, (gradient, arg) in enumerate(zip(raw, args, strict=False)):
         of = where.get(id(arg), f"{name} argument {i}")
-        wrong, note = _wrong(gradient, arg, needed[i])
+        wrong, note = _wrong(gradient, arg, needed[i], trial.has_twin)
         if wrong:
-            yield Row(of, check, FAILS, dtype, hint=f"backward of {name} returns for argument {i} {wrong}")
+            yield trial.row(of, f"backward of {name} returns for argument {i} {wrong}", dtype=dtype)
         elif needed[i] or note:
             shape = tuple(arg.shape) if isinstance(arg, Tensor) else ()
-            yield Row(of, check, OK, dtype, shape, hint=f"argument {i}: {note}" if note else "")
+            yield trial.row(of, note=f"argument {i}: {note}" if note else "", dtype=dtype, shape=shape)
 
 
-def _wrong(gradient: Any, arg: Any, is_needed: bool) -> tuple[str, str]:
-    """What is wrong with it, and what is only worth knowing."""
+def _wrong(gradient: Any, arg: Any, is_needed: bool, is_rule: bool) -> tuple[str, str]:
+    """What is wrong with it, and what is only worth knowing: for a rule of ours that is wrong, too."""
     if not is_needed:
         if gradient is not None and not isinstance(arg, Tensor):
             return f"a {type(gradient).__name__}, and it is no tensor: return None", ""
-        return "", "" if gradient is None else "computed, though it is not needed: see ctx.needs_input_grad"
+        note = "" if gradient is None else "computed, though it is not needed: see ctx.needs_input_grad"
+        return (note, "") if is_rule else ("", note)
     if gradient is None:
-        return "", ""  # the values say whether it should be 0
+        return "None, and it needs a gradient" if is_rule else "", ""  # the values say whether it should be 0
     if not isinstance(gradient, Tensor):
         return f"a {type(gradient).__name__}, and no tensor", ""
     if gradient.shape != arg.shape:
@@ -107,22 +107,12 @@ def _wrong(gradient: Any, arg: Any, is_needed: bool) -> tuple[str, str]:
     return "", ""
 
 
-def frozen_leaves(trial: Trial, check: str) -> Iterator[Row]:
+def frozen(trial: Trial) -> Iterator[Row]:
     """With all but one tensor frozen, that one's gradient is the same."""
-    subject = trial.subject
-    if len(subject.leaves) < 2:
+    if len(trial.leaves) < 2 and not trial.has_twin:
         raise DoesNotApply("there is one tensor only")
-    at = trial.exact
-    expected = trial.references.at()
-    shown = subject.leaves if len(subject.leaves) <= MANY else subject.leaves[:MANY]
-    for i, leaf in enumerate(shown):
-        leaves = at.leaves([i])
-        outputs = at.run(leaves)
-        found = gradients_of(outputs, leaves, at.upstream(outputs))[i]
-        right = expected.gradients[i]
+    every = trial.references.own()
+    for i, leaf in enumerate(trial.leaves[:MANY]):
+        found = trial.exact.results(leaves=trial.exact.leaves([i])).gradients[i]
         hint = "another gradient than beside the others' while these are frozen"
-        yield trial.compared(check, leaf, found, right, expected.scales[i] + largest(right) / 256, hint=hint)
-
-
-MANY = 8
-"""Tensors that are looked at one by one; the others are left to the values."""
+        yield trial.compared(leaf, found, every.gradients[i], hint=hint, slack=trial.to_the_bit)

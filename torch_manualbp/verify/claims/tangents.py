@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from torch_manualbp.verify.contract.case import Case, DoesNotApply, assert_same, upstream_for
+from torch_manualbp.verify.case import upstream_for
+from torch_manualbp.verify.check import DoesNotApply
+from torch_manualbp.verify.trial import Trial, assert_same
 
 __all__ = ["hessian_vector_products_agree", "tangents_agree"]
 
@@ -20,7 +22,7 @@ TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class _Course:
-    """A function of some of the case's arguments, where it is, and how these move."""
+    """A function of some of the leaves, where it is, and how these move."""
 
     function: Callable[..., Tensor]
     cost: Callable[..., Tensor]
@@ -35,11 +37,11 @@ class _Course:
         return tuple(range(len(self.at)))
 
 
-def tangents_agree(case: Case) -> None:
+def tangents_agree(trial: Trial) -> None:
     """The tangent of the output by ``func.jvp``, alone and under ``vmap``, ``jacfwd``, ``linearize`` and dual numbers,
     of all arguments and of each alone, whether they require a gradient or not, is the product with the Jacobian that
     reverse mode makes of the twin."""
-    for theirs, courses in _courses(case):
+    for theirs, courses in _courses(trial):
         expected = _jacobian_vector_product(theirs)
         for ours in courses:
             for name, way in _WAYS_TO_TANGENTS.items():
@@ -49,11 +51,11 @@ def tangents_agree(case: Case) -> None:
                 assert_same(_by_linearize(ours), expected, f"tangent by linearize, {ours.about}", TOLERANCE)
 
 
-def hessian_vector_products_agree(case: Case) -> None:
+def hessian_vector_products_agree(trial: Trial) -> None:
     """The product of the Hessian of Σ w ⊙ output² with a vector by ``jvp(grad)``, ``grad(jvp)``, ``hessian`` and dual
     numbers through, or below, reverse mode is that of the twin, by reverse over reverse; and ``jvp(jvp)`` its product
     with the vector once more."""
-    for theirs, courses in _courses(case):
+    for theirs, courses in _courses(trial):
         expected = _hessian_vector_product(theirs)
         curvature = torch.stack([(h * t).sum() for h, t in zip(expected, theirs.tangents, strict=True)]).sum()
         for ours in courses:
@@ -70,18 +72,19 @@ def hessian_vector_products_agree(case: Case) -> None:
 ALL = "of all arguments, which require no gradient"
 
 
-def _courses(case: Case) -> Iterator[tuple[_Course, list[_Course]]]:
+def _courses(trial: Trial) -> Iterator[tuple[_Course, list[_Course]]]:
     """The twin, and ours at inputs that require no gradient and at ones that do; of all arguments, of each alone."""
-    positions = case.differentiable()
-    if case.apply(*case.args()).isnan().any():
+    at = trial.exact
+    positions = tuple(range(len(trial.leaves)))
+    if trial.joined()(*at.leaves()).isnan().any():
         raise DoesNotApply("the mean of nothing is NaN, and so are its tangents")
     for moved in dict.fromkeys([positions, *((p,) for p in positions)]):
-        about = "of all arguments" if moved == positions else f"of argument {moved[0]} alone"
+        about = "of all arguments" if moved == positions else f"of {trial.leaves[moved[0]].name} alone"
         courses = [
-            _course(case.apply, case.args(frozen=() if needs else positions), moved, f"{about}, {which}")
+            _course(trial.joined(), at.leaves(None if needs else []), moved, f"{about}, {which}")
             for needs, which in ((False, "which require no gradient"), (True, "which require one"))
         ]
-        yield _course(case.twin_for_second, case.args(), moved, about), courses
+        yield _course(trial.joined(plain=True), at.leaves(), moved, about), courses
 
 
 def _course(apply: Callable[..., Tensor], args: Sequence[Any], moved: Sequence[int], about: str) -> _Course:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_manualbp.verify.checks.check import Trial
-from torch_manualbp.verify.checks.scan import NO_SUCH_NUMBER, Scan, scans
+from torch_manualbp.verify.check import DoesNotApply
+from torch_manualbp.verify.claims.scan import NO_SUCH_NUMBER, Scan, scans
 from torch_manualbp.verify.report import FAILS, OK, Row
-from torch_manualbp.verify.subject import DoesNotApply
+from torch_manualbp.verify.trial import Trial
 
 __all__ = ["kinks"]
 
@@ -53,7 +53,7 @@ class _Kink:
 
     def described(self, trial: Trial, scan: Scan) -> str:
         """Where it is, both one-sided derivatives, which of them is autograd's, and how near the inputs come."""
-        numbers = trial.subject.leaves[scan.leaf].tensor.detach().double().reshape(-1)
+        numbers = trial.leaves[scan.leaf].tensor.detach().double().reshape(-1)
         if scan.entry is not None:
             numbers = numbers[scan.entry : scan.entry + 1]
         nearest = (numbers - self.point).abs().min().item()
@@ -62,7 +62,7 @@ class _Kink:
         return f"kink at {self.point:.6g}: {self.left:.4g} | {self.right:.4g}, taken for {convention:.4g} on it{near}"
 
 
-def kinks(trial: Trial, check: str) -> Iterator[Row]:
+def kinks(trial: Trial) -> Iterator[Row]:
     """Kinks are found by bisection on the forward's derivative, an entry going from −33 to 33; on each kink and one ulp
     to both sides, and all along the way, the gradients are those of autograd of the same forward. Says where kinks are,
     what autograd takes for the derivative there, and how near the inputs come."""
@@ -70,50 +70,50 @@ def kinks(trial: Trial, check: str) -> Iterator[Row]:
     looked = False
     for scan in scans(trial, trial.exact):
         looked = True
-        leaf = trial.subject.leaves[scan.leaf]
+        leaf = trial.leaves[scan.leaf]
         points = SCANNED if scan.packed or trial.subject.size() < MANY else SCANNED[::3]
         slopes = scan.slopes(points, plain=True)
         found = _bisected(scan, points, slopes)
         wrong: Row | None = None
         if trial.subject.functions or trial.subject.reference is not None:
-            wrong = _compared(trial, check, scan, points, slopes)
+            wrong = _compared(trial, scan, points, slopes)
             probes = [*ALWAYS, *dict.fromkeys(p for kink in found for p in kink.probes())]
             if scan.packed:
-                wrong = wrong or _compared(trial, check, scan, probes, scan.slopes(probes, plain=True))
+                wrong = wrong or _compared(trial, scan, probes, scan.slopes(probes, plain=True))
             else:
                 for point in probes:
-                    wrong = wrong or _compared_at(trial, check, scan, point)
+                    wrong = wrong or _compared_at(trial, scan, point)
         notes = dict.fromkeys(kink.described(trial, scan) for kink in found)
-        yield wrong or Row(leaf.name, check, OK, "float64", tuple(leaf.tensor.shape), hint="; ".join(notes))
+        yield wrong or Row(leaf.name, "", OK, "float64", tuple(leaf.tensor.shape), hint="; ".join(notes))
     if not looked:
         raise DoesNotApply("there is no real input to scan")
 
 
-def _compared(trial: Trial, check: str, scan: Scan, points: Sequence[float], right: Tensor) -> Row | None:
+def _compared(trial: Trial, scan: Scan, points: Sequence[float], right: Tensor) -> Row | None:
     """The row of the worst point, if one is wrong."""
-    leaf = trial.subject.leaves[scan.leaf]
+    leaf = trial.leaves[scan.leaf]
     found, right = _known(scan.slopes(points, plain=False), right, torch.tensor(points, dtype=right.dtype).unsqueeze(1))
     scale = torch.full_like(right, max(right.abs().max().item(), trial.size_of(leaf.name)))
-    row = trial.compared(check, leaf.name, found, right, scale, slack=4)
+    row = trial.compared(leaf.name, found, right, scale, slack=4)
     if row.ok:
         return None
     i, j = row.where or (0, 0)
     return _failed(row, leaf.name, leaf.name, points[i], found[i, j].item(), right[i, j].item())
 
 
-def _compared_at(trial: Trial, check: str, scan: Scan, point: float) -> Row | None:
+def _compared_at(trial: Trial, scan: Scan, point: float) -> Row | None:
     """The row of the first wrong gradient of all leaves where the entry is this number."""
     try:
         references = scan.gradients(point, plain=True)
     except NO_SUCH_NUMBER:
         return None
-    for leaf, right, found in zip(trial.subject.leaves, references, scan.gradients(point, plain=False), strict=True):
+    for leaf, right, found in zip(trial.leaves, references, scan.gradients(point, plain=False), strict=True):
         if found.shape == right.shape:
             found, right = _known(found, right, torch.tensor(point, dtype=torch.float64))
-        row = trial.compared(check, leaf, found, right, slack=4)
+        row = trial.compared(leaf, found, right, slack=4)
         if not row.ok:
             numbers = (t[row.where or ...].reshape(-1)[0].item() for t in (found, right))
-            return _failed(row, leaf.name, trial.subject.leaves[scan.leaf].name, point, *numbers)
+            return _failed(row, leaf.name, trial.leaves[scan.leaf].name, point, *numbers)
     return None
 
 
@@ -128,7 +128,7 @@ def _known(found: Tensor, right: Tensor, points: Tensor) -> tuple[Tensor, Tensor
 
 def _failed(row: Row, name: str, of: str, point: float, found: float, right: float) -> Row:
     hint = f"where {of} is {point:.17g}: {found:.6g}, and autograd of the forward has {right:.6g}"
-    return Row(name, row.check, FAILS, row.dtype, row.shape, row.error_ulps, row.error_relative, hint=hint)
+    return Row(name, "", FAILS, row.dtype, row.shape, row.error_ulps, row.error_relative, hint=hint)
 
 
 def _bisected(scan: Scan, scanned: Sequence[float], slopes: Tensor) -> list[_Kink]:

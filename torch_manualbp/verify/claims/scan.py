@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_manualbp.verify.checks.check import Trial
-from torch_manualbp.verify.measure import with_zeros
-from torch_manualbp.verify.subject import Setting, gradients_of
+from torch_manualbp.verify.subject import Setting, gradients_of, with_zeros
+from torch_manualbp.verify.trial import Trial
 
 __all__ = ["Scan", "scans"]
 
@@ -47,7 +46,7 @@ class Scan:
             rows.append(gradient if self.entry is None else gradient[self.entry : self.entry + 1])
         return torch.stack(rows)
 
-    def pairs(self, points: Sequence[float], upstream: Sequence[float], plain: bool) -> Tensor:
+    def pairs(self, points: Sequence[float] | Tensor, upstream: Sequence[float] | Tensor, plain: bool) -> Tensor:
         """Of a packed scan the gradient at each point with its own upstream gradient: (points)."""
         found = []
         like = self.start[self.leaf]
@@ -55,10 +54,8 @@ class Scan:
         for first in range(0, len(points), n):
             some = points[first : first + n]
             z, given = torch.ones_like(like), torch.ones_like(like)
-            z.view(-1)[: len(some)] = torch.tensor(some, dtype=like.dtype, device=like.device)
-            given.view(-1)[: len(some)] = torch.tensor(
-                upstream[first : first + n], dtype=like.dtype, device=like.device
-            )
+            z.view(-1)[: len(some)] = torch.as_tensor(some, dtype=like.dtype, device=like.device)
+            given.view(-1)[: len(some)] = torch.as_tensor(upstream[first : first + n]).to(like)
             leaves = [z.requires_grad_()]
             outputs = (self.at.run_plain if plain else self.at.run)(leaves)
             (gradient,) = with_zeros(gradients_of(outputs, leaves, [given]), leaves)
