@@ -1,8 +1,9 @@
 """Kernels of δ of entrywise rules, in fewer and cheaper passes over memory than their formulas take.
 
 On the CPU a choice by a mask of bools (torch.where, masked_fill) costs 8 ms for 512×4096 numbers of random sign, where
-the processor guesses wrong every other time; a comparison that writes integers costs 0.5 ms, and a product 0.3.
-0 · ∞ is NaN, but the bits of a float, as an integer, times 0 or 1 are those of 0.0 or the same.
+the processor guesses wrong every other time; a comparison that writes numbers costs 0.3 ms, and a product as much. But
+0 · ∞ is NaN. So what was chosen by a product is summed, and computed by the formula where the sum is no number; a step
+that is recorded, where no number may decide, takes the product of the bits, as integers, with 0 or 1.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch_manualbp.kernels.dispatch import for_large, for_steps
 from torch_manualbp.rules.activation.leaky import LeakyReLU, prelu_delta
 from torch_manualbp.rules.activation.piecewise import (
     Hardshrink,
+    Hardsigmoid,
     Hardswish,
     Hardtanh,
     ReLU,
@@ -44,9 +46,7 @@ from torch_manualbp.rules.elementwise import Elementwise
 
 __all__ = ["BITS", "addcmul_rounds_once"]
 
-Factor = Callable[..., Any]
-"""It takes z, or what else the rule keeps, in float32 or float64, and the rule's options. It returns a fresh tensor, or
-NotImplemented where these options leave it to the formula."""
+Kernel = Callable[..., Any]
 
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32}
 
@@ -54,92 +54,132 @@ PREDICTED = 1 << 10
 """Numbers up to which a step's choice by a mask, which is a call less, is no slower than one by a product."""
 
 
-def derivative_of(rule: type[Elementwise], if_: bool = True, least: int = 0) -> Callable[[Factor], Factor]:
-    """Register a kernel of f'(z), if there is one here; in steps from ``least`` numbers on."""
-    return _times_upstream(rule, {dtype: dtype for dtype in BITS}, least) if if_ else lambda factor: factor
+def derivative_of(
+    rule: type[Elementwise], if_: bool = True, chooses: bool = False, least: int = 0
+) -> Callable[[Kernel], Kernel]:
+    """Register a kernel of f'(z), if there is one here, for steps from ``least`` numbers on.
 
+    It takes z, or what else the rule keeps, in float32 or float64, and the rule's options. It returns a fresh tensor,
+    or NotImplemented where these options leave it to the formula. If it ``chooses``, nothing passes where it is 0.
+    """
 
-def choice_of(rule: type[Elementwise]) -> Callable[[Factor], Factor]:
-    """Register a kernel of where the gradient passes: an integer of as many bits as z has, 1 there and 0 elsewhere."""
-    return _times_upstream(rule, BITS, PREDICTED)
+    def register(derivative: Kernel) -> Kernel:
+        def times(upstream: Tensor, kept: Tensor, *options: Any, out: Tensor) -> Any:
+            f = derivative(kept, *options)
+            return f if f is NotImplemented else torch.mul(f, upstream, out=out)
 
+        def step(upstream: Tensor, kept: Tensor, *options: Any) -> Any:
+            f = derivative(kept, *options) if kept.numel() >= least else NotImplemented
+            return f if f is NotImplemented else f * upstream
 
-def _times_upstream(
-    rule: type[Elementwise], number: dict[torch.dtype, torch.dtype], least: int
-) -> Callable[[Factor], Factor]:
-    """Register the product with ∂C/∂a as a kernel; numbers are taken for those of another dtype."""
-    plain: Callable[..., Tensor] = rule.delta.__wrapped__  # type: ignore[attr-defined]
-
-    def register(factor: Factor) -> Factor:
-        @for_large(rule.delta)
-        def large(upstream: Tensor, kept: Tensor, *options: Any) -> Any:
-            if upstream.dtype != kept.dtype or kept.dtype not in BITS or not blocks.is_flat(upstream, kept):
-                return NotImplemented
-            dtype = number[kept.dtype]
-            delta = torch.empty_like(upstream)
-            flat = [t.view(-1).split(blocks.BLOCK_ELEMENTS) for t in (delta.view(dtype), upstream.view(dtype), kept)]
-            for into, upstream_block, kept_block in zip(*flat, strict=True):
-                f = factor(kept_block, *options)
-                if f is NotImplemented:
-                    return f
-                torch.mul(f, upstream_block, out=into)
-            return delta
-
-        @for_steps(rule.delta)
-        def step(upstream: Tensor, kept: Tensor, *options: Any) -> Tensor:
-            fits = upstream.dtype == kept.dtype and kept.dtype in BITS and kept.numel() >= least
-            f = factor(kept, *options) if fits else NotImplemented
-            if f is NotImplemented:
-                return plain(upstream, kept, *options)
-            return torch.mul(f, upstream.view(f.dtype), out=f).view(kept.dtype) if number is BITS else f * upstream
-
-        return factor
+        if if_:
+            for_large(rule.delta)(_in_blocks(times, chooses))
+            if not chooses:
+                for_steps(rule.delta)(_or_formula(step, rule))
+        return derivative
 
     return register
 
 
-def bits(comparison: Callable[..., Tensor], z: Tensor, bound: float) -> Tensor:
-    """Whether ``comparison(z, bound)`` holds, 1 or 0."""
-    return comparison(z, bound, out=torch.empty_like(z, dtype=BITS[z.dtype]))
+def choice_of(rule: type[Elementwise]) -> Callable[[Kernel], Kernel]:
+    """Register a kernel of where the gradient is blocked. It takes a tensor to write 1 to there, and 0 elsewhere; then
+    z and the options."""
+
+    def register(block: Kernel) -> Kernel:
+        def unless(upstream: Tensor, kept: Tensor, *options: Any, out: Tensor) -> Tensor:
+            return torch.addcmul(upstream, upstream, block(torch.empty_like(kept), kept, *options), value=-1, out=out)
+
+        def step(upstream: Tensor, kept: Tensor, *options: Any) -> Any:
+            if kept.numel() < PREDICTED:
+                return NotImplemented
+            blocked = block(torch.empty_like(kept, dtype=BITS[kept.dtype]), kept, *options)
+            bits = upstream.view(blocked.dtype)
+            return torch.sub(bits, blocked.mul_(bits), out=blocked).view(kept.dtype)
+
+        for_large(rule.delta)(_in_blocks(unless, chooses=True))
+        for_steps(rule.delta)(_or_formula(step, rule))
+        return block
+
+    return register
+
+
+def _in_blocks(delta: Kernel, chooses: bool) -> Kernel:
+    """``delta(upstream, kept, *options, out)`` block by block. Of a choice that met ∞ or NaN, NotImplemented."""
+
+    def large(upstream: Tensor, kept: Tensor, *options: Any) -> Any:
+        if not _fits(upstream, kept) or not blocks.is_flat(upstream, kept):
+            return NotImplemented
+        result = torch.empty_like(upstream)
+        flat = [t.view(-1).split(blocks.BLOCK_ELEMENTS) for t in (result, upstream, kept)]
+        for into, upstream_block, kept_block in zip(*flat, strict=True):
+            part = delta(upstream_block, kept_block, *options, out=into)
+            if part is NotImplemented or (chooses and not math.isfinite(part.sum().item())):
+                return NotImplemented
+        return result
+
+    return large
+
+
+def _or_formula(step: Kernel, rule: type[Elementwise]) -> Kernel:
+    plain: Callable[..., Tensor] = rule.delta.__wrapped__  # type: ignore[attr-defined]
+
+    def step_or_formula(upstream: Tensor, kept: Tensor, *options: Any) -> Tensor:
+        result = step(upstream, kept, *options) if _fits(upstream, kept) else NotImplemented
+        return plain(upstream, kept, *options) if result is NotImplemented else result
+
+    return step_or_formula
+
+
+def _fits(upstream: Tensor, kept: Tensor) -> bool:
+    return upstream.dtype == kept.dtype and kept.dtype in BITS
 
 
 @choice_of(ReLU)
-def relu(a: Tensor) -> Tensor:
-    """a ≠ 0: where a > 0, and where it is NaN."""
-    return bits(torch.ne, a, 0)
+def relu(into: Tensor, a: Tensor) -> Tensor:
+    return torch.le(a, 0, out=into)
+
+
+@for_steps(ReLU.delta)
+def relu_step(da: Tensor, a: Tensor) -> Tensor:
+    """The bits of ∂C/∂a where a ≠ 0: where it is above, and where it is NaN."""
+    if not _fits(da, a) or a.numel() < PREDICTED:
+        return ReLU.delta.__wrapped__(da, a)  # type: ignore[attr-defined]
+    passes = torch.ne(a, 0, out=torch.empty_like(a, dtype=BITS[a.dtype]))
+    return torch.mul(da.view(passes.dtype), passes, out=passes).view(a.dtype)
 
 
 @choice_of(Threshold)
-def threshold(z: Tensor, threshold: float, value: float) -> Tensor:
-    return bits(torch.le, z, threshold).bitwise_xor_(1)
+def threshold(into: Tensor, z: Tensor, threshold: float, value: float) -> Tensor:
+    return torch.le(z, threshold, out=into)
 
 
 @choice_of(Hardtanh)
-def hardtanh(z: Tensor, low: float, high: float) -> Tensor:
-    return bits(torch.le, z, low).bitwise_or_(bits(torch.ge, z, high)).bitwise_xor_(1)
+def hardtanh(into: Tensor, z: Tensor, low: float, high: float) -> Tensor:
+    if low == -high:
+        return torch.ge(z.abs(), high, out=into)
+    return torch.maximum(torch.le(z, low, out=into), torch.ge(z, high, out=torch.empty_like(into)), out=into)
 
 
 @choice_of(ReLU6)
-def relu6(z: Tensor) -> Tensor:
-    return hardtanh(z, 0, 6)
+def relu6(into: Tensor, z: Tensor) -> Tensor:
+    return hardtanh(into, z, 0, 6)
 
 
 @choice_of(Softshrink)
 @choice_of(Hardshrink)
-def hardshrink(z: Tensor, lambd: float) -> Tensor:
-    return bits(torch.le, z.abs(), lambd).bitwise_xor_(1)
+def hardshrink(into: Tensor, z: Tensor, lambd: float) -> Tensor:
+    return torch.le(z.abs(), lambd, out=into)
+
+
+@derivative_of(Hardsigmoid, chooses=True)
+def hardsigmoid(z: Tensor) -> Tensor:
+    return z.abs().lt_(3).mul_(1 / 6)
 
 
 @derivative_of(LeakyReLU, least=PREDICTED)
-def leaky_relu(z: Tensor, slope: float) -> Any:
-    return slopes(z, slope)
-
-
-def slopes(z: Tensor, below: float) -> Any:
-    """1 where z > 0, exactly, and ``below`` elsewhere and where z is NaN. Beyond 1 the sum would be rounded."""
-    if not 0 < below <= 1:
-        return NotImplemented
-    return torch.gt(z, 0, out=torch.empty_like(z)).mul_(1 - below).add_(below)
+def slopes(z: Tensor, slope: float) -> Any:
+    """1 where z > 0, and the slope, which is at most 1, elsewhere and where z is NaN."""
+    return torch.gt(z, 0, out=torch.empty_like(z)).clamp_(min=slope) if 0 <= slope <= 1 else NotImplemented
 
 
 def passing(z: Tensor) -> Tensor:
