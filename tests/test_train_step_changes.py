@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import linecache
+import multiprocessing
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from step_cases import CLASSES, FEATURES, Pair, data, mlp, stock_of
 from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
-from torch.optim import SGD, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from torch_manualbp import TrainStep, nn
 
@@ -339,6 +340,108 @@ def test_models_of_a_dtype_that_is_not_the_default(dtype: torch.dtype) -> None:
             torch.testing.assert_close(p, q, rtol=0, atol=4 * eps)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("fused", [None, True], ids=["", "fused"])
+@pytest.mark.parametrize("defaults", [(torch.float64,), (torch.float32, torch.float64)], ids=["double", "then double"])
+def test_adams_steps_are_counted_in_torchs_dtype(defaults: tuple[torch.dtype, ...], fused: bool | None) -> None:
+    model = mlp().double()
+    stock = stock_of(model)
+    ours, theirs = (Adam(m.parameters(), lr=0.1, fused=fused) for m in (model, stock))
+    step = TrainStep(model, nn.CrossEntropyLoss(), ours)
+    try:
+        for default in defaults:
+            torch.set_default_dtype(default)
+            for i in range(3):
+                x, y = data(i, torch.float64)
+                step(x, y)
+                theirs.zero_grad()
+                F.cross_entropy(stock(x), y).backward()
+                theirs.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for p, q in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+        assert ours.state[p]["step"].dtype == theirs.state[q]["step"].dtype
+        assert ours.state[p]["step"] == theirs.state[q]["step"]
+
+
+def _replace_a_group(optimizer: Optimizer) -> None:
+    optimizer.param_groups[0] = {**optimizer.param_groups[0], "momentum": 0.9}
+
+
+def _replace_all_groups(optimizer: Optimizer) -> None:
+    optimizer.param_groups = [{**group, "weight_decay": 0.1} for group in optimizer.param_groups]
+
+
+def _add_a_group(optimizer: Optimizer) -> None:
+    moved = optimizer.param_groups[0]["params"].pop()
+    optimizer.add_param_group({"params": [moved], "lr": 0.5, "weight_decay": 0.1})
+
+
+def _replace_attributes(optimizer: Optimizer) -> None:
+    optimizer.__dict__ = {**vars(optimizer), "param_groups": [{**optimizer.param_groups[0], "maximize": True}]}
+
+
+@pytest.mark.parametrize("change", [_replace_a_group, _replace_all_groups, _add_a_group, _replace_attributes])
+def test_groups_of_an_optimizer_may_be_others(change: Callable[[Optimizer], None]) -> None:
+    model = mlp().double()
+    stock = stock_of(model)
+    ours, theirs = (SGD(m.parameters(), lr=0.1) for m in (model, stock))
+    step = TrainStep(model, nn.CrossEntropyLoss(), ours)
+    for i in range(6):
+        if i == 3:
+            change(ours)
+            change(theirs)
+        x, y = data(i, torch.float64)
+        step(x, y)
+        theirs.zero_grad()
+        F.cross_entropy(stock(x), y).backward()
+        theirs.step()
+    for p, q in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Threads of OpenMP's, which a forked child lacks."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def _steps(step: Any, stock: Any, theirs: Any, batches: range) -> float:
+    """The largest difference of a parameter from stock's after these."""
+    for i in batches:
+        x = data(i, torch.float64)[0]
+        step(x, x)
+        theirs.zero_grad()
+        F.mse_loss(stock(x), x).backward()
+        theirs.step()
+    pairs = zip(step.model.parameters(), stock.parameters(), strict=True)
+    return max((p - q).abs().max().item() for p, q in pairs)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+@pytest.mark.usefixtures("two_threads")
+def test_a_forked_child_goes_on() -> None:
+    size = data(0)[0].shape[1]
+    model = nn.Sequential(nn.Linear(size, size), nn.Linear(size, size)).double()
+    stock = stock_of(model)
+    step = TrainStep(model, nn.MSELoss(), Adam(model.parameters(), lr=0.1))
+    theirs = Adam(stock.parameters(), lr=0.1, foreach=False)
+    assert _steps(step, stock, theirs, range(2)) < 1e-12
+    context = multiprocessing.get_context("fork")
+    told = context.SimpleQueue()
+    child = context.Process(target=lambda: told.put(_steps(step, stock, theirs, range(2, 5))))
+    child.start()
+    child.join(20)
+    hangs = child.is_alive()
+    child.kill()
+    assert not hangs
+    assert child.exitcode == 0
+    assert told.get() < 1e-12
 
 
 @pytest.mark.parametrize("optimizer", [momentum, adam, rmsprop])

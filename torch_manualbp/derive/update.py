@@ -82,7 +82,7 @@ def structure_of(optimizer: Optimizer) -> list[tuple[Any, ...]] | None:
             is_plain = _NUMBERS.issuperset(map(type, (lr, *betas, eps, decay)))
             if differentiable or capturable or not is_plain:
                 return None
-            structure.append((decoupled, amsgrad, maximize))
+            structure.append((decoupled, amsgrad, maximize, g.get("fused")))
     else:
         return None
     return structure
@@ -127,7 +127,7 @@ def has_odd_state(optimizer: Optimizer) -> bool:
     seen = set()
     for group in optimizer.param_groups:
         if type(optimizer) is not torch.optim.SGD:
-            form = Adam(group["decoupled_weight_decay"], group["amsgrad"], group["maximize"])
+            form = Adam(group["decoupled_weight_decay"], group["amsgrad"], group["maximize"], bool(group.get("fused")))
         for p in group["params"]:
             if not p.requires_grad or p in seen:
                 continue
@@ -136,8 +136,6 @@ def has_odd_state(optimizer: Optimizer) -> bool:
             seen.add(p)
             memory.append(p)
             theirs = optimizer.state.get(p) or {}
-            if isinstance(form, Adam) and not theirs and torch.get_default_dtype() != torch.float32:
-                return True  # torch counts the steps in the default dtype
             wanted = form.kinds(p)
             if theirs and isinstance(form, Adam) and not wanted.keys() <= theirs.keys():
                 return True
@@ -204,6 +202,7 @@ class Adam:
 
     amsgrad: bool
     maximize: bool
+    fused: bool
     suffix: str = ""
 
     settings: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "eps", "weight_decay")
@@ -216,7 +215,9 @@ class Adam:
     def kinds(self, parameter: Tensor) -> dict[str, tuple[Any, ...]]:
         """The names of what the optimizer keeps of a parameter, with shapes, strides, dtypes and devices."""
         names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.amsgrad else [])]
-        step = torch.Size(()), (), torch.float32, parameter.device
+        # torch counts the steps in float64 where that is the default dtype, but for its fused kernel.
+        is_double = torch.get_default_dtype() == torch.float64 and not self.fused
+        step = torch.Size(()), (), torch.float64 if is_double else torch.float32, parameter.device
         return {"step": step, **dict.fromkeys(names, kind_of_zeros(parameter))}
 
     def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
