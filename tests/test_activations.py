@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from ordinary import one_of_each
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -177,6 +178,9 @@ def test_a_large_upstream_gradient_that_is_expanded_or_transposed() -> None:
             torch.testing.assert_close(strided, plain, rtol=1e-14, atol=1e-14)
 
 
+COMPILED = [rules.ReLU, rules.SiLU, rules.GELU, rules.Hardswish]
+
+
 @pytest.fixture
 def compiled_formulas() -> Iterator[None]:
     kernels.compile_formulas()
@@ -186,7 +190,7 @@ def compiled_formulas() -> Iterator[None]:
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("special", [False, True], ids=["numbers", "infinities and NaN"])
-@pytest.mark.parametrize("rule", [rules.ReLU, rules.SiLU, rules.GELU, rules.Hardswish], ids=lambda r: r.__name__)
+@pytest.mark.parametrize("rule", one_of_each(COMPILED, lambda rule: ["compiled"]), ids=lambda r: r.__name__)
 def test_compiled_formulas_equal_the_plain(rule: type[Activation], special: bool, compiled_formulas: None) -> None:
     (entry,) = (e for e in ELEMENTWISE if e.rule is rule)
     kept, g = numbers(torch.float32, special)
@@ -195,6 +199,7 @@ def test_compiled_formulas_equal_the_plain(rule: type[Activation], special: bool
         assert_equal_to_rounding(rule.delta(g, kept), row_by_row(entry, kept, g, ()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
 def test_compiled_formulas_take_any_options_dtypes_and_sizes(compiled_formulas: None) -> None:
     for i in range(1, 12):
@@ -252,7 +257,10 @@ def test_forward_over_reverse_by_dual_numbers(name: str, size: int) -> None:
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("name", ["Hardtanh", "Hardshrink", "Hardsigmoid", "PReLU", "LeakyReLU"])
+@pytest.mark.parametrize(
+    "name",
+    one_of_each(["Hardtanh", "Hardshrink", "Hardsigmoid", "PReLU", "LeakyReLU"], lambda name: ["compiled"]),
+)
 def test_compiled_choices_make_no_nan_of_a_gradient_that_is_0(name: str) -> None:
     layer = getattr(nn, name)()
     z = torch.tensor([math.nan, 0.5] * 8, requires_grad=True)
