@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from torch_manualbp import functional, rules
 from torch_manualbp.catalogue import CATALOGUE, Operation
-from torch_manualbp.rules.evaluate import LARGE
+from torch_manualbp.kernels.dispatch import LARGE_ELEMENTS
 from torch_manualbp.verify import contract
 from torch_manualbp.verify.claims import tangents
 from torch_manualbp.verify.contract import Case
@@ -178,7 +178,7 @@ def test_tangents_and_products_are_those_of_reverse_mode(name: str) -> None:
 @pytest.mark.parametrize("name", ["relu", "hardswish", "logsigmoid", "softplus", "elu", "gelu", "tanh"])
 def test_large_tensors_are_traced(name: str) -> None:
     """make_fx's tracing holds no number that a short cut could read."""
-    z = torch.linspace(-2, 2, 2 * LARGE, dtype=torch.float64)
+    z = torch.linspace(-2, 2, 2 * LARGE_ELEMENTS, dtype=torch.float64)
 
     def gradient(library: Any) -> Callable[[Tensor], Tensor]:
         def of(z: Tensor) -> Tensor:

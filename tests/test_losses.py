@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torch_manualbp import functional, rules
 from torch_manualbp.catalogue import Make
-from torch_manualbp.rules import evaluate
+from torch_manualbp.kernels import blocks
 from torch_manualbp.verify import contract
 
 BLOCK = 1 << 17
@@ -22,7 +22,7 @@ ROWS, COLUMNS = 3 * BLOCK // 1000, 1000
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "BLOCK", BLOCK)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", BLOCK)
 
 
 def _large() -> dict[str, tuple[str, tuple[Tensor, ...], dict[str, Any]]]:

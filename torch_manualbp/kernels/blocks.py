@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK_ELEMENTS", "blocks", "by_entries", "by_rows", "is_flat", "sums"]
+__all__ = ["BLOCK_ELEMENTS", "blocks", "by_entries", "by_rows", "flat", "is_flat", "sums"]
 
 BLOCK_ELEMENTS = 1 << 18
 """Numbers in a block: what a formula makes of it on its way stays in the caches, and fewer blocks are fewer calls."""
@@ -23,31 +23,56 @@ Formula = Callable[..., Tensor]
 
 
 def by_entries(formula: Formula, args: tuple[Any, ...]) -> Tensor:
-    """``formula(*args)`` of tensors that broadcast against each other, each entry from the same entry of each."""
+    """``formula(*args)`` of tensors that broadcast against each other, each entry from the same entry of each.
+
+    Those of the whole shape have to be laid out alike, and then the result is so, too.
+    """
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    if max([t.numel() for t in tensors]) < 2 * BLOCK_ELEMENTS:
+    largest = max(tensors, key=Tensor.numel)
+    shape = largest.shape
+    whole = [t for t in tensors if t.shape == shape]
+    if largest.numel() < 2 * BLOCK_ELEMENTS or not is_flat(*whole):
         return formula(*args)
-    shape = torch.broadcast_shapes(*[t.shape for t in tensors])
-    flat: Tensor | None = None
+    is_flattened = all(t.shape == shape or not t.dim() for t in tensors)
+    if is_flattened:
+        shape, tensors = torch.Size([largest.numel()]), [flat(t) if t.dim() else t for t in tensors]
+    elif torch.broadcast_shapes(*[t.shape for t in tensors]) != shape:
+        return formula(*args)
+    result: Tensor | None = None
     done = 0
     for block in blocks(shape, tensors):
         given = iter(block)
         part = formula(*[next(given) if isinstance(arg, Tensor) else arg for arg in args])
-        flat = torch.empty(math.prod(shape), dtype=part.dtype) if flat is None else flat
-        flat[done : done + part.numel()].view(part.shape).copy_(part)
-        done += part.numel()
-    assert flat is not None
-    return flat.view(shape)
+        if result is None:
+            result = torch.empty_like(largest, dtype=part.dtype)
+            into = flat(result) if is_flattened else result
+        into[done : done + len(part)] = part
+        done += len(part)
+    assert result is not None
+    return result
 
 
 def by_rows(formula: Formula, args: tuple[Any, ...]) -> Tensor:
-    """``formula(*args)`` of tensors with a row for each sample, the first of K numbers."""
+    """``formula(*args)`` of tensors with a row for each sample, the first of K numbers. A tensor with one row, or without
+    dimensions, is for all samples."""
     first = args[0]
-    if first.numel() < 2 * BLOCK_ELEMENTS:
+    samples = first.shape[0]
+    if first.numel() < 2 * BLOCK_ELEMENTS or first.dim() < 2 or samples < 2:
         return formula(*args)
-    rows = max(BLOCK_ELEMENTS * first.shape[0] // first.numel(), 1)
-    parts = [t.split(rows) if isinstance(t, Tensor) else itertools.repeat(t) for t in args]
-    return torch.cat([formula(*block) for block in zip(*parts, strict=False)])
+    rows = max(BLOCK_ELEMENTS * samples // first.numel(), 1)
+    parts = [
+        arg.split(rows) if isinstance(arg, Tensor) and arg.dim() and arg.shape[0] == samples else itertools.repeat(arg)
+        for arg in args
+    ]
+    result: Tensor | None = None
+    done = 0
+    for block in zip(*parts, strict=False):
+        part = formula(*block)
+        result = part.new_empty(samples, *part.shape[1:]) if result is None else result
+        result[done : done + len(part)] = part
+        done += len(part)
+    assert result is not None
+    return result
 
 
 def sums(formula: Formula, args: tuple[Any, ...]) -> Tensor:
@@ -62,11 +87,14 @@ def sums(formula: Formula, args: tuple[Any, ...]) -> Tensor:
     is_exact = len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
     if reduction not in ("sum", "mean") or not is_exact or max([t.numel() for t in tensors]) < 2 * BLOCK_ELEMENTS:
         return formula(*args)
-    shape = torch.broadcast_shapes(*[t.shape for t in tensors])
     parts = []
-    for block in blocks(shape, tensors):
-        tensor = iter(block)
-        parts.append(formula(*[next(tensor) if isinstance(arg, Tensor) else arg for arg in given], "sum"))
+    try:
+        shape = torch.broadcast_shapes(*[t.shape for t in tensors])
+        for block in blocks(shape, tensors):
+            tensor = iter(block)
+            parts.append(formula(*[next(tensor) if isinstance(arg, Tensor) else arg for arg in given], "sum"))
+    except (RuntimeError, ValueError, TypeError):
+        return formula(*args)  # says what is wrong of the whole, and of no block
     C = torch.stack(parts).sum()
     return C / math.prod(shape) if reduction == "mean" else C
 
@@ -84,5 +112,23 @@ def blocks(shape: torch.Size, tensors: Sequence[Tensor]) -> Iterator[tuple[Tenso
 
 
 def is_flat(*tensors: Tensor) -> bool:
-    """Whether corresponding entries lie at the same place in memory."""
-    return all(t.shape == tensors[0].shape and t.is_contiguous() for t in tensors)
+    """Whether corresponding entries lie at the same place in memory that has no gaps."""
+    first = tensors[0]
+    if all(t.shape == first.shape and t.is_contiguous() for t in tensors):
+        return True
+    return all(t.shape == first.shape and t.stride() == first.stride() for t in tensors) and _is_dense(first)
+
+
+def _is_dense(t: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def flat(t: Tensor) -> Tensor:
+    """The entries of a tensor without gaps in the order in which they lie in memory."""
+    return t.view(-1) if t.is_contiguous() else t.as_strided((t.numel(),), (1,))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.kernels.blocks import is_flat
+from torch_manualbp.kernels.blocks import flat, is_flat
 
 __all__ = ["compile_formulas", "compiled", "formulas_are_compiled"]
 
@@ -34,17 +34,19 @@ def formulas_are_compiled() -> bool:
     return _compiles_formulas
 
 
-def compiled(formula: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
-    """``formula(*args)``, which goes entry by entry, in one kernel for tensors of all shapes.
+def compiled(formula: Callable[..., Tensor], args: tuple[Any, ...]) -> Any:
+    """``formula(*args)``, which goes entry by entry, in one kernel for tensors of all shapes; NotImplemented for
+    tensors that broadcast, and for arguments that are neither tensors nor numbers.
 
     They come as any number of rows of 16 where that may be: a loop over a number that may be no multiple of 16 divides
     by it at every turn, which takes longer than the turn.
     """
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    if not is_flat(*tensors):
-        return formula(*args)
+    if not is_flat(*tensors) or not all(isinstance(arg, (Tensor, int, float)) for arg in args):
+        return NotImplemented
     given = [_any_rows(arg) if isinstance(arg, Tensor) else float(arg) for arg in args]
-    return _kernel(formula)(*given).view_as(tensors[0])
+    first = tensors[0]
+    return _kernel(formula)(*given).as_strided(first.shape, first.stride())
 
 
 @functools.cache
@@ -53,8 +55,9 @@ def _kernel(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _any_rows(t: Tensor) -> Tensor:
+    t = flat(t)
     if t.numel() % VECTOR_ELEMENTS:
-        return t.view(-1)
+        return t
     rows = t.view(-1, VECTOR_ELEMENTS)
     torch._dynamo.mark_static(rows, 1)
     return rows

@@ -46,7 +46,7 @@ def evaluate_by(dispatcher: Callable[[Callable[..., Any], Structure, tuple[Any, 
 def formula(by: Structure) -> Callable[[F], F]:
     """Say which parts of a formula can be computed apart, so that something faster may evaluate it.
 
-    It takes its arguments by position; its first is a tensor.
+    It takes its arguments by position; its first is a tensor, or None and its second is one.
     """
 
     def declare(function: F) -> F:
@@ -75,7 +75,8 @@ class Rule(Function):
 
     Where ATen's function, which ``forward`` calls, lacks what torch.func's transforms ask for, the rule has
 
-    - ``composite(*args)``: the same forward, made of functions that have it.
+    - ``composite(*args)``: the same forward, made of functions that have it;
+    - ``compiles_composite``, if torch.compile is to trace that, too, because it makes less of ATen's function.
 
     ``jacobian`` says what its Jacobian looks like, from which an explanation takes its factors.
     """
@@ -85,6 +86,7 @@ class Rule(Function):
     jacobian: ClassVar[Jacobian] = Jacobian()
 
     composite: ClassVar[Callable[..., Any] | None] = None
+    compiles_composite: ClassVar[bool] = False
 
     with_jvp: ClassVar[type[Rule]]
     """The same rule with its ``jvp`` visible to torch; ``apply`` picks it where forward mode may be running."""
@@ -100,7 +102,7 @@ class Rule(Function):
         if "_is_twin" in vars(cls):
             return
         if "composite" in vars(cls):
-            cls.forward = staticmethod(_or_composite(cls.forward, cls.composite))  # type: ignore[method-assign]
+            cls.forward = staticmethod(_or_composite(cls))  # type: ignore[method-assign]
         if "jvp" in vars(cls):
             cls._jvp = vars(cls)["jvp"]
             del cls.jvp
@@ -163,9 +165,9 @@ class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
     """The Function that torch.compile traces."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
         if "alone" in vars(cls):
             cls.forward = staticmethod(_or_alone(cls.forward, cls.alone))  # type: ignore[method-assign]
+        super().__init_subclass__(**kwargs)
         members = ("forward", "setup_context", "backward")
         cls._traced = type(cls.__name__, (Function,), {name: staticmethod(getattr(cls, name)) for name in members})
 
@@ -183,10 +185,12 @@ def output_of(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else result
 
 
-def _or_composite(forward: Callable[..., Any], composite: Any) -> Callable[..., Any]:
+def _or_composite(rule: Any) -> Callable[..., Any]:
+    forward, composite, compiles = rule.forward, rule.composite, rule.compiles_composite
+
     @functools.wraps(forward)
     def forward_or_composite(*args: Any) -> Any:
-        return composite(*args) if is_transformed() else forward(*args)
+        return composite(*args) if (compiles and is_compiling()) or is_transformed() else forward(*args)
 
     return forward_or_composite
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import _reduction
 from torch.nn import functional as F
 
-from torch_manualbp.rules.activation.softmax import probabilities as exp_of_log_softmax
-from torch_manualbp.rules.evaluate import is_written_down, keeps_arguments, records_nothing
-from torch_manualbp.rules.loss.reduction import PointwiseLoss, reduced, reduced_in_blocks, with_copies
-from torch_manualbp.rules.rule import Rule, RuleWithByproducts, widened
+from torch_manualbp.rules.activation.softmax import probabilities
+from torch_manualbp.rules.loss.entrywise import EntrywiseLoss
+from torch_manualbp.rules.loss.reduction import reduced
+from torch_manualbp.rules.rule import Rule, RuleWithByproducts, formula, widened
 
 __all__ = [
     "CrossEntropy",
     "CrossEntropyProbabilities",
     "KullbackLeiblerDivergence",
     "NegativeLogLikelihood",
+    "class_probabilities",
     "cross_entropy_gradient",
+    "cross_entropy_probabilities_gradient",
     "divergence_derivative",
     "divergence_target_derivative",
     "negative_log_likelihood_gradient",
@@ -47,14 +47,16 @@ class CrossEntropy(RuleWithByproducts):
     """
 
     @staticmethod
-    def forward(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str, epsilon: float) -> Any:
-        if epsilon > 1 or (is_written_down() and (epsilon > 0 or not s.numel())):
-            return F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
+    def forward(
+        s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
         log_p = torch.log_softmax(s, _class_dim(s))
-        C = F.nll_loss(log_p, y, w, ignore_index=ignore_index, reduction=reduction)
-        if epsilon > 0:
-            C = (1 - epsilon) * C + _mean_over_classes(log_p, y, w, ignore_index, reduction).mul_(epsilon)
-        return C if keeps_arguments(s, y) else (C, _kept(s, log_p))
+        return _cross_entropy(log_p, s, y, w, ignore_index, reduction, epsilon), _kept(s, log_p)
+
+    @staticmethod
+    def alone(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str, epsilon: float) -> Tensor:
+        log_p = torch.log_softmax(s, _class_dim(s))
+        return _cross_entropy(log_p, s, y, w, ignore_index, reduction, epsilon)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -71,32 +73,42 @@ class CrossEntropy(RuleWithByproducts):
         ctx: Any, g: Tensor | None, dkept: Tensor | None = None
     ) -> tuple[Tensor | None, None, None, None, None, None]:
         kept, y, w = ctx.saved_tensors
-        p = _probabilities(kept, ctx.keeps_log_p)
-        by_kept = None if dkept is None else _gradient_by_kept(dkept, p, ctx.keeps_log_p)
+        by_kept = None if dkept is None else _gradient_by_kept(dkept, kept, ctx.keeps_log_p)
         if g is None:
             return by_kept, None, None, None, None, None
         counted, y = _counted(y, ctx.ignore_index)
         g = widened(g)
-        if w is None and is_written_down():
-            g = counted * (g / counted.sum().clamp_(min=1) if ctx.reduction == "mean" else g)  # of choices by mask
-        else:
-            if ctx.reduction == "mean":
-                g = g / _weight_of_samples(counted, y, w)
-            g = torch.where(counted, g, 0)
-        ds = cross_entropy_gradient(p, y, g, w, ctx.epsilon, counted).to(ctx.dtype)
+        if ctx.reduction == "mean":
+            g = g / _weight_of_samples(counted, y, w)
+        g = torch.where(counted, g, 0)
+        weights = _weights(kept, y, w, counted)
+        ds = cross_entropy_gradient(kept, y, g, *weights, ctx.epsilon, ctx.keeps_log_p).to(ctx.dtype)
         return ds if by_kept is None else ds + by_kept, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, ds: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         kept, y, w = ctx.saved_tensors
-        p = _probabilities(kept, ctx.keeps_log_p)
         counted, y = _counted(y, ctx.ignore_index)
-        gradient = cross_entropy_gradient(p.clone(), y, counted.to(p.dtype), w, ctx.epsilon, counted)
+        weights = _weights(kept, y, w, counted)
+        ones = counted.to(widened(kept).dtype)
+        gradient = cross_entropy_gradient(kept, y, ones, *weights, ctx.epsilon, ctx.keeps_log_p)
         dC = torch.linalg.vecdot(gradient, widened(ds), dim=_class_dim(ds))
         if ctx.reduction != "none":
             dC = dC.sum()
         dC = dC / _weight_of_samples(counted, y, w) if ctx.reduction == "mean" else dC
-        return dC.to(ctx.dtype), _tangent_of_kept(ds, p, ctx.keeps_log_p)
+        return dC.to(ctx.dtype), _tangent_of_kept(ds, kept, ctx.keeps_log_p)
+
+
+def _cross_entropy(
+    log_p: Tensor, s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str, epsilon: float
+) -> Tensor:
+    """C of log p = log softmax(s)."""
+    if epsilon > 1:
+        return F.cross_entropy(s, y, w, label_smoothing=epsilon)  # says what is wrong
+    C = F.nll_loss(log_p, y, w, ignore_index=ignore_index, reduction=reduction)
+    if epsilon > 0:
+        C = (1 - epsilon) * C + epsilon * _mean_over_classes(log_p, y, w, ignore_index, reduction)
+    return C
 
 
 def _mean_over_classes(log_p: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
@@ -118,79 +130,64 @@ def _kept(s: Tensor, log_p: Tensor) -> Tensor:
     return s.clone() if _is_low(s) else log_p
 
 
-def _probabilities(kept: Tensor, is_log_p: bool) -> Tensor:
-    """p, which is fresh."""
-    k = _class_dim(kept)
-    if is_log_p:
-        return exp_of_log_softmax(kept, k)
-    if is_written_down() and kept.numel() < 1 << 16:  # with the log p of the forward; of many its exp takes longer
-        return torch.log_softmax(widened(kept), k).exp()
-    return torch.softmax(widened(kept), k)
+@formula(by="whole")
+def class_probabilities(kept: Tensor, is_log_p: bool) -> Tensor:
+    """p of log p, or of s."""
+    k, kept = _class_dim(kept), widened(kept)
+    return probabilities(kept, k) if is_log_p else torch.softmax(kept, k)
 
 
-def _gradient_by_kept(dkept: Tensor, p: Tensor, is_log_p: bool) -> Tensor:
+def _gradient_by_kept(dkept: Tensor, kept: Tensor, is_log_p: bool) -> Tensor:
     """∂C/∂s from ∂C/∂(log p) = d, d − p Σ_k d_k; or from that by a copy of s."""
-    return dkept - p * dkept.sum(_class_dim(p), keepdim=True) if is_log_p else dkept
+    return dkept - kept.exp() * dkept.sum(_class_dim(kept), keepdim=True) if is_log_p else dkept
 
 
-def _tangent_of_kept(ds: Tensor, p: Tensor, is_log_p: bool) -> Tensor:
+def _tangent_of_kept(ds: Tensor, kept: Tensor, is_log_p: bool) -> Tensor:
     """The tangent of log p = s − log Σ exp s, ds − Σ_k p_k ds_k; or of a copy of s."""
-    return ds - (p * ds).sum(_class_dim(p), keepdim=True) if is_log_p else ds.clone()
+    return ds - (kept.exp() * ds).sum(_class_dim(kept), keepdim=True) if is_log_p else ds.clone()
 
 
 def _is_low(t: Tensor) -> bool:
     return t.dtype in (torch.float16, torch.bfloat16)
 
 
+@formula(by="rows")
 def cross_entropy_gradient(
-    p: Tensor,
+    kept: Tensor,
     y: Tensor,
     g: Tensor,
+    w_y: Tensor | None = None,
     w: Tensor | None = None,
     epsilon: float = 0.0,
-    counted: Tensor | None = None,
+    is_log_p: bool = False,
 ) -> Tensor:
-    """∂C/∂s_k = (p_k Σ_j q_j − q_k) g: (samples, K, *), for a y in 0 … K−1 and a g of each sample, (samples, *).
+    """∂C/∂s_k = (p_k Σ_j q_j − q_k) g, (samples, K, *), from s or log p.
 
-    Where ``counted`` is False, g is 0 and the weight of y, which may be infinite, has no part. It may be written over
-    p, which nobody else may hold.
+    y in 0 … K−1, g and w_y are (samples, *); w, of all classes, is (1, K, 1, …).
     """
-    k = _class_dim(p)
-    if p.shape[k] == 0:  # where every sample is ignored
-        return torch.zeros_like(p)
-    w_y = None if w is None else _weight_of(y, w, counted).unsqueeze(k)
+    k = _class_dim(kept)
+    K, p = kept.shape[k], class_probabilities(kept, is_log_p)
+    if K == 0:  # where every sample is ignored
+        return p
     y, g = y.unsqueeze(k), g.unsqueeze(k)
-    q: Tensor | None = None  # times g, of the classes that are not y
-    sum_q = q_y = g if w_y is None else g * w_y
-    if epsilon != 0:
-        smooth = epsilon / p.shape[k] * g
-        q = _weighted(smooth, w, p)
-        sum_q = (1 - epsilon) * q_y + smooth * (p.shape[k] if w is None else widened(w).sum())
-        q_y = (1 - epsilon) * q_y + (smooth if w_y is None else smooth * w_y)
-        p_y = p.gather(k, y)
-    if records_nothing(p, sum_q) and p.dtype == sum_q.dtype:  # a pass over fresh memory takes as long as the softmax
-        ds = p.mul_(sum_q)
-        ds = ds if q is None else ds.sub_(q)
-    else:
-        ds = p * sum_q if q is None else p * sum_q - q
-    # In place, since ds is fresh and what made it did not keep it; but torch 2.6 cannot vmap that.
-    is_mapped = torch._C._are_functorch_transforms_active()
-    if q is None:
-        return (ds.scatter_add if is_mapped else ds.scatter_add_)(k, y, -q_y.to(ds.dtype))
-    return (ds.scatter if is_mapped else ds.scatter_)(k, y, (p_y * sum_q - q_y).to(ds.dtype))
+    q_y = g if w_y is None else g * w_y.unsqueeze(k)  # q of the true class, before smoothing, times g
+    if epsilon == 0:
+        return (p * q_y).scatter_add(k, y, -q_y.to(p.dtype))
+    q_y, smooth = (1 - epsilon) * q_y, epsilon / K * g
+    sum_q = q_y + smooth * (K if w is None else w.sum())
+    ds = p * sum_q - (smooth if w is None else smooth * w)
+    return ds.scatter_add(k, y, -q_y.to(ds.dtype))
+
+
+def _weights(s: Tensor, y: Tensor, w: Tensor | None, counted: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """w_y of each sample that counts, else 0, and the w of all classes, which broadcasts against s."""
+    return (None, None) if w is None else (_weight_of(y, w, counted), widened(w).reshape(_class_shape(s)))
 
 
 def _counted(y: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Which samples count, and y with a class for the others too."""
     counted = y != ignore_index
-    if is_written_down() and ignore_index < 0:
-        return counted, y.clamp(min=0).long()  # no other negative number is a class
-    return counted, torch.where(counted, y, 0).long()
-
-
-def _all_count(y: Tensor, g: Tensor, ignore_index: int) -> bool:
-    """Whether every sample is known to count; nobody knows it who may not look."""
-    return records_nothing(y, g) and not is_written_down() and bool((y != ignore_index).all())
+    return counted, (y * counted).long()
 
 
 def _weight_of(y: Tensor, w: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -234,16 +231,15 @@ class NegativeLogLikelihood(Rule):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         y, w = ctx.saved_tensors
-        g = widened(g)
-        if w is None and g.dim() == 0 and _all_count(y, g, ctx.ignore_index):
-            # Then there is one g for all, and no mask to make.
-            g = (g / y.numel() if ctx.reduction == "mean" else g).expand(y.shape)
-            return negative_log_likelihood_gradient(ctx.shape, y.long(), g).to(ctx.dtype), None, None, None, None
         counted, y = _counted(y, ctx.ignore_index)
+        g = widened(g)
         if ctx.reduction == "mean":
             g = g / _weight_of_samples(counted, y, w)
-        g = torch.where(counted, g, 0)
-        return negative_log_likelihood_gradient(ctx.shape, y, g, w, counted).to(ctx.dtype), None, None, None, None
+        h = torch.where(counted, -g, 0)
+        h = h if w is None else h * _weight_of(y, w, counted)
+        k = 0 if len(ctx.shape) == 1 else 1
+        ds = negative_log_likelihood_gradient(h.unsqueeze(k).expand(ctx.shape), y.unsqueeze(k), k)
+        return ds.to(ctx.dtype), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, ds: Tensor, *_: Any) -> Tensor:
@@ -260,24 +256,14 @@ class NegativeLogLikelihood(Rule):
         return dC.to(ctx.dtype)
 
 
-def negative_log_likelihood_gradient(
-    shape: torch.Size, y: Tensor, g: Tensor, w: Tensor | None = None, counted: Tensor | None = None
-) -> Tensor:
-    """∂C/∂s_k = −w_k [k = y] g for an s of ``shape``, a y in 0 … K−1 and a g of each sample, (samples, *).
-
-    Where ``counted`` is False, g is 0 and the weight of y, which may be infinite, has no part.
-    """
-    k = 0 if len(shape) == 1 else 1
-    if shape[k] == 0:  # where every sample is ignored
-        return g.new_zeros(shape)
-    g_y = g if w is None else g * _weight_of(y, w, counted)
-    zeros = g_y.new_zeros(shape)
-    # In place, since the zeros are nobody else's; but what is not mapped cannot take what is.
-    scatter = zeros.scatter if torch._C._are_functorch_transforms_active() else zeros.scatter_
-    return scatter(k, y.unsqueeze(k), -g_y.unsqueeze(k))
+@formula(by="whole")
+def negative_log_likelihood_gradient(h: Tensor, y: Tensor, k: int) -> Tensor:
+    """∂C/∂s_k = [k = y] h with h = −w_y g, (samples, K, *) the same for all classes, and y, (samples, 1, *)."""
+    classes = torch.arange(h.shape[k], device=h.device).reshape(_class_shape(h))
+    return torch.where(classes == y, h, 0)
 
 
-class KullbackLeiblerDivergence(PointwiseLoss, RuleWithByproducts):
+class KullbackLeiblerDivergence(EntrywiseLoss, RuleWithByproducts):
     """The Kullback-Leibler divergence of a distribution with log-probabilities s from one with probabilities y, or,
     with ``log_target``, log-probabilities y.
 
@@ -295,13 +281,9 @@ class KullbackLeiblerDivergence(PointwiseLoss, RuleWithByproducts):
     """
 
     @staticmethod
-    def forward(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Any:
-        divergence = functools.partial(_divergence, log_target=log_target)
-        C = reduced_in_blocks(divergence, s, y, reduction="sum" if reduction == "batchmean" else reduction)
-        if reduction == "batchmean" and s.dim():
-            C = C / s.shape[0]
-        rule = KullbackLeiblerDivergence
-        return with_copies(C, (s, y), rule.reads(log_target), rule.copied(log_target))
+    def alone(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
+        C = divergence(s, y, log_target, "sum" if reduction == "batchmean" else reduction)
+        return C / s.shape[0] if reduction == "batchmean" and s.dim() else C
 
     partials = (
         lambda s, y, log_target: divergence_derivative(y, log_target),
@@ -317,11 +299,10 @@ class KullbackLeiblerDivergence(PointwiseLoss, RuleWithByproducts):
         return (0, 1) if log_target else ()
 
 
-def _divergence(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
-    if torch._C._are_functorch_transforms_active():  # ATen's function is mapped entry by entry
-        return reduced(y.exp() * (y - s) if log_target else torch.xlogy(y, y) - y * s, reduction)
-    # torch.kl_div and not F.kl_div, which warns of "mean" at each call
-    return torch.kl_div(s, y, _reduction.get_enum(reduction), log_target=log_target)
+@formula(by="sums")
+def divergence(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
+    """C of C_i = y (log y − s), or exp(y) (y − s)."""
+    return reduced(y.exp() * (y - s) if log_target else torch.xlogy(y, y) - y * s, reduction)
 
 
 def divergence_derivative(y: Tensor, log_target: bool = False) -> Tensor:
@@ -333,8 +314,7 @@ def divergence_target_derivative(s: Tensor, y: Tensor, log_target: bool = False)
     """∂C_i/∂y_i = log y + 1 − s, or exp(y) (y − s + 1)."""
     if not log_target:
         return y.log() + 1 - s
-    p = y.exp()
-    return torch.addcmul(p, p, y - s)
+    return y.exp() * (y - s + 1)
 
 
 class CrossEntropyProbabilities(RuleWithByproducts):
@@ -358,8 +338,8 @@ class CrossEntropyProbabilities(RuleWithByproducts):
         k, epsilon = _class_dim(s), max(epsilon, 0.0)
         fits = y.is_floating_point() and s.is_floating_point() and (w is None or w.shape == s.shape[k : k + 1])
         fits &= ignore_index < 0 and epsilon <= 1 and reduction in ("none", "sum", "mean")
-        if keeps_arguments(s, y) or not (fits and s.numel()):  # torch says what does not fit
-            return F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
+        if not fits or s.numel() == 0:  # torch says what does not fit
+            return CrossEntropyProbabilities.alone(s, y, w, ignore_index, reduction, epsilon)
         log_p = torch.log_softmax(s, k)
         smoothed = y * (1 - epsilon) + epsilon / s.shape[k] if epsilon else y
         C = log_p * smoothed if w is None else log_p * smoothed * w.reshape(_class_shape(s))
@@ -368,6 +348,11 @@ class CrossEntropyProbabilities(RuleWithByproducts):
             C = C / _number_of_samples(s)
         kept = _kept(s, log_p)
         return (C, kept, _kept(y, smoothed)) if epsilon else (C, kept)
+
+    @staticmethod
+    def alone(s: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, reduction: str, epsilon: float) -> Tensor:
+        epsilon = max(epsilon, 0.0)
+        return F.cross_entropy(s, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -394,10 +379,8 @@ class CrossEntropyProbabilities(RuleWithByproducts):
         k = _class_dim(s)
         needs_ds, needs_dy, needs_dw, *_ = ctx.needs_input_grad
         ds = dy = dw = None
-        if needs_ds:
-            p = _probabilities(s, ctx.keeps_log_p)
         if needs_ds and ds_kept is not None:
-            ds = _gradient_by_kept(ds_kept, p, ctx.keeps_log_p)
+            ds = _gradient_by_kept(ds_kept, s, ctx.keeps_log_p)
         if needs_dy and dy_kept is not None:
             dy = dy_kept * (1 - ctx.epsilon) if ctx.keeps_smoothed else dy_kept
         if g is None:
@@ -409,11 +392,7 @@ class CrossEntropyProbabilities(RuleWithByproducts):
             g = g.unsqueeze(k)
         if needs_ds:
             q = _weighted(y if ctx.keeps_smoothed else _smoothed(y, ctx.epsilon, s), w, s)
-            sum_q_g = q.sum(k, keepdim=True) * g
-            if p.dtype == q.dtype == g.dtype and records_nothing(p, q, g):
-                by_loss = p.mul_(sum_q_g).addcmul_(q, g, value=-1).to(s_dtype)
-            else:
-                by_loss = (p * sum_q_g - q * g).to(s_dtype)
+            by_loss = cross_entropy_probabilities_gradient(s, q, g, ctx.keeps_log_p).to(s_dtype)
             ds = by_loss if ds is None else ds + by_loss
         if needs_dy or needs_dw:
             log_p = s if ctx.keeps_log_p else torch.log_softmax(widened(s), k)
@@ -444,9 +423,17 @@ class CrossEntropyProbabilities(RuleWithByproducts):
         if ctx.reduction == "mean":
             dC = dC / _number_of_samples(s)
         dC = dC.to(torch.result_type(s, y))
-        by_s = torch.zeros_like(s) if ds is None else _tangent_of_kept(ds, p, ctx.keeps_log_p)
+        by_s = torch.zeros_like(s) if ds is None else _tangent_of_kept(ds, s, ctx.keeps_log_p)
         by_y = torch.zeros_like(y) if dy is None else dy * (1 - ctx.epsilon if ctx.keeps_smoothed else 1)
         return (dC, by_s, by_y)[: 1 + ctx.byproducts] if ctx.byproducts else dC
+
+
+@formula(by="rows")
+def cross_entropy_probabilities_gradient(kept: Tensor, q: Tensor, g: Tensor, is_log_p: bool = False) -> Tensor:
+    """∂C/∂s_k = (p_k Σ_j q_j − q_k) g, (samples, K, *), from s or log p; g is one for all, or one of each sample,
+    (samples, 1, *)."""
+    p = class_probabilities(kept, is_log_p)
+    return p * (q.sum(_class_dim(kept), keepdim=True) * g) - q * g
 
 
 def _smoothed(y: Tensor, epsilon: float, s: Tensor) -> Tensor:

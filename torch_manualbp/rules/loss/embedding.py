@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import is_written_down
 from torch_manualbp.rules.loss.reduction import reduced, share_of_each
 from torch_manualbp.rules.rule import Rule, widened
 
@@ -102,7 +101,7 @@ class CosineEmbedding(Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         u, v, y, ctx.margin, ctx.reduction = inputs
-        side = y if is_written_down() else (y == 1).to(torch.int8) - (y == -1).to(torch.int8)
+        side = (y == 1).to(torch.int8) - (y == -1).to(torch.int8)
         ctx.save_for_backward(u, v, side)
         ctx.save_for_forward(u, v, side)
 

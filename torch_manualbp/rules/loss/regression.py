@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.evaluate import records_nothing
-from torch_manualbp.rules.loss.reduction import PointwiseLoss, product_with, reduced, reduced_in_blocks, with_copies
-from torch_manualbp.rules.rule import Rule, RuleWithByproducts, widened
+from torch_manualbp.rules.loss.entrywise import EntrywiseLoss
+from torch_manualbp.rules.loss.reduction import reduced, share_of_each
+from torch_manualbp.rules.rule import Rule, RuleWithByproducts, formula, in_dtype, widened
 
 __all__ = [
     "AbsoluteError",
@@ -21,6 +20,7 @@ __all__ = [
     "MeanSquaredError",
     "PoissonNegativeLogLikelihood",
     "SmoothAbsoluteError",
+    "absolute_error_gradient",
     "gaussian_error_derivative",
     "gaussian_variance_derivative",
     "huber_derivative",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-class MeanSquaredError(PointwiseLoss):
+class MeanSquaredError(EntrywiseLoss):
     """The squared error.
 
     ::
@@ -46,7 +46,7 @@ class MeanSquaredError(PointwiseLoss):
 
     @staticmethod
     def forward(s: Tensor, y: Tensor, reduction: str) -> Tensor:
-        return F.mse_loss(s, y, reduction=reduction)  # not in blocks, as in SmoothAbsoluteError
+        return F.mse_loss(s, y, reduction=reduction)
 
     partials = (lambda s, y: s - y, lambda s, y: y - s)
     factor = 2
@@ -71,8 +71,9 @@ class AbsoluteError(Rule):
     """
 
     @staticmethod
+    @formula(by="sums")
     def forward(r: Tensor, reduction: str) -> Tensor:
-        return reduced_in_blocks(_absolute, r, reduction=reduction)
+        return reduced(r.abs(), reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
@@ -83,24 +84,22 @@ class AbsoluteError(Rule):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (r,) = ctx.saved_tensors
-        if ctx.reduction == "mean":
-            g = widened(g) / max(r.numel(), 1)
-        return product_with(g, torch.sgn, [r], (), r.dtype), None
+        return absolute_error_gradient(r, share_of_each(widened(g), ctx.reduction, r.numel())), None
 
     @staticmethod
     def jvp(ctx: Any, dr: Tensor, _: None) -> Tensor:
         (r,) = ctx.saved_tensors
         dC = (r.sgn().conj() * dr).real if r.is_complex() else r.sgn() * dr
-        if ctx.reduction == "none":
-            return dC
-        return dC.sum() / max(r.numel(), 1) if ctx.reduction == "mean" else dC.sum()
+        return share_of_each(dC if ctx.reduction == "none" else dC.sum(), ctx.reduction, r.numel())
 
 
-def _absolute(r: Tensor, reduction: str) -> Tensor:
-    return reduced(r.abs(), reduction)
+@formula(by="entries")
+def absolute_error_gradient(r: Tensor, g: Tensor) -> Tensor:
+    """∂C/∂r_i = sign(r_i) g, with one g for all or one for each entry."""
+    return in_dtype(r.dtype, widened(r).sgn() * g)
 
 
-class SmoothAbsoluteError(PointwiseLoss):
+class SmoothAbsoluteError(EntrywiseLoss):
     """The error, squared where it is small and absolute where it is not: Huber's loss divided by β.
 
     ::
@@ -117,15 +116,18 @@ class SmoothAbsoluteError(PointwiseLoss):
     Shapes: s and y broadcast against each other. ``"sum"`` and ``"none"`` have n = 1. Kept: s, y.
     """
 
+    compiles_composite = True  # whose kernel for C then has the derivative, too, which it would make apart
+
     @staticmethod
     def forward(s: Tensor, y: Tensor, beta: float, reduction: str) -> Tensor:
-        if (
-            torch.compiler.is_compiling() and 0 < beta < 1e4
-        ):  # whose kernel for C then has the derivative, too, which it would make apart
-            slope = smooth_absolute_error_derivative(s, y, beta)
-            return reduced(slope * ((s - y) - beta / 2 * slope), reduction)
-        # Not in blocks: here ATen makes the C_i alone, of which it takes two thirds of the time that blocks take.
         return F.smooth_l1_loss(s, y, beta=beta, reduction=reduction)
+
+    @staticmethod
+    def composite(s: Tensor, y: Tensor, beta: float, reduction: str) -> Tensor:
+        if not 0 < beta < 1e4:
+            return F.smooth_l1_loss(s, y, beta=beta, reduction=reduction)
+        slope = smooth_absolute_error_derivative(s, y, beta)
+        return reduced(slope * ((s - y) - beta / 2 * slope), reduction)
 
     partials = (
         lambda s, y, beta: smooth_absolute_error_derivative(s, y, beta),
@@ -136,10 +138,10 @@ class SmoothAbsoluteError(PointwiseLoss):
 def smooth_absolute_error_derivative(s: Tensor, y: Tensor, beta: float = 1.0) -> Tensor:
     """∂C_i/∂s_i = clamp((s − y) / β, −1, 1)."""
     r = s - y if beta == 1 else (s - y) / beta
-    return r.clamp_(-1, 1) if records_nothing(r) else r.clamp(-1, 1)
+    return r.clamp(-1, 1)
 
 
-class Huber(PointwiseLoss):
+class Huber(EntrywiseLoss):
     """The error, squared where it is small and absolute where it is not.
 
     ::
@@ -155,13 +157,18 @@ class Huber(PointwiseLoss):
     the square. Shapes: s and y broadcast against each other. ``"sum"`` and ``"none"`` have n = 1. Kept: s, y.
     """
 
+    compiles_composite = True  # as the smooth absolute error
+
     @staticmethod
     def forward(s: Tensor, y: Tensor, threshold: float, reduction: str) -> Tensor:
-        # Of functorch's transforms ATen's function lacks forward mode over forward mode; for torch.compile see above.
-        if (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()) and threshold > 0:
-            slope = huber_derivative(s, y, threshold)
-            return reduced(slope * ((s - y) - slope / 2), reduction)
-        return F.huber_loss(s, y, delta=threshold, reduction=reduction)  # not in blocks, as the smooth absolute error
+        return F.huber_loss(s, y, delta=threshold, reduction=reduction)
+
+    @staticmethod
+    def composite(s: Tensor, y: Tensor, threshold: float, reduction: str) -> Tensor:
+        if threshold <= 0:
+            return F.huber_loss(s, y, delta=threshold, reduction=reduction)  # says what is wrong
+        slope = huber_derivative(s, y, threshold)  # with forward mode over forward mode, which ATen's function lacks
+        return reduced(slope * ((s - y) - slope / 2), reduction)
 
     partials = (
         lambda s, y, threshold: huber_derivative(s, y, threshold),
@@ -171,11 +178,10 @@ class Huber(PointwiseLoss):
 
 def huber_derivative(s: Tensor, y: Tensor, threshold: float = 1.0) -> Tensor:
     """∂C_i/∂s_i = clamp(s − y, −Δ, Δ)."""
-    r = s - y
-    return r.clamp_(-threshold, threshold) if records_nothing(r) else r.clamp(-threshold, threshold)
+    return (s - y).clamp(-threshold, threshold)
 
 
-class GaussianNegativeLogLikelihood(PointwiseLoss):
+class GaussianNegativeLogLikelihood(EntrywiseLoss):
     """The negative logarithm of a normal density with variance v, at distance r = s − y from its mean.
 
     ::
@@ -191,22 +197,19 @@ class GaussianNegativeLogLikelihood(PointwiseLoss):
     """
 
     @staticmethod
+    @formula(by="sums")
     def forward(r: Tensor, v: Tensor, full: bool, reduction: str) -> Tensor:
-        return reduced_in_blocks(functools.partial(_gaussian, full=full), r, v, reduction=reduction)
+        dtype = torch.promote_types(r.dtype, v.dtype)
+        r, v = widened(r), widened(v)
+        C = 0.5 * (v.log() + r.square() / v)
+        if full:
+            C = C + 0.5 * math.log(2 * math.pi)
+        return reduced(C, reduction).to(dtype)
 
     partials = (
         lambda r, v, full: gaussian_error_derivative(r, v),
         lambda r, v, full: gaussian_variance_derivative(r, v),
     )
-
-
-def _gaussian(r: Tensor, v: Tensor, full: bool, reduction: str) -> Tensor:
-    dtype = torch.promote_types(r.dtype, v.dtype)
-    r, v = widened(r), widened(v)
-    C = 0.5 * (v.log() + r.square() / v)
-    if full:
-        C = C + 0.5 * math.log(2 * math.pi)
-    return reduced(C, reduction).to(dtype)
 
 
 def gaussian_error_derivative(r: Tensor, v: Tensor) -> Tensor:
@@ -219,7 +222,7 @@ def gaussian_variance_derivative(r: Tensor, v: Tensor) -> Tensor:
     return (v - r.square()) / v * 0.5 / v
 
 
-class PoissonNegativeLogLikelihood(PointwiseLoss, RuleWithByproducts):
+class PoissonNegativeLogLikelihood(EntrywiseLoss, RuleWithByproducts):
     """The negative logarithm of a Poisson distribution's probability of the count y, with rate exp(s) or, without
     ``log_input``, s.
 
@@ -240,16 +243,18 @@ class PoissonNegativeLogLikelihood(PointwiseLoss, RuleWithByproducts):
     """
 
     @staticmethod
-    def forward(s: Tensor, y: Tensor, log_input: bool, full: bool, epsilon: float, reduction: str) -> Any:
-        if full and torch._C._are_functorch_transforms_active():
-            # ATen adds Stirling's formula in place, which a tangent of zeros (forward over forward) refuses.
+    @formula(by="sums")
+    def alone(s: Tensor, y: Tensor, log_input: bool, full: bool, epsilon: float, reduction: str) -> Tensor:
+        return F.poisson_nll_loss(s, y, log_input, full, eps=epsilon, reduction=reduction)
+
+    @staticmethod
+    def composite(s: Tensor, y: Tensor, log_input: bool, full: bool, epsilon: float, reduction: str) -> Tensor:
+        C = F.poisson_nll_loss(s, y, log_input, False, eps=epsilon, reduction="none")
+        if full:  # ATen adds Stirling's formula in place, which a tangent of zeros (forward over forward) refuses
             large = torch.where(y > 1, y, 1)
             stirling = torch.where(y > 1, large * large.log() - large + 0.5 * (2 * math.pi * large).log(), 0)
-            C = F.poisson_nll_loss(s, y, log_input, False, eps=epsilon, reduction="none")
-            return reduced(C + stirling, reduction)
-        loss = functools.partial(F.poisson_nll_loss, log_input=log_input, full=full, eps=epsilon)
-        C = reduced_in_blocks(loss, s, y, reduction=reduction)
-        return with_copies(C, (s, y), PoissonNegativeLogLikelihood.reads(log_input, full, epsilon), (0,))
+            C = C + stirling
+        return reduced(C, reduction)
 
     partials = (
         lambda s, y, log_input, full, epsilon: poisson_derivative(s, y, log_input, epsilon),
@@ -269,8 +274,7 @@ def poisson_derivative(s: Tensor, y: Tensor, log_input: bool = True, epsilon: fl
     """∂C_i/∂s_i = exp(s) − y, or 1 − y / (s + ε)."""
     if not log_input:
         return 1 - y / (s + epsilon)
-    rate = s.exp()
-    return rate.sub_(y) if records_nothing(rate) and y.shape == rate.shape else rate - y
+    return s.exp() - y
 
 
 def poisson_target_derivative(
