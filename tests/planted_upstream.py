@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import planted_rules
 import torch
-from planted_layers import CopiesInPlace, LosesStrides, OtherRepr
 from torch import Tensor
 
 from torch_manualbp import functional, nn, rules
+from torch_manualbp.verify.mistakes.activation import SigmoidWithoutFactor
+from torch_manualbp.verify.mistakes.layers import CopiesInPlace, LosesStrides, OtherRepr
+from torch_manualbp.verify.mistakes.order import SigmoidDetached, TangentOfAnotherFunction
 
 __all__ = ["DIFFERENTIAL", "MISTAKES"]
 
@@ -66,7 +67,7 @@ def in_storage_order(t: Tensor) -> Tensor:
 
 class HasAnotherDerivative(nn.Sigmoid):
     def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = planted_rules.FactorMissing.apply(input)
+        output: Tensor = SigmoidWithoutFactor.apply(input)
         return output
 
 
@@ -74,7 +75,7 @@ class HasNoSecondDerivative(nn.Sigmoid):
     """Right, but the term of f'' is missing."""
 
     def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = planted_rules.Detached.apply(input)
+        output: Tensor = SigmoidDetached.apply(input)
         return output
 
 
@@ -172,7 +173,7 @@ def softplus_of_integers(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def with_another_derivative(input: Tensor) -> Tensor:
-    output: Tensor = planted_rules.FactorMissing.apply(input)
+    output: Tensor = SigmoidWithoutFactor.apply(input)
     return output
 
 
@@ -188,7 +189,7 @@ def with_another_derivative_in_place(input: Tensor) -> Tensor:
 
 
 def without_second_derivative(input: Tensor) -> Tensor:
-    output: Tensor = planted_rules.Detached.apply(input)
+    output: Tensor = SigmoidDetached.apply(input)
     return output
 
 
@@ -214,7 +215,7 @@ class _SiLUOtherTangent(rules.SiLU):
 
 
 def with_another_tangent(input: Tensor) -> Tensor:
-    output: Tensor = planted_rules.TangentOfAnotherFunction.apply(input)
+    output: Tensor = TangentOfAnotherFunction.apply(input)
     return output
 
 

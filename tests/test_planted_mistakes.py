@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import planted_losses
-import planted_margins
-import planted_rules
-import planted_structure
-import planted_surroundings
 import pytest
 import torch
-from planted import Mistake
 
 from torch_manualbp.rules import Rule
 from torch_manualbp.verify import contract
+from torch_manualbp.verify.mistakes import BREACHES
 
-MISTAKES: list[Mistake] = [
-    *planted_rules.MISTAKES,
-    *planted_losses.MISTAKES,
-    *planted_margins.MISTAKES,
-    *planted_structure.MISTAKES,
-    *planted_surroundings.MISTAKES,
-]
-CAUGHT_BY_VALUE = [(rule, sample) for rule, sample, checks in MISTAKES if "first derivatives" in checks]
+CAUGHT_BY_VALUE = [(b.rule, b.sample) for b in BREACHES if "first derivatives" in b.checks]
 
 
 def name_of(value: Any) -> str:
@@ -31,7 +19,7 @@ def name_of(value: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("rule", "sample", "check"), [(r, s, check) for r, s, checks in MISTAKES for check in checks], ids=name_of
+    ("rule", "sample", "check"), [(b.rule, b.sample, check) for b in BREACHES for check in b.checks], ids=name_of
 )
 def test_caught(rule: type[Rule], sample: str, check: str) -> None:
     correct = contract.case_of(rule.__mro__[1], sample)
@@ -50,4 +38,4 @@ def test_a_mistake_is_wrong_and_not_broken(rule: type[Rule], sample: str) -> Non
 
 
 def test_every_check_catches_a_mistake() -> None:
-    assert {check for _, _, checks in MISTAKES for check in checks} == {check.name for check in contract.CHECKS}
+    assert {check for b in BREACHES for check in b.checks} == {check.name for check in contract.CHECKS}

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 
-import planted_layers
 import pytest
 import torch
 
 from torch_manualbp.verify import Matrix, Row
 from torch_manualbp.verify.check import Check, run
+from torch_manualbp.verify.mistakes import layers as mistakes
 from torch_manualbp.verify.report import DOES_NOT_APPLY, OK
 from torch_manualbp.verify.surroundings import CHECKS, LAYERS, Layer, distributed, layers, ours, tracing
 
@@ -39,13 +39,15 @@ def test_surroundings(layer: Layer, check: Check) -> None:
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", ["Linear", "Sigmoid", "CrossEntropyLoss with weights"])
 def test_compiles_to_machine_code(name: str) -> None:
-    settle(run(Check("inductor", partial(tracing.compiles, backend="inductor")), planted_layers.row(name)))
+    settle(run(Check("inductor", partial(tracing.compiles, backend="inductor")), mistakes.row(name)))
 
 
 def test_in_two_processes() -> None:
     """A layer of each kind passes, and each check applies to one; what was planted is caught."""
-    found = [rows[0] for rows in distributed.run_in_two_processes("planted_layers:IN_TWO_PROCESSES")]
-    sound = len(planted_layers.SOUND) * len(distributed.CHECKS)
+    found = [
+        rows[0] for rows in distributed.run_in_two_processes("torch_manualbp.verify.mistakes.layers:IN_TWO_PROCESSES")
+    ]
+    sound = len(mistakes.SOUND) * len(distributed.CHECKS)
     assert [row for row in found[:sound] if not row.ok] == []
     names = {check.name for check in distributed.CHECKS}
     assert {row.check for row in found[:sound] if row.verdict == OK} == names
@@ -62,23 +64,23 @@ def test_every_layer_in_two_processes() -> None:
     assert [row for row in found if not row.ok] == []
 
 
-@pytest.mark.parametrize(("name", "layer"), planted_layers.BY_CHECK, ids=lambda v: v if isinstance(v, str) else str(v))
+@pytest.mark.parametrize(("name", "layer"), mistakes.BY_CHECK, ids=lambda v: v if isinstance(v, str) else str(v))
 def test_catches_what_was_planted(name: str, layer: Layer) -> None:
     (check,) = (c for c in CHECKS if c.name == name)
-    assert run(check, planted_layers.row(layer.name)).verdict == OK
+    assert run(check, mistakes.row(layer.name)).verdict == OK
     found = run(check, layer)
     assert not found.ok, found
 
 
 def test_every_check_has_a_planted_mistake() -> None:
-    assert {name for name, _ in planted_layers.BY_CHECK} == {check.name for check in CHECKS}
+    assert {name for name, _ in mistakes.BY_CHECK} == {check.name for check in CHECKS}
 
 
 def test_prints_a_matrix() -> None:
     chosen = [c for c in CHECKS if c.name in ("deepcopy", "inplace")]
     rows = [
-        planted_layers.row("ReLU"),
-        planted_layers.row("Linear").with_mistake(Linear=planted_layers.SharesParameters),
+        mistakes.row("ReLU"),
+        mistakes.row("Linear").with_mistake(Linear=mistakes.SharesParameters),
     ]
     matrix = Matrix("layers", tuple(run(check, layer) for layer in rows for check in chosen))
     assert not matrix.ok

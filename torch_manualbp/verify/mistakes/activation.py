@@ -12,9 +12,11 @@ from torch.autograd import Function
 from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import ELU, GELU, GLU, LeakyReLU, PReLU, Sigmoid, SiLU, Softplus, Tanh
 from torch_manualbp.rules.rule import widened
-from torch_manualbp.verify.mistakes.mistake import Mistake
+from torch_manualbp.verify.mistakes.mistake import breaks, matrix, planted
 
-__all__ = ["ACTIVATIONS"]
+
+def _tiny(make: Make) -> tuple[Any, ...]:
+    return make(5, 4), 1e-6
 
 
 class WrittenTanh(Function):
@@ -35,6 +37,7 @@ class WrittenTanh(Function):
         return (widened(da) * (1 - widened(a).square())).to(da.dtype)
 
 
+@planted("tanh, of its input", "wrong variable", "1 − z² in place of 1 − a²", matrix)
 class TanhOfItsInput(WrittenTanh):
     """1 − z² for 1 − a²."""
 
@@ -44,6 +47,7 @@ class TanhOfItsInput(WrittenTanh):
         return da * (1 - z * z)
 
 
+@planted("tanh, of its output", "wrong variable", "tanh'(a) in place of tanh'(z)", matrix)
 class TanhOfItsOutput(WrittenTanh):
     """tanh' at a, which is z already where z is small."""
 
@@ -53,6 +57,8 @@ class TanhOfItsOutput(WrittenTanh):
         return da * (1 - a.tanh().square())
 
 
+@planted("tanh, not conjugated", "conj", "f'(z) in place of f'(z*)", matrix, is_complex=True)
+@breaks("matrix", "complex numbers")
 class TanhNotConjugated(Tanh):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Tensor:
@@ -60,12 +66,15 @@ class TanhNotConjugated(Tanh):
         return da * (1 - a * a)
 
 
+@planted("sigmoid, sign", "sign", "−f'(z) in place of f'(z)", matrix)
 class SigmoidNegative(Sigmoid):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
         return -Sigmoid.backward(ctx, da)[0]
 
 
+@planted("sigmoid, factor", "factor", "a in place of a (1 − a)", matrix)
+@breaks("matrix", "first derivatives", "gradcheck", "forward mode", "Jacobians")
 class SigmoidWithoutFactor(Sigmoid):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Tensor:
@@ -73,6 +82,7 @@ class SigmoidWithoutFactor(Sigmoid):
         return da * a
 
 
+@planted("SiLU, product rule", "missing term", "σ(z) without z σ'(z)", matrix)
 class SiLUWithoutSlopeOfSigmoid(SiLU):
     """σ(z), where the product rule has a second term."""
 
@@ -82,6 +92,12 @@ class SiLUWithoutSlopeOfSigmoid(SiLU):
         return da * z.sigmoid()
 
 
+@planted(
+    "GELU, tail",
+    "missing term",
+    "f'(z) = 0 below −3, where it is −0.012 and less",
+    lambda make: (make(5, 4) - torch.tensor([0, 0, 0, 4.5]).to(make.dtype),),
+)
 class GELUWithoutTail(GELU):
     """f' is taken for 0 below −3, where z Φ(z) still moves."""
 
@@ -92,6 +108,7 @@ class GELUWithoutTail(GELU):
         return torch.where(z < -3, 0, dz)
 
 
+@planted("GELU, by its approximation", "tiny error", "the derivative of the tanh approximation of the GELU", matrix)
 class GELUByAnotherFormula(GELU):
     """The derivative of the tanh approximation, behind the exact forward."""
 
@@ -103,6 +120,9 @@ class GELUByAnotherFormula(GELU):
         return da * (0.5 * (1 + w) + 0.5 * z * (1 - w * w) * kappa * (1 + 3 * c * z * z))
 
 
+@planted(
+    "leaky ReLU, wrong side", "wrong variable", "the slope where z > 0, 1 elsewhere", lambda make: (make(5, 4), 0.1)
+)
 class LeakyOnTheWrongSide(LeakyReLU):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
@@ -111,6 +131,9 @@ class LeakyOnTheWrongSide(LeakyReLU):
         return torch.where(z > 0, da * slope, da), None
 
 
+@planted(
+    "PReLU, one slope for all", "missing sum", "∂C/∂w sums over the channels too", lambda make: (make(5, 4), make(4))
+)
 class SlopeNotSummedOverChannels(PReLU):
     """One gradient for all channels, whose sum the others should not see."""
 
@@ -121,6 +144,12 @@ class SlopeNotSummedOverChannels(PReLU):
         return dz, (da * z.clamp(max=0)).sum().expand(w.shape)
 
 
+@planted(
+    "PReLU, slope not summed",
+    "missing sum",
+    "∂C/∂w is one of each sample, which the engine sums up",
+    lambda make: (make(5, 4), make(4)),
+)
 class SlopeLeftToTheEngine(PReLU):
     """A gradient of each sample, (samples, channels), which the engine sums."""
 
@@ -131,6 +160,7 @@ class SlopeLeftToTheEngine(PReLU):
         return dz, da * z.clamp(max=0)
 
 
+@planted("ELU, α", "option ignored", "exp(z) without α where z ≤ 0", lambda make: (make(5, 4), 1.5))
 class ELUWithoutAlpha(ELU):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
@@ -138,6 +168,7 @@ class ELUWithoutAlpha(ELU):
         return torch.where(z > 0, da, da * z.exp()), *[None for _ in ctx.options]
 
 
+@planted("softplus, β", "option ignored", "σ(z) in place of σ(βz)", lambda make: (make(5, 4), 2.0, 20.0))
 class SoftplusWithoutBeta(Softplus):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
@@ -145,6 +176,12 @@ class SoftplusWithoutBeta(Softplus):
         return da * z.sigmoid(), *[None for _ in ctx.options]
 
 
+@planted(
+    "GLU, halves swapped",
+    "wrong variable",
+    "the gate is computed from the half that it opens",
+    lambda make: (make(5, 4), 1),
+)
 class GateOfTheOtherHalf(GLU):
     """The halves of z change places."""
 
@@ -156,6 +193,7 @@ class GateOfTheOtherHalf(GLU):
         return torch.cat((da * gate, da * v * gate * (1 - gate)), ctx.dim), None
 
 
+@planted("sigmoid, 0.09 % too large", "tiny error", "1.0009 f'(z)", matrix)
 class OffBy9In10Thousand(Sigmoid):
     """What ``gradcheck`` lets through by its tolerance of 1e-3."""
 
@@ -164,12 +202,15 @@ class OffBy9In10Thousand(Sigmoid):
         return Sigmoid.backward(ctx, da)[0] * 1.0009
 
 
+@planted("tanh, factor of 1 + 1e-4", "tiny error", "1.0001 f'(z)", matrix)
+@breaks("matrix", "first derivatives", "forward mode", "Jacobians")
 class OffByOneIn10Thousand(Tanh):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
         return Tanh.backward(ctx, da)[0] * 1.0001
 
 
+@planted("tanh, factor of 1 − 1e-6", "tiny error", "0.999999 f'(z)", matrix)
 class OffByOneInAMillion(Tanh):
     """A constant of six digits."""
 
@@ -196,113 +237,15 @@ class ScaledTanh(Function):
         return (widened(da) * (ctx.k * (1 - widened(z).tanh().square()))).to(da.dtype), None
 
 
+@planted("scaled tanh, nine times too large", "tiny error", "a gradient of size 1e-6 is nine times too large", _tiny)
 class TinyAndNineTimesTooLarge(ScaledTanh):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
         return 9 * ScaledTanh.backward(ctx, da)[0], None
 
 
+@planted("scaled tanh, forgotten", "tiny error", "a gradient of size 1e-6 is 0", _tiny)
 class TinyAndForgotten(ScaledTanh):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
         return torch.zeros_like(da), None
-
-
-def _matrix(make: Make) -> tuple[Any, ...]:
-    return (make(5, 4),)
-
-
-def _tiny(make: Make) -> tuple[Any, ...]:
-    return make(5, 4), 1e-6
-
-
-ACTIVATIONS = (
-    Mistake("tanh, of its input", "wrong variable", "1 − z² in place of 1 − a²", TanhOfItsInput, WrittenTanh, _matrix),
-    Mistake(
-        "tanh, of its output", "wrong variable", "tanh'(a) in place of tanh'(z)", TanhOfItsOutput, WrittenTanh, _matrix
-    ),
-    Mistake(
-        "tanh, not conjugated", "conj", "f'(z) in place of f'(z*)", TanhNotConjugated, Tanh, _matrix, is_complex=True
-    ),
-    Mistake("sigmoid, sign", "sign", "−f'(z) in place of f'(z)", SigmoidNegative, Sigmoid, _matrix),
-    Mistake("sigmoid, factor", "factor", "a in place of a (1 − a)", SigmoidWithoutFactor, Sigmoid, _matrix),
-    Mistake("SiLU, product rule", "missing term", "σ(z) without z σ'(z)", SiLUWithoutSlopeOfSigmoid, SiLU, _matrix),
-    Mistake(
-        "GELU, tail",
-        "missing term",
-        "f'(z) = 0 below −3, where it is −0.012 and less",
-        GELUWithoutTail,
-        GELU,
-        lambda make: (make(5, 4) - torch.tensor([0, 0, 0, 4.5]).to(make.dtype),),
-    ),
-    Mistake(
-        "GELU, by its approximation",
-        "tiny error",
-        "the derivative of the tanh approximation of the GELU",
-        GELUByAnotherFormula,
-        GELU,
-        _matrix,
-    ),
-    Mistake(
-        "leaky ReLU, wrong side",
-        "wrong variable",
-        "the slope where z > 0, 1 elsewhere",
-        LeakyOnTheWrongSide,
-        LeakyReLU,
-        lambda make: (make(5, 4), 0.1),
-    ),
-    Mistake(
-        "PReLU, one slope for all",
-        "missing sum",
-        "∂C/∂w sums over the channels too",
-        SlopeNotSummedOverChannels,
-        PReLU,
-        lambda make: (make(5, 4), make(4)),
-    ),
-    Mistake(
-        "PReLU, slope not summed",
-        "missing sum",
-        "∂C/∂w is one of each sample, which the engine sums up",
-        SlopeLeftToTheEngine,
-        PReLU,
-        lambda make: (make(5, 4), make(4)),
-    ),
-    Mistake(
-        "ELU, α", "option ignored", "exp(z) without α where z ≤ 0", ELUWithoutAlpha, ELU, lambda make: (make(5, 4), 1.5)
-    ),
-    Mistake(
-        "softplus, β",
-        "option ignored",
-        "σ(z) in place of σ(βz)",
-        SoftplusWithoutBeta,
-        Softplus,
-        lambda make: (make(5, 4), 2.0, 20.0),
-    ),
-    Mistake(
-        "GLU, halves swapped",
-        "wrong variable",
-        "the gate is computed from the half that it opens",
-        GateOfTheOtherHalf,
-        GLU,
-        lambda make: (make(5, 4), 1),
-    ),
-    Mistake("sigmoid, 0.09 % too large", "tiny error", "1.0009 f'(z)", OffBy9In10Thousand, Sigmoid, _matrix),
-    Mistake("tanh, factor of 1 + 1e-4", "tiny error", "1.0001 f'(z)", OffByOneIn10Thousand, Tanh, _matrix),
-    Mistake("tanh, factor of 1 − 1e-6", "tiny error", "0.999999 f'(z)", OffByOneInAMillion, Tanh, _matrix),
-    Mistake(
-        "scaled tanh, nine times too large",
-        "tiny error",
-        "a gradient of size 1e-6 is nine times too large",
-        TinyAndNineTimesTooLarge,
-        ScaledTanh,
-        _tiny,
-    ),
-    Mistake(
-        "scaled tanh, forgotten",
-        "tiny error",
-        "a gradient of size 1e-6 is 0",
-        TinyAndForgotten,
-        ScaledTanh,
-        _tiny,
-    ),
-)

@@ -12,11 +12,30 @@ from torch.autograd import Function
 from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import LogSoftmax, Multiply, Softmax, Softmin
 from torch_manualbp.rules.rule import widened
-from torch_manualbp.verify.mistakes.mistake import Mistake
-
-__all__ = ["ALONG"]
+from torch_manualbp.verify.mistakes.mistake import planted
 
 
+def _square(make: Make) -> tuple[Any, ...]:
+    return make(4, 4), -1
+
+
+def _rows(make: Make) -> tuple[Any, ...]:
+    return (make(4, 5),)
+
+
+def _large(make: Make) -> tuple[Any, ...]:
+    return (100 + make(4, 5),)
+
+
+def _row_scale(make: Make) -> tuple[Any, ...]:
+    return make(4, 4), make(4)
+
+
+def _broadcast(make: Make) -> tuple[Any, ...]:
+    return make(5, 4), make(4)
+
+
+@planted("softmax, diagonal", "missing term", "the diagonal of the Jacobian alone", _square)
 class SoftmaxDiagonal(Softmax):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
@@ -24,6 +43,7 @@ class SoftmaxDiagonal(Softmax):
         return da * a * (1 - a), None
 
 
+@planted("softmax, over samples", "missing sum", "Σ a ∂C/∂a runs over the samples", _square)
 class SoftmaxOverSamples(Softmax):
     """Of a square the sum over the samples has the shape that broadcasts too."""
 
@@ -33,12 +53,14 @@ class SoftmaxOverSamples(Softmax):
         return a * (da - (a * da).sum(0)), None
 
 
+@planted("softmin, sign", "sign", "the softmax's gradient", _square)
 class SoftminPositive(Softmin):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
         return -Softmin.backward(ctx, da)[0], None
 
 
+@planted("log-softmax, probability", "wrong variable", "log p in place of p", _square)
 class LogProbabilityForProbability(LogSoftmax):
     """a for exp(a)."""
 
@@ -65,6 +87,9 @@ class LogSumExp(Function):
         return (widened(g).unsqueeze(-1) * widened(z).softmax(-1)).to(z.dtype)
 
 
+@planted(
+    "log-sum-exp, without shift", "precision", "exp(z) / Σ exp(z), which is ∞ / ∞ in float32 from z = 89 on", _large
+)
 class WithoutShift(LogSumExp):
     """exp(z) / Σ exp(z): ∞ / ∞ from z = 89 on in float32, and not before 710 in float64."""
 
@@ -75,6 +100,7 @@ class WithoutShift(LogSumExp):
         return (widened(g).unsqueeze(-1) * exp / exp.sum(-1, keepdim=True)).to(z.dtype)
 
 
+@planted("log-sum-exp, shift", "missing term", "the shift's own derivative is half counted", _rows)
 class ShiftDifferentiated(LogSumExp):
     """The shift is m = max z, and no constant: its 1 is counted, and the −1 of every exponent is not."""
 
@@ -113,6 +139,7 @@ class LayerNorm(Function):
         return ((g - g.mean(-1, keepdim=True) - a * (a * g).mean(-1, keepdim=True)) / deviation).to(da.dtype)
 
 
+@planted("layer norm, statistics", "missing term", "mean and variance are taken for constants", _rows)
 class StatisticsTakenForConstants(LayerNorm):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Tensor:
@@ -120,6 +147,7 @@ class StatisticsTakenForConstants(LayerNorm):
         return (g / deviation).to(da.dtype)
 
 
+@planted("layer norm, mean", "missing term", "the mean is taken for a constant", _rows)
 class MeanTakenForConstant(LayerNorm):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Tensor:
@@ -127,6 +155,7 @@ class MeanTakenForConstant(LayerNorm):
         return ((g - a * (a * g).mean(-1, keepdim=True)) / deviation).to(da.dtype)
 
 
+@planted("layer norm, ε", "tiny error", "√v in place of √(v + ε)", _rows)
 class EpsilonForgotten(LayerNorm):
     """√v for √(v + ε): of a row of variance 1 a difference of 5e-6."""
 
@@ -156,6 +185,12 @@ class RowScale(Function):
         return da * w.unsqueeze(-1), (widened(da) * widened(z)).sum(-1).to(w.dtype)
 
 
+@planted(
+    "row scale, wrong dimension",
+    "missing sum",
+    "∂C/∂w sums over the rows, of which there are as many as columns",
+    _row_scale,
+)
 class RowScaleSummedOverRows(RowScale):
     """Of a square the sum over the rows has as many numbers."""
 
@@ -165,6 +200,7 @@ class RowScaleSummedOverRows(RowScale):
         return da * w.unsqueeze(-1), (da * z).sum(0)
 
 
+@planted("row scale, broadcast", "transpose", "w scales the columns of ∂C/∂a in place of the rows", _row_scale)
 class RowScaleOnColumns(RowScale):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
@@ -172,6 +208,7 @@ class RowScaleOnColumns(RowScale):
         return da * w, (da * z).sum(-1)
 
 
+@planted("product, operand not reduced", "missing sum", "the gradient of a broadcast factor is not summed", _broadcast)
 class FactorNotReduced(Multiply):
     """The gradient of what was broadcast has the shape of the product."""
 
@@ -181,6 +218,7 @@ class FactorNotReduced(Multiply):
         return None if y is None else dz * y, None if x is None else dz * x
 
 
+@planted("product, operand averaged", "batch size", "the gradient of a broadcast factor is a mean", _broadcast)
 class FactorAveraged(Multiply):
     """The mean over the samples for the sum."""
 
@@ -209,6 +247,7 @@ class Moments(Function):
         return ((widened(dmean) + 2 * widened(dvariance) * (wide - wide.mean())) / n).to(z.dtype)
 
 
+@planted("moments, second output", "upstream", "the upstream gradient of the second output is ignored", _rows)
 class SecondOutputForgotten(Moments):
     @staticmethod
     def backward(ctx: Any, dmean: Tensor, dvariance: Tensor) -> Tensor:
@@ -216,6 +255,7 @@ class SecondOutputForgotten(Moments):
         return (dmean / z.numel()).expand(z.shape)
 
 
+@planted("moments, unused output", "upstream", "an upstream gradient that is None is taken for a tensor", _rows)
 class NothingForAnUnusedOutput(Moments):
     """Once zeros are not made for it, the gradient of an output that nobody used is None."""
 
@@ -223,118 +263,3 @@ class NothingForAnUnusedOutput(Moments):
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Any) -> None:
         Moments.setup_context(ctx, inputs, output)
         ctx.set_materialize_grads(False)
-
-
-def _square(make: Make) -> tuple[Any, ...]:
-    return make(4, 4), -1
-
-
-def _rows(make: Make) -> tuple[Any, ...]:
-    return (make(4, 5),)
-
-
-def _large(make: Make) -> tuple[Any, ...]:
-    return (100 + make(4, 5),)
-
-
-def _row_scale(make: Make) -> tuple[Any, ...]:
-    return make(4, 4), make(4)
-
-
-def _broadcast(make: Make) -> tuple[Any, ...]:
-    return make(5, 4), make(4)
-
-
-ALONG = (
-    Mistake(
-        "softmax, diagonal", "missing term", "the diagonal of the Jacobian alone", SoftmaxDiagonal, Softmax, _square
-    ),
-    Mistake(
-        "softmax, over samples", "missing sum", "Σ a ∂C/∂a runs over the samples", SoftmaxOverSamples, Softmax, _square
-    ),
-    Mistake("softmin, sign", "sign", "the softmax's gradient", SoftminPositive, Softmin, _square),
-    Mistake(
-        "log-softmax, probability",
-        "wrong variable",
-        "log p in place of p",
-        LogProbabilityForProbability,
-        LogSoftmax,
-        _square,
-    ),
-    Mistake(
-        "log-sum-exp, without shift",
-        "precision",
-        "exp(z) / Σ exp(z), which is ∞ / ∞ in float32 from z = 89 on",
-        WithoutShift,
-        LogSumExp,
-        _large,
-    ),
-    Mistake(
-        "log-sum-exp, shift",
-        "missing term",
-        "the shift's own derivative is half counted",
-        ShiftDifferentiated,
-        LogSumExp,
-        _rows,
-    ),
-    Mistake(
-        "layer norm, statistics",
-        "missing term",
-        "mean and variance are taken for constants",
-        StatisticsTakenForConstants,
-        LayerNorm,
-        _rows,
-    ),
-    Mistake(
-        "layer norm, mean", "missing term", "the mean is taken for a constant", MeanTakenForConstant, LayerNorm, _rows
-    ),
-    Mistake("layer norm, ε", "tiny error", "√v in place of √(v + ε)", EpsilonForgotten, LayerNorm, _rows),
-    Mistake(
-        "row scale, wrong dimension",
-        "missing sum",
-        "∂C/∂w sums over the rows, of which there are as many as columns",
-        RowScaleSummedOverRows,
-        RowScale,
-        _row_scale,
-    ),
-    Mistake(
-        "row scale, broadcast",
-        "transpose",
-        "w scales the columns of ∂C/∂a in place of the rows",
-        RowScaleOnColumns,
-        RowScale,
-        _row_scale,
-    ),
-    Mistake(
-        "product, operand not reduced",
-        "missing sum",
-        "the gradient of a broadcast factor is not summed",
-        FactorNotReduced,
-        Multiply,
-        _broadcast,
-    ),
-    Mistake(
-        "product, operand averaged",
-        "batch size",
-        "the gradient of a broadcast factor is a mean",
-        FactorAveraged,
-        Multiply,
-        _broadcast,
-    ),
-    Mistake(
-        "moments, second output",
-        "upstream",
-        "the upstream gradient of the second output is ignored",
-        SecondOutputForgotten,
-        Moments,
-        _rows,
-    ),
-    Mistake(
-        "moments, unused output",
-        "upstream",
-        "an upstream gradient that is None is taken for a tensor",
-        NothingForAnUnusedOutput,
-        Moments,
-        _rows,
-    ),
-)

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import GELU, AbsoluteError, Divide, Hardtanh, MeanSquaredError, ReLU, ReLU6, Tanh
 from torch_manualbp.rules.rule import widened
-from torch_manualbp.verify.mistakes.mistake import Mistake
-
-__all__ = ["EDGES"]
+from torch_manualbp.verify.mistakes.mistake import breaks, matrix, planted
 
 
 class WrittenReLU(Function):
@@ -34,6 +31,7 @@ class WrittenReLU(Function):
         return torch.where(z <= 0, 0, da)
 
 
+@planted("ReLU, at 0", "kink", "1 at the kink, where torch has 0", matrix)
 class KinkOnTheOtherSide(WrittenReLU):
     """``<`` for ``<=``."""
 
@@ -43,6 +41,7 @@ class KinkOnTheOtherSide(WrittenReLU):
         return torch.where(z < 0, 0, da)
 
 
+@planted("ReLU, half at 0", "kink", "1/2 at the kink, where torch has 0", matrix)
 class HalfAtTheKink(WrittenReLU):
     """The middle of both derivatives, as the numerical one has it."""
 
@@ -52,6 +51,7 @@ class HalfAtTheKink(WrittenReLU):
         return torch.where(z == 0, da / 2, torch.where(z <= 0, 0, da))
 
 
+@planted("ReLU6, at 6", "kink", "1 at the upper kink, where torch has 0", matrix)
 class UpperKinkPasses(ReLU6):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
@@ -59,6 +59,12 @@ class UpperKinkPasses(ReLU6):
         return torch.where((z <= 0) | (z > 6), 0, da)
 
 
+@planted(
+    "hardtanh, lower bound",
+    "kink",
+    "passes below the lower bound, which no input reaches",
+    lambda make: (make(5, 4), -6.0, 1.0),
+)
 class LowerBoundForgotten(Hardtanh):
     """Right for every input that is not clamped from below."""
 
@@ -69,6 +75,7 @@ class LowerBoundForgotten(Hardtanh):
         return torch.where(z >= high, 0, da), None, None
 
 
+@planted("absolute error, at 0", "kink", "sign(0) = 1", lambda make: (make(5, 4), "mean"))
 class SignOfZeroIsOne(AbsoluteError):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -90,6 +97,7 @@ class Clamp(Function):
         return torch.where((z >= -1) & (z <= 1), da, 0)
 
 
+@planted("clamp, at its bounds", "kink", "0 at the bounds, where torch has 1", matrix)
 class ClampStrict(Clamp):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Tensor:
@@ -97,6 +105,8 @@ class ClampStrict(Clamp):
         return torch.where((z > -1) & (z < 1), da, 0)
 
 
+@planted("ReLU, product", "special values", "∂C/∂a [a > 0] is NaN where ∂C/∂a = ∞", matrix)
+@breaks("matrix", "special values, float32", "special values, bfloat16")
 class ProductForChoice(ReLU):
     """∞ · 0 is NaN."""
 
@@ -106,6 +116,7 @@ class ProductForChoice(ReLU):
         return da * (a > 0)
 
 
+@planted("ReLU, NaN stops", "special values", "0 at z = NaN, which torch lets pass", matrix)
 class NaNStops(ReLU):
     """``a > 0`` is False of NaN: a diverged forward looks like a dead unit."""
 
@@ -115,6 +126,8 @@ class NaNStops(ReLU):
         return torch.where(a > 0, da, 0)
 
 
+@planted("tanh, NaN hidden", "special values", "nan_to_num on the gradient", matrix)
+@breaks("matrix", "NaN")
 class NaNHidden(Tanh):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
@@ -139,6 +152,7 @@ class Length(Function):
         return torch.where(a == 0, 0, widened(da).unsqueeze(-1) * (z / torch.where(a == 0, 1, a))).to(da.dtype)
 
 
+@planted("length, at 0", "special values", "0 / 0 at a row of zeros, where torch has 0", lambda make: (make(6, 1),))
 class LengthByItsFormula(Length):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Tensor:
@@ -146,6 +160,12 @@ class LengthByItsFormula(Length):
         return (widened(da).unsqueeze(-1) * (z / a.unsqueeze(-1))).to(da.dtype)
 
 
+@planted(
+    "GELU, rounded at every step",
+    "precision",
+    "the formula is evaluated in bfloat16 step by step",
+    lambda make: (3 * make(8, 8),),
+)
 class RoundedAtEveryStep(GELU):
     """The formula evaluated in bfloat16, where ATen's kernel computes in float32 and rounds once."""
 
@@ -175,6 +195,12 @@ class Energy(Function):
         return (2 * g * w * z).to(dtype), (g * z.square().sum(0)).to(dtype)
 
 
+@planted(
+    "energy, added up in few digits",
+    "precision",
+    "∂C/∂w is added up in the dtype of the input",
+    lambda make: (make.positive(600, 2), make.positive(2)),
+)
 class AddedUpInFewDigits(Energy):
     """In bfloat16 256 + 1 is 256: what is added to a large sum is lost."""
 
@@ -187,6 +213,7 @@ class AddedUpInFewDigits(Energy):
         return 2 * g * w * z, g * total
 
 
+@planted("tanh, in float32", "precision", "computed in float32 whatever the dtype", matrix)
 class SingleWhateverTheDtype(Tanh):
     """``.float()``, and back: of float64 half of the digits are gone."""
 
@@ -196,6 +223,12 @@ class SingleWhateverTheDtype(Tanh):
         return (da.float() * (1 - a.float().square())).to(da.dtype)
 
 
+@planted(
+    "quotient, squared divisor",
+    "precision",
+    "y² overflows in float16 where x / y / y does not",
+    lambda make: (100 * make.positive(5, 4), 600 * make.positive(5, 4)),
+)
 class DivisorSquared(Divide):
     """x / y² for x / y / y: in float16 y² is ∞ from 256 on."""
 
@@ -205,6 +238,9 @@ class DivisorSquared(Divide):
         return dz / y, None if x is None else -dz * x / (y * y)
 
 
+@planted(
+    "squared error, empty batch", "empty batch", "1 / n raises for n = 0", lambda make: (make(5, 4), make(5, 4), "mean")
+)
 class DividesByNothing(MeanSquaredError):
     """Python divides by a batch of 0 samples, and raises."""
 
@@ -215,79 +251,11 @@ class DividesByNothing(MeanSquaredError):
         return ds, -ds, None
 
 
+@planted("tanh, empty batch", "empty batch", "reshape(n, −1) raises for n = 0", matrix)
+@breaks("matrix", "empty batch")
 class FeaturesByMinusOne(Tanh):
     """``reshape(n, -1)``: in 0 entries there is no telling how many −1 are."""
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
         return Tanh.backward(ctx, da.reshape(da.shape[0], -1).reshape(da.shape))
-
-
-def _matrix(make: Make) -> tuple[Any, ...]:
-    return (make(5, 4),)
-
-
-EDGES = (
-    Mistake("ReLU, at 0", "kink", "1 at the kink, where torch has 0", KinkOnTheOtherSide, WrittenReLU, _matrix),
-    Mistake("ReLU, half at 0", "kink", "1/2 at the kink, where torch has 0", HalfAtTheKink, WrittenReLU, _matrix),
-    Mistake("ReLU6, at 6", "kink", "1 at the upper kink, where torch has 0", UpperKinkPasses, ReLU6, _matrix),
-    Mistake(
-        "hardtanh, lower bound",
-        "kink",
-        "passes below the lower bound, which no input reaches",
-        LowerBoundForgotten,
-        Hardtanh,
-        lambda make: (make(5, 4), -6.0, 1.0),
-    ),
-    Mistake(
-        "absolute error, at 0", "kink", "sign(0) = 1", SignOfZeroIsOne, AbsoluteError, lambda make: (make(5, 4), "mean")
-    ),
-    Mistake("clamp, at its bounds", "kink", "0 at the bounds, where torch has 1", ClampStrict, Clamp, _matrix),
-    Mistake("ReLU, product", "special values", "∂C/∂a [a > 0] is NaN where ∂C/∂a = ∞", ProductForChoice, ReLU, _matrix),
-    Mistake("ReLU, NaN stops", "special values", "0 at z = NaN, which torch lets pass", NaNStops, ReLU, _matrix),
-    Mistake("tanh, NaN hidden", "special values", "nan_to_num on the gradient", NaNHidden, Tanh, _matrix),
-    Mistake(
-        "length, at 0",
-        "special values",
-        "0 / 0 at a row of zeros, where torch has 0",
-        LengthByItsFormula,
-        Length,
-        lambda make: (make(6, 1),),
-    ),
-    Mistake(
-        "GELU, rounded at every step",
-        "precision",
-        "the formula is evaluated in bfloat16 step by step",
-        RoundedAtEveryStep,
-        GELU,
-        lambda make: (3 * make(8, 8),),
-    ),
-    Mistake(
-        "energy, added up in few digits",
-        "precision",
-        "∂C/∂w is added up in the dtype of the input",
-        AddedUpInFewDigits,
-        Energy,
-        lambda make: (make.positive(600, 2), make.positive(2)),
-    ),
-    Mistake(
-        "tanh, in float32", "precision", "computed in float32 whatever the dtype", SingleWhateverTheDtype, Tanh, _matrix
-    ),
-    Mistake(
-        "quotient, squared divisor",
-        "precision",
-        "y² overflows in float16 where x / y / y does not",
-        DivisorSquared,
-        Divide,
-        lambda make: (100 * make.positive(5, 4), 600 * make.positive(5, 4)),
-    ),
-    Mistake(
-        "squared error, empty batch",
-        "empty batch",
-        "1 / n raises for n = 0",
-        DividesByNothing,
-        MeanSquaredError,
-        lambda make: (make(5, 4), make(5, 4), "mean"),
-    ),
-    Mistake("tanh, empty batch", "empty batch", "reshape(n, −1) raises for n = 0", FeaturesByMinusOne, Tanh, _matrix),
-)

@@ -10,11 +10,21 @@ from torch.autograd import Function
 
 from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import Bilinear, Linear, bilinear_input_gradient
-from torch_manualbp.verify.mistakes.mistake import Mistake
-
-__all__ = ["LINEAR"]
+from torch_manualbp.verify.mistakes.mistake import layer, planted
 
 Gradients = tuple[Tensor | None, ...]
+
+
+def _square(make: Make) -> tuple[Any, ...]:
+    return make(4, 4), make(4, 4), make(4)
+
+
+def _bilinear(make: Make) -> tuple[Any, ...]:
+    return make(5, 3), make(5, 3), make(2, 3, 3), make(2)
+
+
+def _embedding(make: Make) -> tuple[Any, ...]:
+    return torch.tensor([0, 2, 2, 1, 0]), make(4, 3)
 
 
 class WrittenLinear(Function):
@@ -34,6 +44,7 @@ class WrittenLinear(Function):
         return da, dW, db
 
 
+@planted("linear, bias not summed", "missing sum", "∂C/∂b is δ of every sample, which the engine sums up", layer)
 class BiasLeftToTheEngine(WrittenLinear):
     """The engine sums a gradient of expandable shape without a word: the value is right, the memory is not."""
 
@@ -43,6 +54,9 @@ class BiasLeftToTheEngine(WrittenLinear):
         return da, dW, delta
 
 
+@planted(
+    "linear, bias summed over neurons", "missing sum", "∂C/∂b sums δ over the neurons in place of the samples", _square
+)
 class BiasOfOneNeuronSummedOverAll(WrittenLinear):
     """Of a square δ the sum over the neurons has the shape of that over the samples."""
 
@@ -52,6 +66,7 @@ class BiasOfOneNeuronSummedOverAll(WrittenLinear):
         return da, dW, delta.sum(1)
 
 
+@planted("linear, square weight transposed", "transpose", "∂C/∂a = δ Wᵀ in place of δ W", _square)
 class SquareWeightTransposed(WrittenLinear):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> Gradients:
@@ -59,6 +74,7 @@ class SquareWeightTransposed(WrittenLinear):
         return delta @ W.t(), delta.t() @ a, delta.sum(0)
 
 
+@planted("linear, weight gradient transposed", "transpose", "∂C/∂W = aᵀ δ in place of δᵀ a", _square)
 class WeightGradientTransposed(WrittenLinear):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> Gradients:
@@ -66,6 +82,7 @@ class WeightGradientTransposed(WrittenLinear):
         return delta @ W, a.t() @ delta, delta.sum(0)
 
 
+@planted("linear, averaged over the batch", "batch size", "∂C/∂W and ∂C/∂b are divided by the number of samples", layer)
 class AveragedOverTheBatch(WrittenLinear):
     """The loss has its mean; the layer takes another."""
 
@@ -76,6 +93,7 @@ class AveragedOverTheBatch(WrittenLinear):
         return da, None if dW is None else dW / n, None if db is None else db / n
 
 
+@planted("linear, bias asked for by the weight", "frozen arguments", "∂C/∂b is None once the weight is frozen", layer)
 class BiasAskedForByTheWeight(WrittenLinear):
     """The bias takes the weight's place in ``needs_input_grad``, which shows once the weight is frozen."""
 
@@ -85,6 +103,7 @@ class BiasAskedForByTheWeight(WrittenLinear):
         return da, dW, delta.sum(0) if ctx.needs_input_grad[1] else None
 
 
+@planted("linear, bias forgotten", "raw structure", "∂C/∂b is None though the bias needs it", layer)
 class BiasForgotten(WrittenLinear):
     """``None`` for what needs a gradient: the bias never moves."""
 
@@ -94,6 +113,7 @@ class BiasForgotten(WrittenLinear):
         return da, dW, None
 
 
+@planted("linear, last sample forgotten", "missing term", "∂C/∂W sums over all samples but the last", layer)
 class LastSampleForgotten(WrittenLinear):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> Gradients:
@@ -101,6 +121,7 @@ class LastSampleForgotten(WrittenLinear):
         return delta @ W, delta[:-1].t() @ a[:-1], delta.sum(0)
 
 
+@planted("linear, weight not conjugated", "conj", "∂C/∂a = δ W in place of δ W*", layer, is_complex=True)
 class WeightNotConjugated(Linear):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> Any:
@@ -108,6 +129,9 @@ class WeightNotConjugated(Linear):
         return None if W is None else delta @ W, None if a is None else delta.t() @ a.conj(), delta.sum(0)
 
 
+@planted(
+    "linear, upstream conjugated", "conj", "every gradient is computed from δ* in place of δ", layer, is_complex=True
+)
 class ConjugatedUpstream(Linear):
     """δ* for δ."""
 
@@ -116,6 +140,7 @@ class ConjugatedUpstream(Linear):
         return Linear.backward(ctx, delta.conj().resolve_conj())
 
 
+@planted("bilinear, transposed", "transpose", "∂C/∂y sums over the wrong one of W's two dimensions", _bilinear)
 class BilinearTransposed(Bilinear):
     """Wᵀ for W in ∂C/∂y: of two spaces of one size any of the two fits."""
 
@@ -127,6 +152,7 @@ class BilinearTransposed(Bilinear):
         return dx, dy, dW, db
 
 
+@planted("bilinear, sides swapped", "transpose", "∂C/∂W has x and y swapped", _bilinear)
 class BilinearSidesSwapped(Bilinear):
     """Σ δ_k y_i x_j for Σ δ_k x_i y_j."""
 
@@ -179,135 +205,17 @@ class RowsAddedUp(RowsOverwritten):
         return None, da.new_zeros(ctx.shape).index_put((y,), da, accumulate=True)
 
 
-def _matrix(make: Make) -> tuple[Any, ...]:
-    return make(5, 4), make(3, 4), make(3)
-
-
-def _square(make: Make) -> tuple[Any, ...]:
-    return make(4, 4), make(4, 4), make(4)
-
-
-def _bilinear(make: Make) -> tuple[Any, ...]:
-    return make(5, 3), make(5, 3), make(2, 3, 3), make(2)
-
-
-def _embedding(make: Make) -> tuple[Any, ...]:
-    return torch.tensor([0, 2, 2, 1, 0]), make(4, 3)
-
-
-LINEAR = (
-    Mistake(
-        "linear, bias not summed",
-        "missing sum",
-        "∂C/∂b is δ of every sample, which the engine sums up",
-        BiasLeftToTheEngine,
-        WrittenLinear,
-        _matrix,
-    ),
-    Mistake(
-        "linear, bias summed over neurons",
-        "missing sum",
-        "∂C/∂b sums δ over the neurons in place of the samples",
-        BiasOfOneNeuronSummedOverAll,
-        WrittenLinear,
-        _square,
-    ),
-    Mistake(
-        "linear, square weight transposed",
-        "transpose",
-        "∂C/∂a = δ Wᵀ in place of δ W",
-        SquareWeightTransposed,
-        WrittenLinear,
-        _square,
-    ),
-    Mistake(
-        "linear, weight gradient transposed",
-        "transpose",
-        "∂C/∂W = aᵀ δ in place of δᵀ a",
-        WeightGradientTransposed,
-        WrittenLinear,
-        _square,
-    ),
-    Mistake(
-        "linear, averaged over the batch",
-        "batch size",
-        "∂C/∂W and ∂C/∂b are divided by the number of samples",
-        AveragedOverTheBatch,
-        WrittenLinear,
-        _matrix,
-    ),
-    Mistake(
-        "linear, bias asked for by the weight",
-        "frozen arguments",
-        "∂C/∂b is None once the weight is frozen",
-        BiasAskedForByTheWeight,
-        WrittenLinear,
-        _matrix,
-    ),
-    Mistake(
-        "linear, bias forgotten",
-        "raw structure",
-        "∂C/∂b is None though the bias needs it",
-        BiasForgotten,
-        WrittenLinear,
-        _matrix,
-    ),
-    Mistake(
-        "linear, last sample forgotten",
-        "missing term",
-        "∂C/∂W sums over all samples but the last",
-        LastSampleForgotten,
-        WrittenLinear,
-        _matrix,
-    ),
-    Mistake(
-        "linear, weight not conjugated",
-        "conj",
-        "∂C/∂a = δ W in place of δ W*",
-        WeightNotConjugated,
-        Linear,
-        _matrix,
-        is_complex=True,
-    ),
-    Mistake(
-        "linear, upstream conjugated",
-        "conj",
-        "every gradient is computed from δ* in place of δ",
-        ConjugatedUpstream,
-        Linear,
-        _matrix,
-        is_complex=True,
-    ),
-    Mistake(
-        "bilinear, transposed",
-        "transpose",
-        "∂C/∂y sums over the wrong one of W's two dimensions",
-        BilinearTransposed,
-        Bilinear,
-        _bilinear,
-    ),
-    Mistake(
-        "bilinear, sides swapped",
-        "transpose",
-        "∂C/∂W has x and y swapped",
-        BilinearSidesSwapped,
-        Bilinear,
-        _bilinear,
-    ),
-    Mistake(
-        "shared weight, counted once",
-        "missing term",
-        "∂C/∂W of W (W a) lacks the term of the inner W",
-        SharedWeightCountedOnce,
-        SharedWeight,
-        lambda make: (make(5, 4), make(4, 4)),
-    ),
-    Mistake(
-        "embedding, repeated rows",
-        "missing sum",
-        "of rows that were looked up twice the last gradient wins",
-        RowsOverwritten,
-        RowsAddedUp,
-        _embedding,
-    ),
-)
+planted(
+    "shared weight, counted once",
+    "missing term",
+    "∂C/∂W of W (W a) lacks the term of the inner W",
+    lambda make: (make(5, 4), make(4, 4)),
+    twin=SharedWeight,
+)(SharedWeightCountedOnce)
+planted(
+    "embedding, repeated rows",
+    "missing sum",
+    "of rows that were looked up twice the last gradient wins",
+    _embedding,
+    twin=RowsAddedUp,
+)(RowsOverwritten)

@@ -1,17 +1,20 @@
-"""One planted mistake, its correct twin, and the inputs that both take."""
+"""One planted mistake, its correct twin, and what must find it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from torch_manualbp.catalogue import Make
+from torch_manualbp.rules import Rule
 
-__all__ = ["KINDS", "Mistake"]
+__all__ = ["BREACHES", "KINDS", "MISTAKES", "Breach", "Mistake", "breaks", "planted"]
+
+T = TypeVar("T")
 
 KINDS = (
     "sign",
@@ -46,7 +49,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong target, and the correct one that differs from it in nothing else."""
+    """A wrong target, and the correct one that differs from it in nothing else: ``verify`` must tell them apart."""
 
     name: str
     """The operation and what is wrong with it, in a few words."""
@@ -88,3 +91,57 @@ class Mistake:
     def _takes_gradient(self, i: int, arg: Any) -> bool:
         is_number = isinstance(arg, Tensor) and (arg.is_floating_point() or arg.is_complex())
         return is_number and i not in self.constants
+
+
+@dataclass(frozen=True)
+class Breach:
+    """A rule with a mistake, a sample of the rule that it subclasses, and the checks of the contract that must fail."""
+
+    rule: type[Rule]
+    sample: str
+    checks: tuple[str, ...]
+
+
+MISTAKES: list[Mistake] = []
+"""What ``verify`` must find, in the order in which modules define them."""
+
+BREACHES: list[Breach] = []
+"""What the contract must find."""
+
+
+def planted(
+    name: str, kind: str, what: str, inputs: Callable[[Make], tuple[Any, ...]], *, twin: Any = None, **about: Any
+) -> Callable[[T], T]:
+    """List a target among the mistakes; its twin is the class that it subclasses, unless given."""
+
+    def listed(target: T) -> T:
+        right = target.__mro__[1] if isinstance(target, type) and twin is None else twin
+        MISTAKES.append(Mistake(name, kind, what, target, right, inputs, **about))
+        return target
+
+    return listed
+
+
+def breaks(sample: str, *checks: str) -> Callable[[T], T]:
+    """List a subclass of a rule among those that break the contract on a sample, as these checks must find."""
+
+    def listed(rule: T) -> T:
+        BREACHES.append(Breach(rule, sample, checks))  # type: ignore[arg-type]
+        return rule
+
+    return listed
+
+
+def matrix(make: Make) -> tuple[Any, ...]:
+    """The inputs of a function of one tensor."""
+    return (make(5, 4),)
+
+
+def pair(make: Make) -> tuple[Any, ...]:
+    """Those of a function of two of one shape."""
+    return make(5, 4), make(5, 4)
+
+
+def layer(make: Make) -> tuple[Any, ...]:
+    """Those of a linear layer."""
+    return make(5, 4), make(3, 4), make(3)

@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from torch_manualbp.catalogue import Make
 from torch_manualbp.rules import Huber, Linear, Sigmoid, Tanh, huber_derivative
 from torch_manualbp.rules.rule import widened
-from torch_manualbp.verify.mistakes.mistake import Mistake
-
-__all__ = ["ORDER"]
+from torch_manualbp.verify.mistakes.mistake import breaks, layer, matrix, pair, planted
 
 
+@planted("sigmoid, detached", "second derivative", "what was saved is detached", matrix)
+@breaks("matrix", "second derivatives", "second derivatives, constant upstream", "gradgradcheck")
 class SigmoidDetached(Sigmoid):
     """To save memory, as its author believed."""
 
@@ -26,12 +25,20 @@ class SigmoidDetached(Sigmoid):
         return Sigmoid.delta(da, a.detach())
 
 
+@planted("tanh, upstream detached", "second derivative", "the upstream gradient is detached", matrix)
 class UpstreamDetached(Tanh):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
         return Tanh.backward(ctx, da.detach())
 
 
+@planted(
+    "Huber, detached",
+    "second derivative",
+    "output and target are detached",
+    lambda make: (make(5, 4), make(5, 4), 1.5, "sum"),
+)
+@breaks("sum", "second derivatives", "gradgradcheck")
 class HuberDetached(Huber):
     partials = (
         lambda s, y, threshold: huber_derivative(s.detach(), y.detach(), threshold),
@@ -39,6 +46,7 @@ class HuberDetached(Huber):
     )
 
 
+@planted("linear, no_grad", "second derivative", "the backward runs without a graph", layer)
 class WithoutGraph(Linear):
     """``no_grad`` around the backward."""
 
@@ -65,6 +73,12 @@ class Square(Function):
         return (g * y * z * 2).to(da.dtype), (g * z * z).to(da.dtype)
 
 
+@planted(
+    "square, once differentiable",
+    "second derivative",
+    "a second derivative is refused, but not where the upstream gradient needs none",
+    pair,
+)
 class SquareOnce(Square):
     """Promises to refuse a second derivative, and gives a wrong one where the upstream gradient needs none."""
 
@@ -88,6 +102,7 @@ class Sinh(Function):
         return (widened(da) * widened(z).cosh()).to(z.dtype)
 
 
+@planted("sinh, saved intermediate", "second derivative", "keeps exp(z), which is neither input nor output", matrix)
 class SinhOfAnIntermediate(Sinh):
     """Keeps exp(z), which is neither input nor output: the second derivative takes it for a constant."""
 
@@ -103,6 +118,8 @@ class SinhOfAnIntermediate(Sinh):
         return (widened(da) * (up + down) / 2).to(da.dtype)
 
 
+@planted("sigmoid, jvp", "forward mode", "the tangent of another function", matrix)
+@breaks("matrix", "forward mode", "Jacobians", "Hessians", "gradcheck")
 class TangentOfAnotherFunction(Sigmoid):
     @staticmethod
     def jvp(ctx: Any, dz: Tensor) -> Tensor:
@@ -110,6 +127,7 @@ class TangentOfAnotherFunction(Sigmoid):
         return dz * a
 
 
+@planted("linear, jvp", "forward mode", "the tangent of W is dropped where a has one", layer)
 class TangentOfTheWeightForgotten(Linear):
     @staticmethod
     def jvp(ctx: Any, da: Tensor | None, dW: Tensor | None, db: Tensor | None) -> Tensor | None:
@@ -131,6 +149,7 @@ class SquareForward(Square):
         return by_z + (0 if dy is None else z * z * dy)
 
 
+@planted("square, jvp", "forward mode", "the tangent of y has the wrong sign", pair)
 class SquareForwardNegative(SquareForward):
     @staticmethod
     def jvp(ctx: Any, dz: Tensor | None, dy: Tensor | None) -> Any:
@@ -159,86 +178,12 @@ class Centred(Function):
         return Centred.apply(z.movedim(in_dims[0], 0)), 0  # type: ignore[no-untyped-call]
 
 
+@planted(
+    "centring, vmap", "vmap", "under vmap the mean runs over the dimension that is mapped", lambda make: (make(4, 4),)
+)
 class MixesWhatIsMapped(Centred):
     """The mapped dimension becomes the last, of which the rows' means are taken: samples see each other."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, z: Tensor) -> Any:
         return Centred.apply(z.movedim(in_dims[0], -1)), z.dim() - 1  # type: ignore[no-untyped-call]
-
-
-def _matrix(make: Make) -> tuple[Any, ...]:
-    return (make(5, 4),)
-
-
-def _linear(make: Make) -> tuple[Any, ...]:
-    return make(5, 4), make(3, 4), make(3)
-
-
-def _pair(make: Make) -> tuple[Any, ...]:
-    return make(5, 4), make(5, 4)
-
-
-ORDER = (
-    Mistake("sigmoid, detached", "second derivative", "what was saved is detached", SigmoidDetached, Sigmoid, _matrix),
-    Mistake(
-        "tanh, upstream detached",
-        "second derivative",
-        "the upstream gradient is detached",
-        UpstreamDetached,
-        Tanh,
-        _matrix,
-    ),
-    Mistake(
-        "Huber, detached",
-        "second derivative",
-        "output and target are detached",
-        HuberDetached,
-        Huber,
-        lambda make: (make(5, 4), make(5, 4), 1.5, "sum"),
-    ),
-    Mistake("linear, no_grad", "second derivative", "the backward runs without a graph", WithoutGraph, Linear, _linear),
-    Mistake(
-        "square, once differentiable",
-        "second derivative",
-        "a second derivative is refused, but not where the upstream gradient needs none",
-        SquareOnce,
-        Square,
-        _pair,
-    ),
-    Mistake(
-        "sinh, saved intermediate",
-        "second derivative",
-        "keeps exp(z), which is neither input nor output",
-        SinhOfAnIntermediate,
-        Sinh,
-        _matrix,
-    ),
-    Mistake(
-        "sigmoid, jvp", "forward mode", "the tangent of another function", TangentOfAnotherFunction, Sigmoid, _matrix
-    ),
-    Mistake(
-        "linear, jvp",
-        "forward mode",
-        "the tangent of W is dropped where a has one",
-        TangentOfTheWeightForgotten,
-        Linear,
-        _linear,
-    ),
-    Mistake(
-        "square, jvp",
-        "forward mode",
-        "the tangent of y has the wrong sign",
-        SquareForwardNegative,
-        SquareForward,
-        _pair,
-    ),
-    Mistake(
-        "centring, vmap",
-        "vmap",
-        "under vmap the mean runs over the dimension that is mapped",
-        MixesWhatIsMapped,
-        Centred,
-        lambda make: (make(4, 4),),
-    ),
-)

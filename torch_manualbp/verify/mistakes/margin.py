@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from planted import Mistake
 from torch import Tensor
 
 from torch_manualbp.rules import (
@@ -20,8 +19,10 @@ from torch_manualbp.rules import (
     multi_margin_gradient,
 )
 from torch_manualbp.rules.loss import embedding
+from torch_manualbp.verify.mistakes.mistake import breaks
 
 
+@breaks("p=3", "first derivatives", "forward mode", "Jacobians")
 class PowerOffByOne(VectorNorm):
     """|d|^p for |d|^(p−1)."""
 
@@ -31,6 +32,7 @@ class PowerOffByOne(VectorNorm):
         return VectorNorm.backward(ctx, dD)[0] * d.abs(), None
 
 
+@breaks("matrix", "second derivatives", "gradgradcheck")
 class LengthTakenForConstant(VectorNorm):
     @staticmethod
     def backward(ctx: Any, dD: Tensor) -> Any:
@@ -38,6 +40,7 @@ class LengthTakenForConstant(VectorNorm):
         return embedding.vector_norm_gradient(d, D.detach(), ctx.p, dD), None
 
 
+@breaks("targets of integers", "first derivatives", "gradcheck")
 class WrongSideOfTheHinge(MarginRanking):
     """The gradient passes where nothing is owed."""
 
@@ -48,12 +51,14 @@ class WrongSideOfTheHinge(MarginRanking):
         return minus_y * ~passes * g / (passes.numel() if ctx.reduction == "mean" else 1), None, None, None
 
 
+@breaks("mean", "raw backward")
 class TargetWithoutGradient(MarginRanking):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, dminus_y: Tensor | None = None) -> Any:
         return MarginRanking.backward(ctx, g, dminus_y)[0], None, None, None
 
 
+@breaks("sum", "first derivatives")
 class MarginForgotten(MarginRanking):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -61,6 +66,7 @@ class MarginForgotten(MarginRanking):
         MarginRanking.setup_context(ctx, (d, y, 0.0, reduction), output)
 
 
+@breaks("mean", "first derivatives", "forward mode", "Jacobians")
 class NotDividedByK(MultiMargin):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -68,6 +74,7 @@ class NotDividedByK(MultiMargin):
         return MultiMargin.backward(ctx, g * s.shape[-1])
 
 
+@breaks("mean, p=2", "first derivatives", "gradcheck")
 class FactorOfTheSquare(MultiMargin):
     """r for 2 r."""
 
@@ -76,6 +83,7 @@ class FactorOfTheSquare(MultiMargin):
         return MultiMargin.backward(ctx, g / ctx.p)
 
 
+@breaks("sum, p=2", "first derivatives")
 class WeightOfAnotherClass(MultiMargin):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -86,6 +94,7 @@ class WeightOfAnotherClass(MultiMargin):
         return torch.where(right == 0, raw, raw * wrong / right), None, None, None, None, None
 
 
+@breaks("mean", "first derivatives", "gradcheck")
 class TrueClassGetsNothing(MultiMargin):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -94,6 +103,7 @@ class TrueClassGetsNothing(MultiMargin):
         return ds.scatter(1, y.unsqueeze(1), 0), *rest
 
 
+@breaks("none, p=2", "gradgradcheck")
 class SquareTakenForConstant(MultiMargin):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -102,6 +112,7 @@ class SquareTakenForConstant(MultiMargin):
         return multi_margin_gradient(s.detach(), y, share, ctx.p, ctx.margin, w), None, None, None, None, None
 
 
+@breaks("mean", "first derivatives")
 class RepeatedLabelsCountOnce(MultiLabelMargin):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -111,6 +122,7 @@ class RepeatedLabelsCountOnce(MultiLabelMargin):
         return _gradient_of(MultiLabelMargin, args, g), None, None
 
 
+@breaks("none", "first derivatives")
 class ReadsPastTheEndOfTheList(MultiLabelMargin):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -119,6 +131,7 @@ class ReadsPastTheEndOfTheList(MultiLabelMargin):
         return _gradient_of(MultiLabelMargin, args, g), None, None
 
 
+@breaks("mean", "vmap", "torch.compile")
 class BranchesOnTheList(MultiLabelMargin):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -126,6 +139,7 @@ class BranchesOnTheList(MultiLabelMargin):
         return MultiLabelMargin.backward(ctx, g if (y >= 0).any() else g * 0)
 
 
+@breaks("mean", "first derivatives")
 class TargetsSwapped(MultiLabelSoftMargin):
     """The gradient of 1 − y."""
 
@@ -136,6 +150,7 @@ class TargetsSwapped(MultiLabelSoftMargin):
         return _gradient_of(MultiLabelSoftMargin, args, g), *MultiLabelSoftMargin.backward(ctx, g)[1:]
 
 
+@breaks("none", "accuracy, float32")
 class DigitsCancelled(MultiLabelSoftMargin):
     """σ(s) − y, which rounds to 0 where σ(s) is near y."""
 
@@ -148,6 +163,7 @@ class DigitsCancelled(MultiLabelSoftMargin):
         return (torch.sigmoid(s) - y) * g / n, *MultiLabelSoftMargin.backward(ctx, g.sum())[1:]
 
 
+@breaks("sum", "first derivatives")
 class FarTakenForNear(CosineEmbedding):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -156,6 +172,7 @@ class FarTakenForNear(CosineEmbedding):
         return _gradient_of(CosineEmbedding, args, g), *CosineEmbedding.backward(ctx, g)[1:]
 
 
+@breaks("none", "first derivatives")
 class LengthsNotDifferentiated(CosineEmbedding):
     """The cosine as if both vectors were of fixed length."""
 
@@ -167,6 +184,7 @@ class LengthsNotDifferentiated(CosineEmbedding):
         return along * v, dv, *rest
 
 
+@breaks("none, swap", "first derivatives")
 class SwapIgnored(TripletMargin):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -176,6 +194,7 @@ class SwapIgnored(TripletMargin):
         return dpos, -dpos, 0 * dswap, *rest
 
 
+@breaks("mean", "first derivatives", "gradcheck")
 class MeanForgotten(TripletMargin):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -186,26 +205,3 @@ class MeanForgotten(TripletMargin):
 def _gradient_of(rule: type[Rule], args: tuple[Any, ...], g: Tensor) -> Tensor:
     with torch.enable_grad():
         return torch.autograd.grad(rule.apply(*args), args[0], g)[0]
-
-
-MISTAKES: list[Mistake] = [
-    (PowerOffByOne, "p=3", ["first derivatives", "forward mode", "Jacobians"]),
-    (LengthTakenForConstant, "matrix", ["second derivatives", "gradgradcheck"]),
-    (WrongSideOfTheHinge, "targets of integers", ["first derivatives", "gradcheck"]),
-    (TargetWithoutGradient, "mean", ["raw backward"]),
-    (MarginForgotten, "sum", ["first derivatives"]),
-    (NotDividedByK, "mean", ["first derivatives", "forward mode", "Jacobians"]),
-    (FactorOfTheSquare, "mean, p=2", ["first derivatives", "gradcheck"]),
-    (WeightOfAnotherClass, "sum, p=2", ["first derivatives"]),
-    (TrueClassGetsNothing, "mean", ["first derivatives", "gradcheck"]),
-    (SquareTakenForConstant, "none, p=2", ["gradgradcheck"]),
-    (RepeatedLabelsCountOnce, "mean", ["first derivatives"]),
-    (ReadsPastTheEndOfTheList, "none", ["first derivatives"]),
-    (BranchesOnTheList, "mean", ["vmap", "torch.compile"]),
-    (TargetsSwapped, "mean", ["first derivatives"]),
-    (DigitsCancelled, "none", ["accuracy, float32"]),
-    (FarTakenForNear, "sum", ["first derivatives"]),
-    (LengthsNotDifferentiated, "none", ["first derivatives"]),
-    (SwapIgnored, "none, swap", ["first derivatives"]),
-    (MeanForgotten, "mean", ["first derivatives", "gradcheck"]),
-]

@@ -10,7 +10,6 @@ import copy
 from typing import Any
 
 import torch
-from ordinary import first_of_each
 from torch import Tensor
 from torch.autograd import Function
 
@@ -226,7 +225,10 @@ BY_CHECK: list[tuple[str, Layer]] = [
     ("FakeTensorMode", row("Sigmoid").with_mistake(Sigmoid=OtherShapeOnMeta)),
 ]
 
-SOUND = tuple(first_of_each(layers(), lambda layer: [module_of(layer), layer.class_name == "CrossEntropyLoss"]))
+SOUND = (
+    *{module_of(layer): layer for layer in reversed(layers())}.values(),
+    *(layer for layer in layers() if layer.name == "CrossEntropyLoss"),
+)
 """A layer of each module, and the one that loss_parallel is for."""
 
 IN_TWO_PROCESSES: tuple[Layer, ...] = (

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from planted import Mistake
 from torch import Tensor
 
 from torch_manualbp.rules import CrossEntropy, Linear, MeanSquaredError, ReLU, Sigmoid, Tanh
+from torch_manualbp.verify.mistakes.mistake import breaks
 
 
+@breaks("matrix", "raw backward")
 class BiasNotSummed(Linear):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -18,6 +19,7 @@ class BiasNotSummed(Linear):
         return da, dW, delta
 
 
+@breaks("matrix", "raw backward")
 class WeightTransposed(Linear):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -25,6 +27,7 @@ class WeightTransposed(Linear):
         return da, None if dW is None else dW.t(), db
 
 
+@breaks("square", "first derivatives", "gradcheck")
 class SquareWeightTransposed(Linear):
     """The transpose of a square weight has the right shape."""
 
@@ -34,6 +37,7 @@ class SquareWeightTransposed(Linear):
         return delta @ W.t(), delta.t() @ a, delta.sum(0)
 
 
+@breaks("matrix", "raw backward")
 class AnswersForFrozen(Linear):
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -41,6 +45,7 @@ class AnswersForFrozen(Linear):
         return torch.zeros(5, 4, dtype=delta.dtype) if da is None else da, dW, db
 
 
+@breaks("matrix", "bytes kept")
 class KeepsWhatFrozenLayersDoNotNeed(Linear):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -48,35 +53,7 @@ class KeepsWhatFrozenLayersDoNotNeed(Linear):
         ctx.save_for_backward(*inputs[:2])
 
 
-class FactorMissing(Sigmoid):
-    @staticmethod
-    def backward(ctx: Any, da: Tensor) -> Tensor:
-        (a,) = ctx.saved_tensors
-        return da * a
-
-
-class OffByOneInTenThousand(Sigmoid):
-    @staticmethod
-    def backward(ctx: Any, da: Tensor) -> Tensor:
-        return Sigmoid.backward(ctx, da)[0] * 1.0001
-
-
-class Detached(Sigmoid):
-    """The first derivative is right; the second lacks the term of f''."""
-
-    @staticmethod
-    def backward(ctx: Any, da: Tensor) -> Tensor:
-        (a,) = ctx.saved_tensors
-        return Sigmoid.delta(da, a.detach())
-
-
-class TangentOfAnotherFunction(Sigmoid):
-    @staticmethod
-    def jvp(ctx: Any, dz: Tensor) -> Tensor:
-        (a,) = ctx.saved_tensors
-        return dz * a
-
-
+@breaks("matrix", "tangents", "forward mode")
 class NoTangentWithoutAGradient(Sigmoid):
     """Takes an input that requires no gradient for one that has no tangent."""
 
@@ -85,6 +62,7 @@ class NoTangentWithoutAGradient(Sigmoid):
         return Sigmoid.with_jvp.jvp(ctx, dz) * float(ctx.needs_input_grad[0])
 
 
+@breaks("matrix", "Hessian-vector products")
 class TangentDetached(Sigmoid):
     """The tangent is right; its own derivative lacks the term of f''."""
 
@@ -94,6 +72,7 @@ class TangentDetached(Sigmoid):
         return Sigmoid.delta(dz, a.detach())
 
 
+@breaks("mean, ε=0.0", "Hessian-vector products")
 class TangentOfTheByproductForgotten(CrossEntropy):
     """The tangent of C is right; those of the gradients, which are made of log p, are not."""
 
@@ -103,6 +82,7 @@ class TangentOfTheByproductForgotten(CrossEntropy):
         return dC, torch.zeros_like(dkept)
 
 
+@breaks("four dimensions", "one rounding, bfloat16")
 class RoundedAtEveryStep(Sigmoid):
     """Right, and in bfloat16 a few ulp off."""
 
@@ -112,6 +92,7 @@ class RoundedAtEveryStep(Sigmoid):
         return da * ((1 - a) * a)
 
 
+@breaks("four dimensions", "one rounding, float16")
 class SquareRounded(Tanh):
     """Right, and in float16 without the digits that 1 − a² cancels."""
 
@@ -121,6 +102,7 @@ class SquareRounded(Tanh):
         return da * (1 - a * a)
 
 
+@breaks("matrix", "accuracy, float32")
 class SquaredInLowPrecision(Tanh):
     """a² with 8 bits."""
 
@@ -130,6 +112,7 @@ class SquaredInLowPrecision(Tanh):
         return da * (1 - (a * a).bfloat16().to(a.dtype))
 
 
+@breaks("matrix", "changes in place", "saved-tensor hooks")
 class KeptOnTheContext(Tanh):
     """What is kept there escapes checkpointing, saved-tensor hooks and the version check."""
 
@@ -143,6 +126,7 @@ class KeptOnTheContext(Tanh):
         return da * (1 - a * a)
 
 
+@breaks("matrix", "special values, float32", "special values, float16")
 class KinkOnTheOtherSide(ReLU):
     """``>=`` for ``>``."""
 
@@ -152,29 +136,14 @@ class KinkOnTheOtherSide(ReLU):
         return torch.where(a >= 0, da, 0)
 
 
-class ProductForChoice(ReLU):
-    """inf · 0 is NaN."""
-
-    @staticmethod
-    def backward(ctx: Any, da: Tensor) -> Tensor:
-        (a,) = ctx.saved_tensors
-        return da * (a > 0)
-
-
-class ViewsTheUpstream(Tanh):
-    """``view`` fails on a gradient with other strides."""
-
-    @staticmethod
-    def backward(ctx: Any, da: Tensor) -> Tensor:
-        return Tanh.backward(ctx, da.view(-1).view(da.shape))
-
-
+@breaks("matrix", "vmap", "torch.compile")
 class BranchesOnNumbers(Tanh):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Tensor:
         return Tanh.backward(ctx, da) if da.sum() != 0 else da
 
 
+@breaks("mean", "first derivatives", "gradcheck")
 class DropsTheMean(MeanSquaredError):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -182,6 +151,7 @@ class DropsTheMean(MeanSquaredError):
         return MeanSquaredError.backward(ctx, g)
 
 
+@breaks("mean", "first derivatives")
 class GivesTheTargetTheSameSign(MeanSquaredError):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -189,47 +159,9 @@ class GivesTheTargetTheSameSign(MeanSquaredError):
         return ds, ds, None
 
 
-class IgnoredCount(CrossEntropy):
-    """The mean divides by all samples, those of ignore_index included."""
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor | None, dkept: Tensor | None = None) -> Any:
-        assert g is not None
-        _, y, _ = ctx.saved_tensors
-        counted = (y != ctx.ignore_index).sum()
-        return CrossEntropy.backward(ctx, g * counted / y.numel(), dkept)
-
-
+@breaks("mean, ε=0.2", "first derivatives")
 class SmoothingOffByK(CrossEntropy):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, dkept: Tensor | None = None) -> Any:
         ctx.epsilon = ctx.epsilon * 3 / 4
         return CrossEntropy.backward(ctx, g, dkept)
-
-
-MISTAKES: list[Mistake] = [
-    (BiasNotSummed, "matrix", ["raw backward"]),
-    (WeightTransposed, "matrix", ["raw backward"]),
-    (SquareWeightTransposed, "square", ["first derivatives", "gradcheck"]),
-    (AnswersForFrozen, "matrix", ["raw backward"]),
-    (KeepsWhatFrozenLayersDoNotNeed, "matrix", ["bytes kept"]),
-    (FactorMissing, "matrix", ["first derivatives", "gradcheck", "forward mode", "Jacobians"]),
-    (OffByOneInTenThousand, "matrix", ["first derivatives", "forward mode", "Jacobians"]),
-    (Detached, "matrix", ["second derivatives", "second derivatives, constant upstream", "gradgradcheck"]),
-    (TangentOfAnotherFunction, "matrix", ["forward mode", "Jacobians", "Hessians", "gradcheck"]),
-    (NoTangentWithoutAGradient, "matrix", ["tangents", "forward mode"]),
-    (TangentDetached, "matrix", ["Hessian-vector products"]),
-    (TangentOfTheByproductForgotten, "mean, ε=0.0", ["Hessian-vector products"]),
-    (RoundedAtEveryStep, "four dimensions", ["one rounding, bfloat16"]),
-    (SquareRounded, "four dimensions", ["one rounding, float16"]),
-    (SquaredInLowPrecision, "matrix", ["accuracy, float32"]),
-    (KeptOnTheContext, "matrix", ["changes in place", "saved-tensor hooks"]),
-    (KinkOnTheOtherSide, "matrix", ["special values, float32", "special values, float16"]),
-    (ProductForChoice, "matrix", ["special values, float32", "special values, bfloat16"]),
-    (ViewsTheUpstream, "matrix", ["strided upstream"]),
-    (BranchesOnNumbers, "matrix", ["vmap", "torch.compile"]),
-    (DropsTheMean, "mean", ["first derivatives", "gradcheck"]),
-    (GivesTheTargetTheSameSign, "mean", ["first derivatives"]),
-    (IgnoredCount, "mean, ε=0.0", ["first derivatives"]),
-    (SmoothingOffByK, "mean, ε=0.2", ["first derivatives"]),
-]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from planted import Mistake
 from torch import Tensor
 
 from torch_manualbp.rules import (
@@ -23,14 +22,17 @@ from torch_manualbp.rules import (
     Split,
     Unbind,
 )
+from torch_manualbp.verify.mistakes.mistake import breaks
 
 
+@breaks("scaled, broadcast", "raw backward")
 class BroadcastNotSummed(Add):
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         return dz, dz * ctx.alpha, None
 
 
+@breaks("scaled, broadcast", "first derivatives", "gradcheck", "forward mode")
 class ScaleForgotten(Add):
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -38,6 +40,7 @@ class ScaleForgotten(Add):
         return Add.backward(ctx, dz)
 
 
+@breaks("matrix", "complex numbers")
 class ConjugateForgotten(Multiply):
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -45,6 +48,7 @@ class ConjugateForgotten(Multiply):
         return dz * y, dz * x
 
 
+@breaks("matrix", "bytes kept")
 class KeepsWhatNobodyNeeds(Multiply):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, Any], output: Tensor) -> None:
@@ -52,12 +56,14 @@ class KeepsWhatNobodyNeeds(Multiply):
         ctx.save_for_backward(*inputs)
 
 
+@breaks("broadcast", "forward mode", "Jacobians")
 class TangentOfOneFactor(Multiply):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None) -> Tensor:
         return Multiply.jvp(ctx, dx, None if dx is not None else dy)
 
 
+@breaks("matrix", "first derivatives", "gradcheck")
 class SignOfTheDivisor(Divide):
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -65,6 +71,7 @@ class SignOfTheDivisor(Divide):
         return dx, None if dy is None else -dy
 
 
+@breaks("matrix", "one rounding, bfloat16", "one rounding, float16")
 class RoundedAtEveryStep(Divide):
     """Right, and in low precision a few ulp off."""
 
@@ -74,6 +81,7 @@ class RoundedAtEveryStep(Divide):
         return dz / y, -dz * x / y / y
 
 
+@breaks("matrices", "complex numbers")
 class TransposeForAdjoint(MatMul):
     """yᵀ and xᵀ where complex numbers need yᴴ and xᴴ."""
 
@@ -83,6 +91,7 @@ class TransposeForAdjoint(MatMul):
         return dz @ y.mT, x.mT @ dz
 
 
+@breaks("batch by one matrix", "first derivatives", "gradcheck")
 class FirstOfTheBatch(MatMul):
     """The gradient of the one matrix from one of its products."""
 
@@ -93,36 +102,42 @@ class FirstOfTheBatch(MatMul):
         return dx, x[0].mT @ dz[0]
 
 
+@breaks("column", "first derivatives", "gradcheck")
 class OneCopyOfAll(Expand):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
         return da[0, :, :1], None
 
 
+@breaks("cube", "raw backward")
 class PermutedAgain(Permute):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
         return da.permute(ctx.dims), None
 
 
+@breaks("features", "first derivatives", "gradcheck")
 class SplitOneTooFar(Cat):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
         return Cat.backward(ctx, da.roll(-1, ctx.dim))
 
 
+@breaks("batches", "first derivatives", "gradcheck")
 class JoinedInAnotherOrder(Split):
     @staticmethod
     def backward(ctx: Any, *da: Tensor) -> tuple[Tensor, None, None]:
         return Split.backward(ctx, *reversed(da))
 
 
+@breaks("columns", "first derivatives", "Jacobians")
 class LastPartForgotten(Unbind):
     @staticmethod
     def backward(ctx: Any, *da: Tensor) -> tuple[Tensor, None]:
         return Unbind.backward(ctx, *da[:-1], torch.zeros_like(da[-1]))
 
 
+@breaks("some features", "changes in place")
 class ReturnsAView(Slice):
     """Which may not be changed in place."""
 
@@ -131,6 +146,7 @@ class ReturnsAView(Slice):
         return z[index]
 
 
+@breaks("rows", "first derivatives", "gradcheck")
 class LastWins(Index):
     """An entry that is read twice has both gradients."""
 
@@ -140,6 +156,7 @@ class LastWins(Index):
         return torch.ops.aten.index_put(dz, list(ctx.saved_tensors), da), None
 
 
+@breaks("two dimensions", "first derivatives", "gradcheck")
 class SumForMean(Mean):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
@@ -147,6 +164,7 @@ class SumForMean(Mean):
         return dz * dz.numel() / da.numel(), None, None
 
 
+@breaks("kept dimension", "first derivatives", "gradcheck")
 class MeanOfEverything(Mean):
     """Divides by the number of all entries, and not of those of one mean."""
 
@@ -156,31 +174,9 @@ class MeanOfEverything(Mean):
         return dz / da.numel(), None, None
 
 
+@breaks("matrix", "first derivatives", "second derivatives")
 class MaskNotScaled(Dropout):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
         (r,) = ctx.saved_tensors
         return da * r.sign(), None
-
-
-MISTAKES: list[Mistake] = [
-    (BroadcastNotSummed, "scaled, broadcast", ["raw backward"]),
-    (ScaleForgotten, "scaled, broadcast", ["first derivatives", "gradcheck", "forward mode"]),
-    (ConjugateForgotten, "matrix", ["complex numbers"]),
-    (KeepsWhatNobodyNeeds, "matrix", ["bytes kept"]),
-    (TangentOfOneFactor, "broadcast", ["forward mode", "Jacobians"]),
-    (SignOfTheDivisor, "matrix", ["first derivatives", "gradcheck"]),
-    (RoundedAtEveryStep, "matrix", ["one rounding, bfloat16", "one rounding, float16"]),
-    (TransposeForAdjoint, "matrices", ["complex numbers"]),
-    (FirstOfTheBatch, "batch by one matrix", ["first derivatives", "gradcheck"]),
-    (OneCopyOfAll, "column", ["first derivatives", "gradcheck"]),
-    (PermutedAgain, "cube", ["raw backward"]),
-    (SplitOneTooFar, "features", ["first derivatives", "gradcheck"]),
-    (JoinedInAnotherOrder, "batches", ["first derivatives", "gradcheck"]),
-    (LastPartForgotten, "columns", ["first derivatives", "Jacobians"]),
-    (ReturnsAView, "some features", ["changes in place"]),
-    (LastWins, "rows", ["first derivatives", "gradcheck"]),
-    (SumForMean, "two dimensions", ["first derivatives", "gradcheck"]),
-    (MeanOfEverything, "kept dimension", ["first derivatives", "gradcheck"]),
-    (MaskNotScaled, "matrix", ["first derivatives", "second derivatives"]),
-]
