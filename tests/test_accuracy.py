@@ -20,7 +20,8 @@ from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
 from torch_manualbp.rules import Rule
 from torch_manualbp.rules.activation import softmax
 from torch_manualbp.verify import accuracy
-from torch_manualbp.verify.accuracy import DTYPES, Accuracy, measure, ulp
+from torch_manualbp.verify.accuracy import DTYPES, Accuracy, measure
+from torch_manualbp.verify.measure import ulp
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 

@@ -28,17 +28,16 @@ from torch import Tensor
 
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
+from torch_manualbp.verify.measure import LOST, errors_in_ulps, ulp
 from torch_manualbp.verify.outputs import joined
+from torch_manualbp.verify.subject import is_number, name_of_dtype
 
-__all__ = ["DTYPES", "Accuracy", "add_arguments", "main", "measure", "ulp"]
+__all__ = ["DTYPES", "Accuracy", "add_arguments", "main", "measure"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 CROSSED = 1 << 16
 """Points of a grid of several arguments, about."""
-
-LOST = -1.0
-"""In place of the error of a result that an overflow on the way made infinite or NaN."""
 
 SCALES = (1e-3, 1.0, 30.0)
 """What samples are multiplied by."""
@@ -89,13 +88,6 @@ class _Points:
     describe: Callable[[int], str]
 
 
-def ulp(reference: Tensor, dtype: torch.dtype) -> Tensor:
-    """The spacing of the numbers of ``dtype`` around each entry, that of its subnormals included."""
-    info = torch.finfo(dtype)
-    _, exponent = torch.frexp(reference.abs().nan_to_num(0, info.max).clamp(info.tiny, info.max))
-    return info.eps * (exponent.double() - 1).exp2()
-
-
 def measure(entry: Operation, dtype: torch.dtype) -> list[Accuracy]:
     """The accuracy of the output and of every gradient of a rule.
 
@@ -115,7 +107,7 @@ def _accuracy(entry: Operation, dtype: torch.dtype, result: str, points: Sequenc
         torch.cat([getattr(p, name) for p in points]) for name in ("ours", "torch", "slack", "octave")
     )
     if not ours.numel():
-        return Accuracy(entry.name, _name(dtype), result, 0, 0, 0, 0, 0, 0, 0, "", 0, 0)
+        return Accuracy(entry.name, name_of_dtype(dtype), result, 0, 0, 0, 0, 0, 0, 0, "", 0, 0)
     _, octave = octave.unique(return_inverse=True)
     lost, torch_lost = ours == LOST, theirs == LOST
     mine, torchs = ours.where(~lost, 0), theirs.where(~torch_lost, 0)
@@ -128,7 +120,7 @@ def _accuracy(entry: Operation, dtype: torch.dtype, result: str, points: Sequenc
         of_worst = next(part)
     return Accuracy(
         rule=entry.name,
-        dtype=_name(dtype),
+        dtype=name_of_dtype(dtype),
         result=result,
         points=ours.numel(),
         ours=mine.max().item(),
@@ -218,13 +210,13 @@ def _on_grid(entry: Operation, sample: Sample, dtype: torch.dtype, upstream: str
     args = list(sample.args)
     for i, grid in zip(positions, grids, strict=True):
         args[i] = grid.flatten()
-    args = [a.to(dtype) if _floating(a) else a for a in args]
+    args = [a.to(dtype) if is_number(a) else a for a in args]
     n = args[positions[0]].numel()
     g = torch.ones(n) if upstream == "ones" else torch.randn(n, generator=torch.Generator().manual_seed(1))
     learning = [i for i in entry.differentiable(sample) if i in positions]
     octave = torch.zeros(n, dtype=torch.int64)
     for i in positions:
-        if _floating(args[i]):
+        if is_number(args[i]):
             octave = octave * 4096 + _octave(args[i], 16 if len(positions) > 1 else 1)
     return _compared(entry, args, learning, g.to(dtype), octave, pointwise=True)
 
@@ -302,7 +294,7 @@ def _on_samples(entry: Operation, name: str, dtype: torch.dtype, scale: float) -
             drawn = args[i].double()
             if drawn.min() < 0:  # and not of a part of the line alone
                 args[i] = (drawn * scale).to(dtype)
-        output = joined(entry.twin(*[a.double() if _floating(a) else a for a in args]))
+        output = joined(entry.twin(*[a.double() if is_number(a) else a for a in args]))
         g = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
         for p in _compared(entry, args, list(entry.differentiable(sample)), g, None, pointwise=False):
             points.setdefault(p.result, []).append(p)
@@ -317,7 +309,7 @@ def _compared(
 ) -> list[_Points]:
     """Both errors of the output and of each gradient."""
     dtype = g.dtype
-    wide = [a.double() if _floating(a) else a for a in args]
+    wide = [a.double() if is_number(a) else a for a in args]
     try:
         theirs = _results(entry.twin, args, learning, g)
     except RuntimeError as error:
@@ -355,8 +347,8 @@ def _compared(
         points.append(
             _Points(
                 name,
-                _errors(mine, reference, spacing, has_nan).flatten(),
-                _errors(torchs, reference, spacing, has_nan).flatten(),
+                errors_in_ulps(mine, reference, has_nan).flatten(),
+                errors_in_ulps(torchs, reference, has_nan).flatten(),
                 slack,
                 octaves,
                 _describer(args, flat, pointwise),
@@ -387,23 +379,6 @@ def _few_by_few(twin: Callable[..., Any], wide: Sequence[Any], g: Tensor, where:
         for total, part in zip(results, _results(twin, [z[some], *options], [0], g[some].double()), strict=True):
             total[some] = part
     return results
-
-
-def _errors(result: Tensor, reference: Tensor, spacing: Tensor, has_nan: Tensor) -> Tensor:
-    """In ulps; infinite where it is not ±∞ or NaN as it should be. What overflows is the number after the largest."""
-    info = torch.finfo(result.dtype)
-    beyond = info.max * (1 + info.eps / 2)
-    result = result.double()
-    overflows = (
-        reference.isfinite()
-        & ~result.isfinite()
-        & ~((reference.abs() > info.max) & (result.sign() == reference.sign()))
-    )
-    errors = (result.clamp(-beyond, beyond) - reference.clamp(-beyond, beyond)).abs() / spacing
-    errors = torch.where(result.isnan() != reference.isnan(), math.inf, errors)
-    errors = torch.where(result.isnan() & reference.isnan(), 0, errors)
-    errors = torch.where(overflows, LOST, errors)
-    return torch.where(reference.isnan() & ~has_nan, 0, errors)
 
 
 def _moved_pointwise(
@@ -464,7 +439,7 @@ def _have_nan(args: Sequence[Any], pointwise: bool) -> Tensor:
     has_nan = torch.tensor(False)
     if pointwise:
         for a in args:
-            if _floating(a):
+            if is_number(a):
                 has_nan = has_nan | a.isnan()
     return has_nan
 
@@ -476,14 +451,6 @@ def _replaced(args: Sequence[Any], positions: Sequence[int], tensors: Sequence[T
     return replaced
 
 
-def _floating(a: Any) -> bool:
-    return isinstance(a, Tensor) and a.is_floating_point()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 # The command
 
 
@@ -491,7 +458,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
     add("--rule", nargs="+", metavar="NAME", help="only these, such as Sigmoid CrossEntropy (default: all)")
-    dtypes = [_name(dtype) for dtype in DTYPES]
+    dtypes = [name_of_dtype(dtype) for dtype in DTYPES]
     add("--dtype", nargs="+", choices=dtypes, default=dtypes, help="only these (default: all three)")
     add("--json", type=Path, metavar="FILE", help="write all figures there, those of each argument and of the output")
     add("--markdown", type=Path, metavar="FILE", help="write the table there")
@@ -514,16 +481,16 @@ def main(options: argparse.Namespace) -> int:
     for entry in CATALOGUE:
         if options.rule and entry.name not in options.rule:
             continue
-        for dtype in (d for d in DTYPES if _name(d) in options.dtype):
+        for dtype in (d for d in DTYPES if name_of_dtype(d) in options.dtype):
             try:
                 of_rule = measure(entry, dtype)
             except NotImplementedError as error:
-                without.append(f"{entry.name}, {_name(dtype)}: {error}")
+                without.append(f"{entry.name}, {name_of_dtype(dtype)}: {error}")
                 continue
             found += of_rule
             for about, rows in (("value", of_rule[:1]), ("gradients", of_rule[1:])):
                 if rows:
-                    cells.append(_line(entry.name, _name(dtype), about, rows))
+                    cells.append(_line(entry.name, name_of_dtype(dtype), about, rows))
     columns = ["rule", "dtype", "", "points", "ours max", "torch max", "ours 99.9 %", "torch 99.9 %"]
     columns += ["ours lost", "torch lost", "verdict"]
     print_table(f"Errors in ulps, ours and torch {torch.__version__}'s", columns, cells)

@@ -14,7 +14,17 @@ from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.numeric import contraction, directions, inner, numeric_gradients, slope_along
 from torch_manualbp.verify.subject import Results, Subject, gradients_of, with_zeros
 
-__all__ = ["Error", "Expected", "References", "TwinReferences", "error_of", "largest", "ulp"]
+__all__ = [
+    "LOST",
+    "Error",
+    "Expected",
+    "References",
+    "TwinReferences",
+    "error_of",
+    "errors_in_ulps",
+    "largest",
+    "ulp",
+]
 
 SMALL = 2000
 """As many entries have finite differences for a reference, where autograd has none."""
@@ -245,6 +255,32 @@ def ulp(reference: Tensor, dtype: torch.dtype) -> Tensor:
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(reference.abs().nan_to_num(0, info.max).clamp(info.tiny, info.max))
     return info.eps * (exponent.double() - 1).exp2()
+
+
+LOST = -1.0
+"""In place of the error of a result that an overflow on the way made infinite or NaN."""
+
+
+def errors_in_ulps(result: Tensor, reference: Tensor, has_nan: Tensor | bool = True) -> Tensor:
+    """The error of each entry in units in the last place of its dtype; infinite where it is not ±∞ or NaN as it should
+    be. What overflows is the number after the largest.
+
+    Args:
+        has_nan: whether NaN among the arguments is why the reference is NaN; elsewhere nothing is right or wrong.
+    """
+    info = torch.finfo(result.dtype)
+    beyond = info.max * (1 + info.eps / 2)
+    spacing, result = ulp(reference, result.dtype), result.double()
+    overflows = (
+        reference.isfinite()
+        & ~result.isfinite()
+        & ~((reference.abs() > info.max) & (result.sign() == reference.sign()))
+    )
+    errors = (result.clamp(-beyond, beyond) - reference.clamp(-beyond, beyond)).abs() / spacing
+    errors = torch.where(result.isnan() != reference.isnan(), math.inf, errors)
+    errors = torch.where(result.isnan() & reference.isnan(), 0, errors)
+    errors = torch.where(overflows, LOST, errors)
+    return torch.where(reference.isnan() & ~torch.as_tensor(has_nan), 0, errors)
 
 
 @dataclass(frozen=True)

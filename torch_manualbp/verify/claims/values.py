@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.claims.order import second_derivatives
 from torch_manualbp.verify.draws import Draws
 from torch_manualbp.verify.hints import hint_for
-from torch_manualbp.verify.measure import Error, error_of, largest, ulp
+from torch_manualbp.verify.measure import LOST, Error, error_of, errors_in_ulps, largest
 from torch_manualbp.verify.numeric import contraction, directions, inner, slope_along
 from torch_manualbp.verify.report import DOES_NOT_APPLY, ERROR, FAILS, OK, Row
 from torch_manualbp.verify.subject import Results, Setting, is_number, name_of_dtype
@@ -177,11 +178,16 @@ def is_as_accurate_as_torch(trial: Case, dtype: torch.dtype, seeds: int = 10) ->
         right = wide.results(wide.run_plain)
         for all_of_it, run in zip(errors, (low.run, low.run_plain), strict=True):
             for gradient, reference in zip(low.results(run).gradients, right.gradients, strict=True):
-                all_of_it.append(((gradient.double() - reference).abs() / ulp(reference, dtype)).flatten())
+                all_of_it.append(_with_lost(errors_in_ulps(gradient, reference)).flatten())
     ours, theirs = map(torch.cat, errors)
     if ours.numel():
         mine, torchs = (t.median() if trial.entry.cancels else t.max() for t in (ours, theirs))
         assert mine <= torchs + 1, f"off by {mine:.2f} ulp where torch is off by {torchs:.2f}"
+
+
+def _with_lost(errors: Tensor) -> Tensor:
+    """The errors, infinite where an overflow lost the result."""
+    return errors.where(errors != LOST, math.inf)
 
 
 def taken_by_torch(trial: Trial, dtype: torch.dtype) -> Setting:
@@ -207,7 +213,7 @@ def rounds_once(trial: Case, dtype: torch.dtype) -> None:
     right = [g for g in (raw if isinstance(raw, tuple) else (raw,)) if g is not None]
     for gradient, reference in zip(torch.autograd.grad(outputs, leaves, upstream), right, strict=True):
         if reference.numel():
-            error = ((gradient.double() - reference).abs() / ulp(reference.double(), dtype)).max()
+            error = _with_lost(errors_in_ulps(gradient, reference.double())).max()
             assert error <= 1, f"off by {error:.2f} ulp of itself in float64"
 
 
