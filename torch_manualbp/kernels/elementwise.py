@@ -110,7 +110,7 @@ def _in_blocks(delta: Kernel, chooses: bool) -> Kernel:
         if not _fits(upstream, kept) or not blocks.is_flat(upstream, kept):
             return NotImplemented
         result = torch.empty_like(upstream)
-        flat = [t.view(-1).split(blocks.BLOCK_ELEMENTS) for t in (result, upstream, kept)]
+        flat = [blocks.flat(t).split(blocks.BLOCK_ELEMENTS) for t in (result, upstream, kept)]
         for into, upstream_block, kept_block in zip(*flat, strict=True):
             part = delta(upstream_block, kept_block, *options, out=into)
             if part is NotImplemented or (chooses and not math.isfinite(part.sum().item())):
@@ -274,20 +274,12 @@ def gelu_tanh(z: Tensor) -> Tensor:
     return sigma.addcmul_(sigma, slope.div_(d))
 
 
-@for_large(Hardswish.delta)
-def hardswish(da: Tensor, z: Tensor) -> Any:
-    """∂C/∂a (1 − y) with y = 1 − f'(z), where that is finite; in one piece of memory.
-
-    y is 1/2 − z / 3 where −3 < z < 3. Below, z is taken for −1.5 before, where that is 1; and above, where it is at
-    most −1/2, y for 0 afterwards: torch.threshold is a choice that costs no more than a product.
-    """
-    if da.dtype != z.dtype or z.dtype not in BITS or not blocks.is_flat(da, z):
-        return NotImplemented
-    y = torch.threshold(z, -3, -1.5)
-    torch.add(z.new_full((), 0.5), y, alpha=-1 / 3, out=y)
-    torch.threshold_(y, -0.5, 0).nan_to_num_(0)
-    delta = torch.addcmul(da, da, y, value=-1, out=y)
-    return delta if math.isfinite(delta.sum().item()) else NotImplemented
+@derivative_of(Hardswish, chooses=True)
+def hardswish(z: Tensor) -> Tensor:
+    """1/2 − x with x = −z / 3. Below −3, z is taken for −1.5, where that is 0; and above, x for −1/2, where it is 1:
+    torch.threshold is a choice that costs no more than a product."""
+    x = torch.threshold(z, -3, -1.5).div_(-3)
+    return torch.sub(z.new_full((), 0.5), torch.threshold_(x, -1, -0.5), out=x).nan_to_num_(1)
 
 
 @for_large(prelu_delta)

@@ -75,7 +75,7 @@ COLUMNS = 1 << 20
 def linear(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """z by the fastest kernel for its size: by BLAS also with its numbers in the order of zᵀ = W aᵀ + b, a column for
     each sample."""
-    if W.dim() != 2 or a.dim() < 2 or (b is not None and b.dim() != 1):
+    if W.dim() != 2 or a.dim() < 2 or (b is not None and b.shape != W.shape[:1]):
         return _formula(Linear.forward)(a, W, b)
     rows = samples_as_rows(a)
     bias = () if b is None else (b,)
