@@ -15,9 +15,15 @@ from torch import Tensor
 from torch_manualbp import rules
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
 from torch_manualbp.rules import Rule
-from torch_manualbp.verify import Matrix, Row, contract_matrix
+from torch_manualbp.verify import Matrix, Row, contract_matrix, surroundings
 from torch_manualbp.verify import matrix as command
+from torch_manualbp.verify.check import named
+from torch_manualbp.verify.checks import FOR_A_MATRIX
 from torch_manualbp.verify.contract import CHECKS, Case, Check, DoesNotApply, check
+from torch_manualbp.verify.matrix import target_matrix
+from torch_manualbp.verify.mistakes.surroundings import KeptOnTheContext
+from torch_manualbp.verify.subject import Subject
+from torch_manualbp.verify.trial import Target
 
 BY_NAME = {entry.name: entry for entry in CATALOGUE}
 
@@ -156,3 +162,48 @@ def test_a_rule_of_ones_own_needs_no_function() -> None:
     assert contract_matrix(WRONG[1:], ["autocast, bfloat16"]).cell("Wrong", "autocast, bfloat16") == "✗"
     own = Operation(type("Own", (rules.Tanh,), {}), torch.tanh, _samples)
     assert contract_matrix([own], ["autocast, bfloat16"]).ok
+
+
+ONE_CLAIM = [  # the check of a rule, of a layer, of a target
+    ("first derivatives", None, "values, float64"),
+    ("raw backward", None, "structure"),
+    ("forward mode", None, "adjoint identity"),
+    ("vmap", None, "vmap"),
+    ("torch.compile", None, "compile"),
+    ("frozen arguments", None, "frozen tensors"),
+    ("checkpointing", "checkpoint", "checkpoint"),
+    ("autocast, bfloat16", "autocast, bfloat16", "autocast"),
+    ("meta device", "meta device", "meta device"),
+    ("fake tensors", "FakeTensorMode", "fake tensors"),
+    ("saved-tensor hooks", None, "saved-tensor hooks"),
+]
+
+
+@pytest.mark.parametrize("names", ONE_CLAIM, ids=lambda names: names[0])
+def test_a_claim_is_written_once(names: tuple[str | None, ...]) -> None:
+    tables = CHECKS, surroundings.CHECKS, FOR_A_MATRIX
+    found = [named(table, name)[0].about for table, name in zip(tables, names, strict=True) if name]
+    assert len(set(found)) == 1
+
+
+def test_a_target_of_ones_own_has_a_matrix(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    target = "test_matrix:Wrong", "--input", "randn(5, 4)"
+    chosen = "--check", "structure", "--check", "adjoint identity", "--check", "Jacobians"
+    assert command.main(arguments(*target, *chosen, "--json", str(tmp_path / "matrix.json"))) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:3]] == [["Wrong"], ["structure", "✓"], ["adjoint", "identity", "✓"]]
+    rows = json.loads((tmp_path / "matrix.json").read_text())["rows"]
+    assert [(row["subject"], row["verdict"]) for row in rows][:2] == [("Wrong", "ok"), ("Wrong", "ok")]
+    assert command.main(arguments("torch:tanh", "--input", "randn(5, 4)", "--check", "ranks")) == 2
+    assert command.main(arguments("torch:tanh", "--input", "randn(5, 4)", "--check", "ranks 0 to 5")) == 0
+
+
+def test_a_target_may_have_no_forward_mode_and_no_vmap() -> None:
+    matrix = target_matrix(Target(Subject(KeptOnTheContext.__mro__[1], [torch.randn(5, 4), torch.randn(5, 4)])))
+    assert matrix.ok, matrix
+    for name in ("adjoint identity", "vmap", "Jacobians", "tangents"):
+        assert "✓" not in matrix.cell("Scale", name)
+    assert any("must override the setup_context staticmethod" in reason for reason in matrix.reasons)
