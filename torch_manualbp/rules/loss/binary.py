@@ -23,6 +23,7 @@ __all__ = [
     "binary_cross_entropy_with_logits_target_derivative",
     "hinge_embedding_gradient",
     "hinge_embedding_slope",
+    "logistic",
     "soft_margin_derivative",
 ]
 
@@ -172,7 +173,13 @@ class SoftMargin(EntrywiseLoss):
 
 def soft_margin_derivative(s: Tensor, y: Tensor) -> Tensor:
     """∂C_i/∂s_i = −y σ(−y s)."""
-    return -y * torch.sigmoid(-y * s)
+    return -y * logistic(-y * s)
+
+
+def logistic(t: Tensor) -> Tensor:
+    """σ(t) = e / (1 + e), e = exp(t), also where it is so small that torch's sigmoid is 0, of float32 below −88.7."""
+    e = torch.exp(t.clamp(max=80))
+    return e / (1 + e)
 
 
 class HingeEmbedding(Rule):

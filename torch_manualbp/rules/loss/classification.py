@@ -170,13 +170,14 @@ def cross_entropy_gradient(
     if K == 0:  # where every sample is ignored
         return p
     y, g = y.unsqueeze(k), g.unsqueeze(k)
-    q_y = g if w_y is None else g * w_y.unsqueeze(k)  # q of the true class, before smoothing, times g
+    q_y = g if w_y is None else g * w_y.unsqueeze(k)  # that of the true class, times g as all that follow
     if epsilon == 0:
         return (p * q_y).scatter_add(k, y, -q_y.to(p.dtype))
-    q_y, smooth = (1 - epsilon) * q_y, epsilon / K * g
-    sum_q = q_y + smooth * (K if w is None else w.sum())
+    smooth = epsilon / K * g
+    sum_q = (1 - epsilon) * q_y + smooth * (K if w is None else w.sum())
+    q_y = (1 - epsilon) * q_y + (smooth if w_y is None else smooth * w_y.unsqueeze(k))
     ds = p * sum_q - (smooth if w is None else smooth * w)
-    return ds.scatter_add(k, y, -q_y.to(ds.dtype))
+    return ds.scatter(k, y, (p.gather(k, y) * sum_q - q_y).to(ds.dtype))
 
 
 def _weights(s: Tensor, y: Tensor, w: Tensor | None, counted: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -314,7 +315,8 @@ def divergence_target_derivative(s: Tensor, y: Tensor, log_target: bool = False)
     """∂C_i/∂y_i = log y + 1 − s, or exp(y) (y − s + 1)."""
     if not log_target:
         return y.log() + 1 - s
-    return y.exp() * (y - s + 1)
+    p = y.exp()
+    return torch.addcmul(p, p, y - s)
 
 
 class CrossEntropyProbabilities(RuleWithByproducts):

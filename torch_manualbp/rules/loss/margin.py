@@ -353,8 +353,9 @@ def logistic_costs(s: Tensor, y: Tensor) -> Tensor:
 
 @formula(by="entries")
 def logistic_gradient(s: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """((1 − y) σ(s) − y σ(−s)) g."""
-    return ((1 - y) * torch.sigmoid(s) - y * torch.sigmoid(-s)) * g
+    """((1 − y) σ(s) − y σ(−s)) g, with σ(s) = exp(s) / (1 + exp(s)) and, where s > 0, 1 / (1 + exp(−s))."""
+    below, above = s.clamp(max=0).exp(), (-s.relu()).exp()
+    return torch.addcmul((1 - y) * below, y, above, value=-1) / (1 + below * above) * g
 
 
 def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...]:
