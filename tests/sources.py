@@ -25,9 +25,9 @@ TOLERANCE = {torch.float64: 1e-12, torch.complex128: 1e-12, torch.bfloat16: 5e-2
 def assert_alike(derived: Derived, model: Module, loss: Any, leaves: list[Tensor]) -> None:
     """One step of the source and one of the program, from the state of now, come to the same."""
     names = named_tensors(model, loss)
-    given = {keys[key]: t for p, (_, _, keys) in derived._forms.items() for key, t in derived.state[p].items()}
+    given = {keys[key]: t for p, (_, _, keys) in derived.forms.items() for key, t in derived.state[p].items()}
     groups = derived.optimizer.param_groups
-    settings = [number for i, form in derived._groups for number in form.numbers(groups[i])]
+    settings = [number for i, form in derived.groups for number in form.numbers(groups[i])]
     results = []
     for text in (derived.article.text_to_save(), derived.text_to_save()):
         parameters = {name: t.detach().clone() for name, t in names.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from torch_manualbp import TrainStep
-from torch_manualbp.derive import derived as derived_module
+from torch_manualbp.derive import assembled as assembled_module
 from torch_manualbp.derive.plan import plan
 
 
@@ -82,7 +82,7 @@ def test_planned_memory(make: type[Module], monkeypatch: pytest.MonkeyPatch) -> 
         found.append(sum(value.tensor.numel() * value.tensor.element_size() for value in planned.memory))
         return planned
 
-    monkeypatch.setattr(derived_module, "plan", planning)
+    monkeypatch.setattr(assembled_module, "plan", planning)
     torch.manual_seed(0)
     model = make().double()
     TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1)).derive(*data(0))

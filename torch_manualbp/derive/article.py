@@ -49,14 +49,14 @@ class Article:
 
     Args:
         history: the rules that were applied.
-        groups: the form of the update of each group of parameters, with their names.
+        groups: the form of the update of each group of parameters, and by their names the kinds of their state.
         named: other tensors that the model and the loss hold, by name.
         heading: what the program is.
         how: what kind of program it is.
     """
 
     history: History
-    groups: Sequence[tuple[Any, Sequence[str]]]
+    groups: Sequence[tuple[Any, Mapping[str, Mapping[str, Any]]]]
     held: Mapping[str, Tensor]
     heading: list[str]
     how: Any
@@ -114,11 +114,11 @@ class _Writer:
         """Record what becomes of the gradients. Returns those that the step gives away."""
         how, program, learnt = self.article.how, self.program, dict(self.recording.learnt)
         program.section, program.title = ("update" if how.folds else "gradients"), ()
-        for form, names in self.article.groups:
+        for form, members in self.article.groups:
             items = []
-            for name in names:
+            for name, kinds in members.items():
                 W = self.parameters[name]
-                state = {key: self._state(f"{name} {key}", key, W, kind) for key, kind in form.kinds(W.tensor).items()}
+                state = {key: self._state(f"{name} {key}", key, W, kind) for key, kind in kinds.items()}
                 items.append((W, learnt[W], state))
             write_update(form, program, items)
         if how.folds:
@@ -131,10 +131,10 @@ class _Writer:
             program.append("+=", grad, Formula("{}", (g,)), writes=[grad])
         return []
 
-    def _state(self, key: str, kind: str, W: Value, form: Any) -> Value:
-        shape, stride, dtype, _ = form
+    def _state(self, key: str, letter: str, W: Value, kind: Any) -> Value:
+        shape, stride, dtype, _ = kind
         tensor = torch.empty_strided(shape, stride, dtype=dtype, device=W.tensor.device)
-        self.state[key] = self.program.add(tensor, STATE, f"{LETTERS[kind]}_{W.name}")
+        self.state[key] = self.program.add(tensor, STATE, f"{LETTERS[letter]}_{W.name}")
         return self.state[key]
 
     def _kept(self) -> tuple[list[Value], list[Value]]:

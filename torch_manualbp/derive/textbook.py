@@ -13,7 +13,6 @@ With g = ∂C/∂W, negated where the optimizer maximises, and + λ W where weig
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,9 +38,8 @@ def write_update(form: Any, program: Program, learnt: Learnt) -> None:
 
 def functions_of(forms: Iterable[Any]) -> Iterator[list[str]]:
     """The functions that the updates call, each as its lines."""
-    for form in dict.fromkeys(replace(form, suffix="") for form in forms):
-        if isinstance(form, Adam):
-            yield list(_adam_function(form))
+    for form in {_name_of(form): form for form in forms if isinstance(form, Adam)}.values():
+        yield list(_adam_function(form))
 
 
 def _sgd(form: SGD, program: Program, W: Value, dW: Value, state: dict[str, Value]) -> None:

@@ -64,28 +64,28 @@ SMALL = 1 << 16
 def structure_of(optimizer: Optimizer) -> list[tuple[Any, ...]] | None:
     """What of the hyperparameters of each group is part of the shape of the program that makes the update; None if the
     optimizer makes its own step."""
-    if _is_watched(optimizer):
+    family = _FAMILIES.get(type(optimizer))
+    if family is None or _is_watched(optimizer):
         return None
-    groups = optimizer.param_groups
-    structure: list[tuple[Any, ...]] = []
-    if type(optimizer) is torch.optim.SGD:
-        for g in groups:
-            numbers = lr, momentum, dampening, decay, nesterov, maximize, differentiable = _of_sgd(g)
-            if differentiable or (nesterov and dampening) or not _NUMBERS.issuperset(map(type, numbers)):
-                return None  # torch's constructor refuses Nesterov's with dampening, and its step computes both
-            if dampening and momentum and _are_at_different_steps(optimizer, g):
-                return None
-            structure.append((momentum != 0, dampening != 0, decay != 0, nesterov, maximize))
-    elif type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and not _is_forked:
-        for g in groups:
-            lr, betas, eps, decay, decoupled, amsgrad, maximize, differentiable, capturable = _of_adam(g)
-            is_plain = _NUMBERS.issuperset(map(type, (lr, *betas, eps, decay)))
-            if differentiable or capturable or not is_plain:
-                return None
-            structure.append((decoupled, amsgrad, maximize, g.get("fused")))
-    else:
+    structure = [family.structure(optimizer, group) for group in optimizer.param_groups]
+    return None if None in structure else [of_group for of_group in structure if of_group is not None]
+
+
+def _structure_of_sgd(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...] | None:
+    numbers = _, momentum, dampening, decay, nesterov, maximize, differentiable = _of_sgd(group)
+    if differentiable or (nesterov and dampening) or not _NUMBERS.issuperset(map(type, numbers)):
+        return None  # torch's constructor refuses Nesterov's with dampening, and its step computes both
+    if dampening and momentum and _are_at_different_steps(optimizer, group):
         return None
-    return structure
+    return momentum != 0, dampening != 0, decay != 0, nesterov, maximize
+
+
+def _structure_of_adam(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...] | None:
+    lr, betas, eps, decay, decoupled, amsgrad, maximize, differentiable, capturable = _of_adam(group)
+    is_plain = _NUMBERS.issuperset(map(type, (lr, *betas, eps, decay)))
+    if differentiable or capturable or not is_plain or _is_forked:
+        return None
+    return decoupled, amsgrad, maximize, group.get("fused")
 
 
 _is_forked = False
@@ -122,12 +122,10 @@ _of_adam = operator.itemgetter(
 def has_odd_state(optimizer: Optimizer) -> bool:
     """Whether the state of a parameter is of another kind than torch makes it, or shares memory with something: then
     the optimizer's own step says what becomes of it."""
-    form: Any = SGD(True, True, True, True, True) if type(optimizer) is torch.optim.SGD else None
     memory = []
     seen = set()
     for group in optimizer.param_groups:
-        if type(optimizer) is not torch.optim.SGD:
-            form = Adam(group["decoupled_weight_decay"], group["amsgrad"], group["maximize"], bool(group.get("fused")))
+        form = _FAMILIES[type(optimizer)].with_all_state(group)
         for p in group["params"]:
             if not p.requires_grad or p in seen:
                 continue
@@ -187,9 +185,11 @@ def _are_at_different_steps(optimizer: Optimizer, group: dict[str, Any]) -> bool
 
 def forms_of(optimizer: Optimizer, used: Sequence[int]) -> list[SGD | Adam]:
     """How the update of the groups with these numbers becomes part of the program."""
-    structure = structure_of(optimizer) or []
-    form: Any = SGD if type(optimizer) is torch.optim.SGD else Adam
+    structure = structure_of(optimizer)
+    if structure is None:
+        raise ValueError(f"{type(optimizer).__name__} makes its own step: its update is no part of a program")
     suffixes = [""] if len(used) == 1 else [f"_{i}" for i in used]
+    form = _FAMILIES[type(optimizer)].form
     return [form(*map(bool, structure[i]), suffix) for i, suffix in zip(used, suffixes, strict=True)]
 
 
@@ -226,10 +226,14 @@ class Adam:
         odd = learnt if pure else [item for item in learnt if not _are_laid_out_alike(item)]
         for W, g, state in odd:
             self._fold_one(program, W, g, state)
-        learnt = [item for item in learnt if item not in odd]
         program.title = ("AdamW" if self.decoupled else "Adam",)
-        large = [item for item in learnt if item[0].tensor.numel() > SMALL or _blocks(program, item[0], item[1])]
-        small = [item for item in learnt if item not in large]
+        done = {W for W, _, _ in odd}
+        large: list[Any] = []
+        small: list[Any] = []
+        for item in learnt:
+            if item[0] not in done:
+                is_large = item[0].tensor.numel() > SMALL or _blocks(program, item[0], item[1])
+                (large if is_large else small).append(item)
         for items in [*([item] for item in large), *([small] if small else [])]:
             steps = [state["step"] for _, _, state in items]
             program.append(torch._foreach_add_, steps, 1, writes=steps)
@@ -311,8 +315,10 @@ class SGD:
         program.title = ("SGD",)
         x = self.suffix
         lr, decay = f"lr{x}", f"weight_decay{x}"
-        large = [item for item in learnt if _blocks(program, item[0], item[1])]
-        others = [item for item in learnt if item not in large]
+        large: list[Any] = []
+        others: list[Any] = []
+        for item in learnt:
+            (large if _blocks(program, item[0], item[1]) else others).append(item)
         for items in [*([item] for item in large), *([others] if others else [])]:
             with _gradients(program, items[0][0], [g for _, g, _ in items]) as (gradients, of):
                 if self.momentum:
@@ -492,3 +498,31 @@ def _ones(program: Program, delta: Value) -> Value:
 
 def _like(t: Tensor) -> dict[str, object]:
     return {"dtype": t.dtype, "device": t.device}
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What of the optimizers of a class a program may make."""
+
+    structure: Callable[[Optimizer, dict[str, Any]], tuple[Any, ...] | None]
+    """What of the hyperparameters of a group is part of the program's shape; None if the optimizer makes its own
+    step."""
+
+    form: Callable[..., SGD | Adam]
+    """The form of the update, of the structure and a suffix."""
+
+    with_all_state: Callable[[dict[str, Any]], SGD | Adam]
+    """A form that has all of the state that a parameter of a group may have."""
+
+
+def _adam_of(group: dict[str, Any]) -> Adam:
+    return Adam(group["decoupled_weight_decay"], group["amsgrad"], group["maximize"], bool(group.get("fused")))
+
+
+_ADAM = _Family(_structure_of_adam, Adam, _adam_of)
+_FAMILIES: dict[type[Optimizer], _Family] = {
+    torch.optim.SGD: _Family(_structure_of_sgd, SGD, lambda group: SGD(True, True, True, True, True)),
+    torch.optim.Adam: _ADAM,
+    torch.optim.AdamW: _ADAM,
+}
+"""The optimizers whose update may be part of a program; every other makes its own step."""
