@@ -183,7 +183,7 @@ def record(
 
     def on(tape: Tape) -> Recording:
         tape.program.draws, tape.knows_draws = draws.again(), knows_draws
-        tape.at_call = at_call or tape.at_call
+        tape.at_call, tape.takes_names = at_call or tape.at_call, True
         return _recorded(tape, model, loss, named, held, inputs, target, share)
 
     for _ in range(3):  # since another thread will hardly draw Python's random numbers each time

@@ -16,12 +16,15 @@ from torch.utils import _pytree as pytree
 from torch_manualbp._text import one_line
 from torch_manualbp.derive.faster import without_likeness
 from torch_manualbp.derive.history import Application, History
-from torch_manualbp.derive.program import Call, Memory, Program, Value, leaves_of, mapped
+from torch_manualbp.derive.program import MADE, Call, Memory, Program, Value, leaves_of, mapped
 from torch_manualbp.derive.recording import Recording, gone_back, recording_of
 from torch_manualbp.derive.runner import RuleRunner
 from torch_manualbp.derive.tape import READS, NotDerivableError
+from torch_manualbp.rules.rule import Rule
 
 __all__ = ["Replay", "replayed"]
+
+SAY_IT_THEMSELVES = tuple(f"torch_manualbp.rules.{name}" for name in ("structure", "arithmetic"))
 
 
 def replayed(history: History) -> tuple[Recording, Replay]:
@@ -118,13 +121,22 @@ class Replay(RuleRunner):
             output = self.run(item.rule, args, item.learns)
         self._bind(item.outputs, output)
 
+    def _heading(self, rule: type[Rule], title: tuple[str, ...]) -> tuple[str, ...]:
+        """Of arithmetic, and of what lays entries out in another shape, the line itself says it."""
+        if not rule.__module__.startswith(SAY_IT_THEMSELVES):
+            return title
+        return (self._paths[-1],) if self._paths[-1] else ()
+
     def _bind(self, values: tuple[Value, ...], output: Any) -> None:
         """Have what came out now stand for what came out then."""
         for value, t in zip(values, leaves_of(output, Tensor), strict=False):  # byproducts are now, and were not then
             if t.shape != value.tensor.shape or t.dtype != value.tensor.dtype:
                 raise RuntimeError(f"{t.shape} of {t.dtype} came out, where {value.tensor.shape} was")
             self._twins[value] = t
-            self.program.memories[value.memory] = self.program.value(t).memory
+            twin = self.program.value(t)
+            self.program.memories[value.memory] = twin.memory
+            if value.is_named and twin.memory.origin == MADE:
+                twin.name, twin.is_named = value.name, True
 
     def _copy(self, call: Call) -> None:
         """Record a call beside the rules, without making it."""

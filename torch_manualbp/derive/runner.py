@@ -111,7 +111,7 @@ class RuleRunner(TorchFunctionMode):
         path = self._paths[-1]
         forward, backward = formulas(rule)
         label = f"{path}: {rule.__name__}" if path else rule.__name__
-        with self._in_rule(rule, (label, *forward)):
+        with self._in_rule(rule, self._heading(rule, (label, *forward))):
             output = rule.forward(*args)
             outputs = (output,) if isinstance(output, Tensor) else tuple(output)
             values = tuple(self.program.value(t) for t in outputs)
@@ -119,7 +119,7 @@ class RuleRunner(TorchFunctionMode):
             if any(learns):
                 ctx = Context(learns, self.program.same)
                 rule.setup_context(ctx, args, output)
-        self._name(values, rule, path)
+        self._name(values, rule)
         if not any(learns):
             return output
         arguments = tuple(self.program.value(a) if needs else None for a, needs in zip(args, learns, strict=True))
@@ -130,7 +130,11 @@ class RuleRunner(TorchFunctionMode):
         self.nodes.append(Node(rule, ctx, path, arguments, values, is_tuple, (label, *backward)))
         return output
 
-    def _name(self, values: tuple[Value, ...], rule: type[Rule], path: str) -> None:
+    def _heading(self, rule: type[Rule], title: tuple[str, ...]) -> tuple[str, ...]:
+        """What the reader is told above a rule's forward."""
+        return title
+
+    def _name(self, values: tuple[Value, ...], rule: type[Rule]) -> None:
         letter = _letter(rule)
         if issubclass(rule, RuleWithByproducts):  # which have names of the rule's own
             values = values[:1]
@@ -138,8 +142,11 @@ class RuleRunner(TorchFunctionMode):
             if value.is_named:  # an argument that is passed on
                 continue
             suffix = f"_{i}" if len(values) > 1 else ""
-            value.name = f"{letter}_{identifier(path)}{suffix}" if path else f"{letter}{suffix}"
-            value.is_named = True
+            value.name, value.is_named = self._name_here(letter) + suffix, True
+
+    def _name_here(self, name: str) -> str:
+        """The name with the module that it is made in."""
+        return f"{name}_{identifier(self._paths[-1])}" if self._paths[-1] else name
 
     @contextlib.contextmanager
     def _in_rule(self, rule: type[Rule], title: tuple[str, ...]) -> Iterator[None]:

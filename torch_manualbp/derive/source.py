@@ -297,7 +297,9 @@ class Sections:
             source.sections[section] = len(source.lines)
 
     def _write_title(self, title: tuple[str, ...]) -> None:
-        if not title:
+        if not title:  # what follows belongs to no layer
+            if self._source.lines[-1].strip():
+                self._source.add()
             return
         head, *formula = title
         head = " ".join(head.split())

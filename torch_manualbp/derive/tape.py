@@ -19,6 +19,7 @@ from torch.overrides import resolve_name
 from torch.utils import _pytree as pytree
 
 from torch_manualbp.catalogue.called import activation_of, function_of_entries
+from torch_manualbp.derive.assigned import assigned_names
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched, wrappers
 from torch_manualbp.derive.history import Application
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
@@ -113,6 +114,9 @@ class Tape(RuleRunner):
         self.problems: list[tuple[str, str, str]] = []
         self.at_call: Callable[[str], None] = _nothing
         """What is called at each call of torch with the path of the module."""
+
+        self.takes_names = False
+        """Whether values are called as the model's code calls them."""
 
         self.knows_draws = False
         """Whether it is known otherwise that forward draws none of Python's and NumPy's random numbers."""
@@ -220,10 +224,23 @@ class Tape(RuleRunner):
                 self._refuse(f"{_named(function)} asks how a tensor of the batch lies that has gaps", todo)
         self._refuse_stale(args, kwargs)
         self._refuse_foreign(function, args, kwargs)
+        begin = len(self.program.calls)
         output = self._run(function, name, args, kwargs)
+        if self.takes_names and len(self.program.calls) > begin:
+            self._take_names(output, begin)
         if name in VIEWS:
             self._share(args[0], output)
         return output
+
+    def _take_names(self, output: Any, begin: int) -> None:
+        """Call what calls from this one on have made as the model's code does."""
+        outputs, names = leaves_of(output, Tensor), assigned_names()
+        if len(names) == len(outputs):
+            made = {value for call in self.program.calls[begin:] for value in call.results}
+            for t, name in zip(outputs, names, strict=True):
+                value = self.program.value(t)
+                if value in made and value.memory.origin == MADE and name != "_":
+                    value.name, value.is_named = self._name_here(name), True
 
     def _run(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         module = getattr(function, "__module__", None) or ""
