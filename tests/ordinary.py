@@ -19,17 +19,12 @@ PARAM: Any = type(pytest.param())
 
 
 def are_first(cases: Iterable[T], kinds: Callable[[T], Iterable[Hashable]]) -> Iterator[tuple[T, bool]]:
-    """Each case, and whether it is of a kind of which no case was before."""
+    """Each case, and whether it is of a kind of which no case was before, so that an ordinary run takes it."""
     seen: set[Hashable] = set()
     for case in cases:
         of = set(kinds(case))
         yield case, not of <= seen
         seen |= of
-
-
-def first_of_each(cases: Iterable[T], kinds: Callable[[T], Iterable[Hashable]]) -> list[T]:
-    """The cases that an ordinary run takes."""
-    return [case for case, is_first in are_first(cases, kinds) if is_first]
 
 
 def one_of_each(cases: Iterable[Any], kinds: Callable[..., Iterable[Hashable]]) -> list[Any]:

@@ -60,6 +60,7 @@ def test_derived_trains_as_stock_does(case: Case) -> None:
     step._started("derived", case, change)
 
 
+@pytest.mark.slow
 def test_compiled_variants_train_as_stock_does() -> None:
     row = step.measure(Case(TINY, "Tanh", "momentum", "float32"), list(VARIANTS), rounds=1)
     assert row.failures == {}

@@ -187,10 +187,11 @@ def test_trains_tests_and_saves_the_same_twice(main: Callable[..., tuple[Any, st
     assert same(ManualBackpropModule.load_from_checkpoint(first / "last.ckpt").state_dict(), saved[0]["state_dict"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on_and_does(
     main: Callable[..., tuple[Any, str, str]], tmp_path: Path
 ) -> None:
-    options = ("--epochs", 12, "--hidden", 16, "--activation", "tanh", "--optimizer", "sgd", "--output")
+    options = ("--epochs", 30, "--hidden", 16, "--activation", "tanh", "--optimizer", "sgd", "--output")
     with start(*options, tmp_path / "interrupted") as process:
         while process.poll() is None and not (tmp_path / "interrupted" / "last.ckpt").exists():
             time.sleep(0.01)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from explained import ACTIVATIONS, Residual, article, random_network
+from ordinary import one_of_each
 from torch import Tensor, nn
 
 from torch_manualbp.insight.explanation import explain
@@ -45,7 +46,7 @@ def product(way: Way) -> float:
 NAMES = ("Tanh", "ReLU", "Softmax", "GLU", "RReLU", "PReLU")
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", one_of_each(range(6), lambda seed: ["random network"]))
 @pytest.mark.parametrize("name", NAMES)
 def test_the_strongest_paths_are_those_of_an_enumeration(name: str, seed: int) -> None:
     model, x, out = random_network(ACTIVATIONS[name][0], seed)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 
 import pytest
 import torch
+from ordinary import one_of_each
 
 from torch_manualbp.verify import Matrix, Row
 from torch_manualbp.verify.check import Check, run
@@ -30,14 +32,24 @@ def test_the_table_lists_every_class() -> None:
     assert not missing, f"no row in torch_manualbp.verify.surroundings.LAYERS for {sorted(missing)}"
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=str)
-@pytest.mark.parametrize("layer", ROWS, ids=str)
+COSTLY = {"torch.compile(fullgraph=True)", "torch.export", "torch.export, strict"}
+"""Nine tenths of the time of all checks."""
+
+
+def kinds(layer: Layer, check: Check) -> list[Hashable]:
+    """The check with the layer, or with the layer's module where that takes long."""
+    return [(check.name, mistakes.module_of(layer) if check.name in COSTLY else layer.name)]
+
+
+@pytest.mark.parametrize(("layer", "check"), one_of_each(itertools.product(ROWS, CHECKS), kinds), ids=str)
 def test_surroundings(layer: Layer, check: Check) -> None:
     settle(run(check, layer))
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("name", ["Linear", "Sigmoid", "CrossEntropyLoss with weights"])
+@pytest.mark.parametrize(
+    "name", one_of_each(["Linear", "Sigmoid", "CrossEntropyLoss with weights"], lambda name: ["compiled"])
+)
 def test_compiles_to_machine_code(name: str) -> None:
     settle(run(Check("inductor", partial(tracing.compiles, backend="inductor")), mistakes.row(name)))
 
