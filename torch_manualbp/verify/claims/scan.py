@@ -87,7 +87,7 @@ def scans(trial: Trial, at: Setting, most: int = 3) -> Iterator[Scan]:
     with torch.no_grad():
         outputs = at.run(start)
     upstream = at.upstream(outputs)
-    inputs = [i for i, leaf in enumerate(trial.subject.leaves) if leaf.position is not None and leaf.tensor.numel()]
+    inputs = [i for i, leaf in enumerate(trial.leaves) if leaf.position is not None and start[i].numel()]
     tensors = sum(isinstance(v, Tensor) for v in trial.subject.values) + len(at.state)
     for n, i in enumerate(inputs[:most]):
         if start[i].is_complex():
