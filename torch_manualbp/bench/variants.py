@@ -74,7 +74,7 @@ def _derived(case: Case, compile: bool) -> Running:
 
     def derive(check: bool) -> object:
         with case.autocast():
-            return TrainStep(model, loss, optimizer, check=check).derive(*batches[0])
+            return TrainStep(model, loss, optimizer, check=check).derive(*batches[0], program=True)
 
     return Running(step, [*model.parameters()], _tensors(batches), derive)
 

@@ -79,8 +79,7 @@ def main(options: argparse.Namespace) -> int:
             with torch.no_grad():
                 target = _target(loss, model(*inputs))
         given += f" and a target {_form(target)}"
-        text = step.derive(inputs, target)
-        text = step.program if options.program or options.compile else text
+        text = step.derive(inputs, target, program=options.program or options.compile)
     except RefusedError as error:
         return _say(str(error), 2)
     except NotDerivableError as error:

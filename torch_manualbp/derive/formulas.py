@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_manualbp.derive.passes import is_random
 from torch_manualbp.derive.program import Call, Formula, Memory, Text, Value, values_in
+from torch_manualbp.derive.runner import identifier
 from torch_manualbp.derive.source import (
     Given,
     Names,
@@ -128,7 +129,7 @@ class Formulas:
             return expression
         for value in call.results:
             if value not in self.names:
-                self.names[value] = self._names(value.name or f"{name}_{call.path}".rstrip("_"))
+                self.names[value] = self._names(value.name or f"{name}_{identifier(call.path or '')}".rstrip("_"))
         if call.returned is not None:
             return f"{targets_text(call.returned, self.names)} = {expression}"
         targets = ", ".join(self.names[value] for value in call.results)

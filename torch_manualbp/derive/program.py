@@ -160,7 +160,7 @@ class Call:
     is_random: bool = False
     """Whether it draws random numbers."""
 
-    path: str = ""
+    path: str | None = None
     """The module that it is part of, where that is known."""
 
     @property

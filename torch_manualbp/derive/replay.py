@@ -109,8 +109,11 @@ class Replay(RuleRunner):
             self._apply(item)
         elif item.is_view:
             self.program.title = ()
+            begin = len(self.program.calls)
             args, kwargs = mapped((item.args, item.kwargs), Value, self.tensor)
             self._bind(item.results, self.program.call(item.function, args, kwargs))
+            for call in self.program.calls[begin:]:
+                call.path = item.path
         else:
             self.program.title = ()
             self._copy(item)
@@ -126,6 +129,11 @@ class Replay(RuleRunner):
         if not rule.__module__.startswith(SAY_IT_THEMSELVES):
             return title
         return (self._paths[-1],) if self._paths[-1] else ()
+
+    def _accumulate(self, gradients: dict[Value, Tensor], value: Value, g: Tensor) -> None:
+        if value in gradients and not self.program.value(g).is_named:
+            self.program.value(g).name = ""  # a term of a sum, and no quantity of its own
+        super()._accumulate(gradients, value, g)
 
     def _bind(self, values: tuple[Value, ...], output: Any) -> None:
         """Have what came out now stand for what came out then."""
@@ -147,7 +155,7 @@ class Replay(RuleRunner):
         )
         made, written = (frozenset(map(self.program.memory, of)) for of in (call.made, call.written))
         twin = Call(call.function, args, kwargs, results, call.is_tuple, returned, made, written, call.section)
-        twin.is_random = call.is_random
+        twin.is_random, twin.path = call.is_random, call.path
         if call.function in (torch.tensor, torch.as_tensor, torch.asarray):
             without_likeness(twin)  # an array is written out
         self.program.add_call(twin)

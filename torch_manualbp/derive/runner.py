@@ -172,7 +172,8 @@ class RuleRunner(TorchFunctionMode):
         """Have the names that all values have by now stay theirs."""
         calls = self.program.calls
         for call in calls[self._settled_calls :]:
-            call.path = self._paths[-1]
+            if call.path is None:
+                call.path = self._paths[-1]
             self._settled.update(call.results)
         self._settled_calls = len(calls)
 

@@ -105,7 +105,8 @@ class TrainStep:
 
         step = TrainStep(model, loss, optimizer)
         C = step(inputs, target)                  # zero_grad, forward, loss, backward, optimizer.step()
-        print(step.source)                        # the program that did it
+        print(step.source)                        # what it does, in formulas
+        print(step.program)                       # the program that did it
 
     A call with shapes, dtypes, training modes and frozen parameters that were not there before derives a program; later
     calls run it. Its numbers are those of stock PyTorch to rounding: before a program changes a parameter, its loss,
@@ -310,14 +311,15 @@ class TrainStep:
             with Uninterrupted():
                 return self._run(entry, inputs, target)
 
-    def derive(self, inputs: Any, target: Any) -> str:
-        """The source of the step on such data, without doing it."""
+    def derive(self, inputs: Any, target: Any, program: bool = False) -> str:
+        """The source, or the program, of the step on such data, without doing it."""
         with self._lock:
             structure = self._structure()
             if structure is not None and has_odd_state(self.optimizer):
                 structure = None
             share = 1 / self.accumulate if structure is None else 1.0
-            return self._find(inputs, target, structure, share=share).derived.article.source.text
+            derived = self._find(inputs, target, structure, share=share).derived
+            return derived.source.text if program else derived.article.source.text
 
     def _through_gradients(self, inputs: Any, target: Any) -> Tensor:
         done, self._done = self._done, 0

@@ -226,6 +226,7 @@ class Tape(RuleRunner):
         self._refuse_foreign(function, args, kwargs)
         begin = len(self.program.calls)
         output = self._run(function, name, args, kwargs)
+        self._settle()
         if self.takes_names and len(self.program.calls) > begin:
             self._take_names(output, begin)
         if name in VIEWS:
