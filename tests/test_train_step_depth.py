@@ -69,6 +69,43 @@ def test_time_a_layer() -> None:
     assert seconds[1000] / 1000 < 1.35 * seconds[250] / 250, seconds
 
 
+class Attentions(Module):
+    """Self-attentions with their residuals."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(8, 24) for _ in range(layers))
+        self.out = nn.ModuleList(nn.Linear(8, 8) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = (t.view(2, 2, 2, 4).transpose(1, 2) for t in qkv(x.view(2, 2, 8)).split(8, -1))
+            a = torch.softmax(q @ k.transpose(-2, -1) / 2, -1) @ v
+            x = x + out(a.transpose(1, 2).reshape(4, 8))
+        return x
+
+
+@pytest.mark.slow
+def test_planning_takes_as_many_calls_of_python_for_each_call_that_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def planning(program: Any, *args: Any, **kwargs: Any) -> Any:
+        count = len(program.calls)
+        with cProfile.Profile() as profile:
+            planned = plan(program, *args, **kwargs)
+        found.append(pstats.Stats(profile).total_calls / count)  # type: ignore[attr-defined]
+        return planned
+
+    monkeypatch.setattr(assembled_module, "plan", planning)
+    for layers in (2, 6, 24):
+        model = Attentions(layers)
+        TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters()), check=False).derive(
+            torch.zeros(4, 8), torch.zeros(4, 8), program=True
+        )
+    _, shallow, deep = found  # the first asks torch which functions take an out=
+    assert deep < 1.1 * shallow
+
+
 PLANNED = {"mlp": 4121, "Residual": 7649, "Tied": 3713, "Structured": 4697, "Attention": 14489, "InPlace": 2609}
 """Bytes of memory that the program of each model plans, under SGD."""
 
