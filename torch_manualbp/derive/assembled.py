@@ -38,7 +38,7 @@ class How:
     """Whether gradients are added to what is in ``.grad``."""
 
     share: float = 1.0
-    """Of the gradient: 1 / n where n of them are averaged."""
+    """The part of the gradient: 1 / n where n of them are averaged."""
 
     compile: bool = False
     skip_nonfinite: bool = False

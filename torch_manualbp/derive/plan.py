@@ -1,6 +1,6 @@
 """In which memory the values of a program live, and what of it is done once.
 
-A step as it was written down makes a new tensor at every call. Here
+A step as it was recorded makes a new tensor at every call. Here
 
 - what nobody reads is left out, what is computed twice is computed once, and copies that nobody needs are none;
 - what does not change from step to step, and every view of memory that stays where it is, is made before the first;
@@ -72,7 +72,7 @@ class Plan:
     """The calls of the step whose result is written into memory that is there: the value whose it is."""
 
     with_out: dict[Call, Any] = field(default_factory=dict)
-    """And the functions that do so."""
+    """The functions that do so."""
 
 
 def plan(program: Program, results: Iterable[Value], pinned: Iterable[Value] = (), lean: bool = True) -> Plan:
@@ -111,7 +111,7 @@ class _Planner:
         """Values whose tensor is the same at each step."""
 
         self.is_constant: set[Value] = set()
-        """And whose numbers are, too."""
+        """Values whose numbers are the same at each step, too."""
 
         self.fresh: set[Value] = set()
         """Values whose tensor is made anew at each step, and fills its memory."""

@@ -1,6 +1,6 @@
 """What a step does, as a list of torch calls on named values.
 
-A :class:`Program` is written down while its calls run once, on real tensors: what a call views, writes and makes is
+A :class:`Program` is recorded while its calls run once, on real tensors: what a call views, writes and makes is
 read off the tensors themselves. :mod:`~torch_manualbp.derive.plan` then decides in which memory the values live, and
 :mod:`~torch_manualbp.derive.source` writes the program out as Python.
 """
@@ -59,7 +59,7 @@ class Value:
     """A tensor of the program."""
 
     tensor: Tensor
-    """The one of the run that was written down: its shape, strides and dtype are the program's."""
+    """The one of the run that was recorded: its shape, strides and dtype are the program's."""
 
     memory: Memory
     name: str = ""
@@ -113,7 +113,7 @@ class Blocks:
     number: int
     rows: int
     of: int
-    """Of how many rows there are."""
+    """How many rows there are."""
 
     @property
     def name(self) -> str:
@@ -362,7 +362,7 @@ class Program:
 
     def _run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the call returns. The numbers of a large product on the way back are left out: nobody looks at them when
-        it is written down, and memory that nobody touches takes none."""
+        it is recorded, and memory that nobody touches takes none."""
         if self.section == "backward" and function in (torch.mm, onednn_linear) and not kwargs:
             a, b = args[0], args[1] if function is torch.mm else args[1].t()
             if a.shape[0] * b.shape[1] >= UNTOUCHED:

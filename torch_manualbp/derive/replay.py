@@ -125,7 +125,7 @@ class Replay(RuleRunner):
         self._bind(item.outputs, output)
 
     def _heading(self, rule: type[Rule], title: tuple[str, ...]) -> tuple[str, ...]:
-        """Of arithmetic, and of what lays entries out in another shape, the line itself says it."""
+        """The line itself says what arithmetic is, and what lays entries out in another shape."""
         if not rule.__module__.startswith(SAY_IT_THEMSELVES):
             return title
         return (self._paths[-1],) if self._paths[-1] else ()

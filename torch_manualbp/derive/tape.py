@@ -97,7 +97,7 @@ SHAPED = words(
 
 
 class Tape(RuleRunner):
-    """Under it rules, and what has a rule, are run and written down.
+    """Under it rules, and what has a rule, are run and recorded.
 
     Args:
         how: ``"lean"``, ``"rows"`` or ``"pure"``, as for :class:`~torch_manualbp.rules.recording.Recorder`.
@@ -294,7 +294,7 @@ class Tape(RuleRunner):
                 return function(*args, **kwargs)
 
     def _plainly(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """Write down a call of which nothing is learnt."""
+        """Record a call of which nothing is learnt."""
         name = getattr(function, "__name__", "")
         needs_gradient = self._need_gradient(args, kwargs) and name not in SHAPED
         given = list(leaves_of((args, kwargs), Tensor))
@@ -420,7 +420,7 @@ class Tape(RuleRunner):
                 )
 
     def _refuse_foreign(self, function: Any, args: Any, kwargs: Any) -> None:
-        """What cannot be written down, and what torch's transforms hide."""
+        """What cannot be recorded, and what torch's transforms hide."""
         for argument in pytree.tree_leaves((args, kwargs)):
             if isinstance(argument, torch.Generator):
                 self._refuse(

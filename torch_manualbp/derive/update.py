@@ -51,7 +51,7 @@ BLOCK = 1 << 18
 2 MB, 2.0 of 1 MB and 3.2 of 0.25 MB."""
 
 ROWS = 256
-"""And at least so many rows, or as many as there are samples, which oneDNN packs anew each time: 4096×1024 of 512
+"""Rows at a time, at least, or as many as there are samples, which oneDNN packs anew each time: 4096×1024 of 512
 samples takes 10.4 ms in blocks of 256 rows, and 12.2 in blocks of 64, which are 1 MB."""
 
 PRODUCT = 'onednn_linear({}, {}, None, "none", [], "")'
@@ -221,7 +221,7 @@ class Adam:
         return {"step": step, **dict.fromkeys(names, kind_of_zeros(parameter))}
 
     def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
-        """Write down the update of parameters from their gradients, with the state that belongs to each."""
+        """Record the update of parameters from their gradients, with the state that belongs to each."""
         # torch's kernel goes through memory from end to end, whatever the strides are.
         odd = learnt if pure else [item for item in learnt if not _are_laid_out_alike(item)]
         for W, g, state in odd:
@@ -294,7 +294,7 @@ class SGD:
     nesterov: bool
     maximize: bool
     suffix: str = ""
-    """Of the names of the hyperparameters, where parameter groups have their own."""
+    """What the names of the hyperparameters end in, where parameter groups have their own."""
 
     @functools.cached_property
     def settings(self) -> tuple[str, ...]:
@@ -311,7 +311,7 @@ class SGD:
         return {"momentum_buffer": kind_of_zeros(parameter)} if self.momentum else {}
 
     def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
-        """Write down the update of parameters from their gradients, with the state that belongs to each."""
+        """Record the update of parameters from their gradients, with the state that belongs to each."""
         program.title = ("SGD",)
         x = self.suffix
         lr, decay = f"lr{x}", f"weight_decay{x}"
@@ -368,7 +368,7 @@ def _add_each(program: Program, targets: list[Value], others: list[Value], of: P
 
 
 def leave_gradient(program: Program, grad: Value, g: Value) -> None:
-    """Write down how g is added to ``.grad``."""
+    """Record how g is added to ``.grad``."""
     factors = _factors(program, g)
     if factors is not None and factors[1].tensor.dim() == 2:
         program.append(Tensor.addmm_, grad, *factors, writes=[grad])
