@@ -59,18 +59,20 @@ def derivative_of(
 ) -> Callable[[Kernel], Kernel]:
     """Register a kernel of f'(z), if there is one here, for steps from ``least`` numbers on.
 
-    It takes z, or what else the rule keeps, in float32 or float64, and the rule's options. It returns a fresh tensor,
-    or NotImplemented where these options leave it to the formula. If it ``chooses``, nothing passes where it is 0.
+    It takes a tensor to write to, then z, or what else the rule keeps, in float32 or float64, and the rule's options.
+    It returns that tensor, or NotImplemented where these options leave it to the formula. If it ``chooses``, nothing
+    passes where it is 0.
     """
 
     def register(derivative: Kernel) -> Kernel:
         def times(upstream: Tensor, kept: Tensor, *options: Any, out: Tensor) -> Any:
-            f = derivative(kept, *options)
-            return f if f is NotImplemented else torch.mul(f, upstream, out=out)
+            f = derivative(out, kept, *options)
+            return f if f is NotImplemented else f.mul_(upstream)
 
         def step(upstream: Tensor, kept: Tensor, *options: Any) -> Any:
-            f = derivative(kept, *options) if kept.numel() >= least else NotImplemented
-            return f if f is NotImplemented else f * upstream
+            return (
+                times(upstream, kept, *options, out=torch.empty_like(kept)) if kept.numel() >= least else NotImplemented
+            )
 
         if if_:
             for_large(rule.delta)(_in_blocks(times, chooses))
@@ -82,12 +84,11 @@ def derivative_of(
 
 
 def choice_of(rule: type[Elementwise]) -> Callable[[Kernel], Kernel]:
-    """Register a kernel of where the gradient is blocked. It takes a tensor to write 1 to there, and 0 elsewhere; then
-    z and the options."""
+    """Register a kernel of where the gradient is blocked: it writes 1 there, and 0 elsewhere."""
 
     def register(block: Kernel) -> Kernel:
         def unless(upstream: Tensor, kept: Tensor, *options: Any, out: Tensor) -> Tensor:
-            return torch.addcmul(upstream, upstream, block(torch.empty_like(kept), kept, *options), value=-1, out=out)
+            return torch.addcmul(upstream, upstream, block(out, kept, *options), value=-1, out=out)
 
         def step(upstream: Tensor, kept: Tensor, *options: Any) -> Any:
             if kept.numel() < PREDICTED:
@@ -172,54 +173,54 @@ def hardshrink(into: Tensor, z: Tensor, lambd: float) -> Tensor:
 
 
 @derivative_of(Hardsigmoid, chooses=True)
-def hardsigmoid(z: Tensor) -> Tensor:
-    return z.abs().lt_(3).mul_(1 / 6)
+def hardsigmoid(into: Tensor, z: Tensor) -> Tensor:
+    return torch.abs(z, out=into).lt_(3).mul_(1 / 6)
 
 
 @derivative_of(LeakyReLU, least=PREDICTED)
-def slopes(z: Tensor, slope: float) -> Any:
+def slopes(into: Tensor, z: Tensor, slope: float) -> Any:
     """1 where z > 0, and the slope, which is at most 1, elsewhere and where z is NaN."""
-    return torch.gt(z, 0, out=torch.empty_like(z)).clamp_(min=slope) if 0 <= slope <= 1 else NotImplemented
+    return torch.gt(z, 0, out=into).clamp_(min=slope) if 0 <= slope <= 1 else NotImplemented
 
 
-def passing(z: Tensor) -> Tensor:
+def passing(into: Tensor, z: Tensor) -> Tensor:
     """z with ∞ in place of NaN, for a formula of f' that lets the gradient pass above 0."""
-    return torch.nan_to_num(z, math.inf, math.inf, -math.inf)
+    return torch.nan_to_num(z, math.inf, math.inf, -math.inf, out=into)
 
 
 @derivative_of(ELU)
-def elu(z: Tensor, alpha: float) -> Any:
+def elu(into: Tensor, z: Tensor, alpha: float) -> Any:
     """exp(z), at most 1, with α where z ≤ 0."""
-    z = passing(z)
-    slope = None if alpha == 1 else slopes(z, alpha)
+    d = passing(into, z)
+    slope = None if alpha == 1 else slopes(torch.empty_like(d), d, alpha)
     if slope is NotImplemented:
         return slope
-    d = z.exp_().clamp_(max=1)
+    d.exp_().clamp_(max=1)
     return d if slope is None else d.mul_(slope)
 
 
 @derivative_of(CELU)
-def celu(z: Tensor, alpha: float) -> Tensor:
+def celu(into: Tensor, z: Tensor, alpha: float) -> Tensor:
     """exp(z / α), at most 1."""
-    d = passing(z)
+    d = passing(into, z)
     return d.exp_().clamp_(max=1) if alpha == 1 else d.clamp_(max=0).div_(alpha).exp_()
 
 
 @derivative_of(SELU)
-def selu(z: Tensor) -> Tensor:
+def selu(into: Tensor, z: Tensor) -> Tensor:
     """λ α exp(−x) with x = −z, but log α where z > 0: torch.threshold is a choice that costs no more than a product,
     and keeps what is above a number, here the largest below 0."""
     below_0 = -torch.finfo(z.dtype).smallest_normal * torch.finfo(z.dtype).eps
-    x = torch.threshold_(passing(z).neg_(), below_0, math.log(SELU_ALPHA))
+    x = torch.threshold_(passing(into, z).neg_(), below_0, math.log(SELU_ALPHA))
     return x.neg_().exp_().mul_(SELU_LAMBDA * SELU_ALPHA)
 
 
 @derivative_of(Softplus)
-def softplus(z: Tensor, beta: float, threshold: float) -> Any:
+def softplus(into: Tensor, z: Tensor, beta: float, threshold: float) -> Any:
     """σ(β z), which is 1 from a large threshold on."""
     if not math.exp(-threshold) < torch.finfo(z.dtype).eps / 4:
         return NotImplemented
-    return torch.sigmoid(z) if beta == 1 else torch.mul(z, beta).sigmoid_()
+    return torch.sigmoid(z, out=into) if beta == 1 else torch.mul(z, beta, out=into).sigmoid_()
 
 
 @functools.cache
@@ -234,51 +235,52 @@ def addcmul_rounds_once() -> bool:
 
 
 @derivative_of(Sigmoid, if_=addcmul_rounds_once())
-def sigmoid(a: Tensor) -> Tensor:
+def sigmoid(into: Tensor, a: Tensor) -> Tensor:
     """a − a²."""
-    return torch.addcmul(a, a, a, value=-1)
+    return torch.addcmul(a, a, a, value=-1, out=into)
 
 
 @derivative_of(Tanh, if_=addcmul_rounds_once())
-def tanh(a: Tensor) -> Tensor:
+def tanh(into: Tensor, a: Tensor) -> Tensor:
     """1 − a²."""
-    return torch.addcmul(a.new_ones(()), a, a, value=-1)
+    return torch.addcmul(a.new_ones(()), a, a, value=-1, out=into)
 
 
 @derivative_of(SiLU)
-def silu(z: Tensor) -> Tensor:
+def silu(into: Tensor, z: Tensor) -> Tensor:
     """σ + a (1 − σ), from σ to 1 by a."""
     sigma = torch.sigmoid(z)
-    return torch.lerp(sigma, z.new_ones(()), z * sigma)
+    return torch.lerp(sigma, z.new_ones(()), torch.mul(z, sigma, out=into), out=into)
 
 
 @derivative_of(GELU)
-def gelu(z: Tensor) -> Tensor:
+def gelu(into: Tensor, z: Tensor) -> Tensor:
     """Φ(z) + z φ(z), with √2π φ as a power of 2: MKL's exp takes four times as long, and z² is rounded in any case."""
-    Phi = torch.add(z.new_full((), 0.5), torch.mul(z, math.sqrt(0.5)).erf_(), alpha=0.5)
+    Phi = torch.mul(z, math.sqrt(0.5), out=into).erf_()
+    torch.add(z.new_full((), 0.5), Phi, alpha=0.5, out=Phi)
     phi = torch.square(z).mul_(-0.5 * math.log2(math.e)).exp2_()
     return Phi.addcmul_(z, phi, value=1 / math.sqrt(2 * math.pi))
 
 
 @derivative_of(GELUTanh)
-def gelu_tanh(z: Tensor) -> Tensor:
+def gelu_tanh(into: Tensor, z: Tensor) -> Tensor:
     """σ (1 + κ z (1 + 3c z²) / d) with σ = e / d, e = exp(2u), d = 1 + e, where e is a power of 2."""
     kappa, c = math.sqrt(8 / math.pi), 0.044715
     z = z.clamp(-30, 9)  # from there on f' is 1 in float64 too, and exp(2u) is finite
     square = z * z
     log2 = kappa * math.log2(math.e)
-    e = torch.add(z.new_full((), log2), square, alpha=log2 * c).mul_(z).exp2_()
-    slope = torch.add(z.new_full((), kappa), square, alpha=3 * kappa * c).mul_(z)
-    d = e + 1
+    e = torch.add(z.new_full((), log2), square, alpha=log2 * c, out=into).mul_(z).exp2_()
+    slope = torch.add(z.new_full((), kappa), square, alpha=3 * kappa * c, out=square).mul_(z)
+    d = torch.add(e, 1, out=z)
     sigma = e.div_(d)
     return sigma.addcmul_(sigma, slope.div_(d))
 
 
 @derivative_of(Hardswish, chooses=True)
-def hardswish(z: Tensor) -> Tensor:
+def hardswish(into: Tensor, z: Tensor) -> Tensor:
     """1/2 − x with x = −z / 3. Below −3, z is taken for −1.5, where that is 0; and above, x for −1/2, where it is 1:
     torch.threshold is a choice that costs no more than a product."""
-    x = torch.threshold(z, -3, -1.5).div_(-3)
+    x = torch.threshold(z, -3, -1.5, out=into).div_(-3)
     return torch.sub(z.new_full((), 0.5), torch.threshold_(x, -1, -0.5), out=x).nan_to_num_(1)
 
 
