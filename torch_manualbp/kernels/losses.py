@@ -68,8 +68,9 @@ def class_probabilities_step(s: Tensor, is_log_p: bool) -> Tensor:
 @for_large(negative_log_likelihood_gradient)
 @for_steps(negative_log_likelihood_gradient)
 def negative_log_likelihood(h: Tensor, y: Tensor, k: int) -> Tensor:
-    """Zeros, and h where they are not."""
-    return h.new_zeros(h.shape).scatter_(k, y, h)
+    """Written over the zeros."""
+    zeros = h.new_zeros(h.shape)
+    return zeros.scatter_(k, y, h) if h.shape[k] else zeros
 
 
 @for_large(ranking_gradient)

@@ -260,8 +260,8 @@ class NegativeLogLikelihood(Rule):
 @formula(by="whole")
 def negative_log_likelihood_gradient(h: Tensor, y: Tensor, k: int) -> Tensor:
     """∂C/∂s_k = [k = y] h with h = −w_y g, (samples, K, *) the same for all classes, and y, (samples, 1, *)."""
-    classes = torch.arange(h.shape[k], device=h.device).reshape(_class_shape(h))
-    return torch.where(classes == y, h, 0)
+    zeros = h.new_zeros(h.shape)
+    return zeros.scatter(k, y, h.narrow(k, 0, 1)) if h.shape[k] else zeros  # of no class where every sample is ignored
 
 
 class KullbackLeiblerDivergence(EntrywiseLoss, RuleWithByproducts):
