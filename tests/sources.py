@@ -35,9 +35,9 @@ def assert_alike(derived: Derived, model: Module, loss: Any, leaves: list[Tensor
         grads = [torch.full_like(p, 0.5).detach() for p in derived.parameters] if derived.how.adds else []
         namespace: dict[str, Any] = {}
         exec(compile(text, "<text>", "exec"), namespace)
-        run = namespace["build"](parameters, state)
-        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.device(derived.device):
             torch.manual_seed(0)
+            run = namespace["build"](parameters, state)
             returned = run(*(t.clone() for t in leaves), *grads, *settings)
         results.append([returned, parameters, state, grads])
     low = min(

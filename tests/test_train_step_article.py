@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.derive.update import forms_of
 
 ROOT = Path(__file__).parent.parent
+OTHERS = sorted({*Path(__file__).parent.glob("test_train_step*.py")} - {Path(__file__)})
 
 OPTIMIZERS: dict[str, Any] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -85,6 +87,38 @@ def test_the_source_knows_nothing_of_memory(make: type[Module]) -> None:
     for word in ("out=", "in the same memory", "torch.empty(", "int32", "_C.", ".view(", "_foreach", "_fused"):
         assert word not in step.source
     assert not re.search(r"\bt\d+\b", step.source)
+
+
+def test_what_is_around_does_not_matter() -> None:
+    sources = []
+    for around in (contextlib.nullcontext(), torch.inference_mode(), torch.no_grad(), torch.device("meta")):
+        model = Structured()
+        step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+        step.derive(*data(0, torch.float32), program=True)
+        state = torch.get_rng_state()
+        with around:
+            sources.append(step.source)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert len(set(sources)) == 1
+
+
+class Constant(Module):
+    """A model that returns its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.p
+
+
+def test_a_loss_that_is_a_parameter_is_returned_as_it_was() -> None:
+    model = Constant()
+    step = TrainStep(model, lambda s, y: s, torch.optim.SGD(model.parameters(), lr=0.1))
+    step.derive(torch.zeros(1), None)
+    assert "C = torch.clone(p)" in step.source
+    assert_alike(step._program(), model, step.loss, [torch.zeros(1)])
 
 
 class Cube(Rule):
@@ -200,7 +234,7 @@ def test_an_optimizer_that_makes_its_own_step_has_no_form() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("test_train_step*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", OTHERS, ids=lambda file: file.stem)
 def test_every_step_that_a_test_derives_has_a_source_that_computes_the_same(file: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "sources", "-m", "not slow", str(file)]
     path = os.pathsep.join([str(file.parent), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, RMSprop
 
 from torch_manualbp import nn, rules
-from torch_manualbp.derive import NotDerivableError
+from torch_manualbp.derive import NotDerivableError, passes
 from torch_manualbp.derive import plan as planning
 
 Operation = Callable[[Any, Tensor, Tensor], Tensor]
@@ -165,7 +165,7 @@ def test_a_random_number_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
     ours, expected = Pair(Unread()).advance(*data(0))
     torch.testing.assert_close(ours, expected, rtol=1e-11, atol=0)
-    monkeypatch.setattr(planning, "_is_random", lambda call: False)
+    monkeypatch.setattr(passes, "is_random", lambda call: False)
     with pytest.raises(NotDerivableError, match="not autograd's"):
         Pair(Unread()).advance(*data(0))
 

@@ -29,6 +29,7 @@ from torch_manualbp.derive.source import (
     write_return,
     write_signature,
 )
+from torch_manualbp.derive.tape import one_at_a_time
 from torch_manualbp.derive.textbook import APPLY, functions_of, write_update
 
 __all__ = ["LETTERS", "Article"]
@@ -63,8 +64,9 @@ class Article:
 
     @functools.cached_property
     def _written(self) -> _Writer:
-        recording, replay = replayed(self.history)
-        return _Writer(self, recording, replay)
+        with one_at_a_time, torch.inference_mode(False):  # Python's parser, too, serves one thread
+            recording, replay = replayed(self.history)
+            return _Writer(self, recording, replay)
 
     @property
     def source(self) -> Source:

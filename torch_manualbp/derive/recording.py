@@ -234,11 +234,13 @@ def _recorded(
             raise NotDerivableError([(path, *NOTHING_LEARNT)])
         past = Past(tape, len(program.calls), C, output, (*given, *given_target), {**named, **held}, path, share)
         with tape.running():
-            value = gone_back(tape, C, share)
+            program.section, program.title = "backward", ()
+            tape.backward(C, share)
         if tape.problems:
             raise NotDerivableError(tape.problems)
         if not tape.gradients:
             raise NotDerivableError([(path, *NOTHING_LEARNT)])
+        value = own_loss(tape, C)
     except Exception as error:
         if tape.problems and not isinstance(error, NotDerivableError):
             raise NotDerivableError(tape.problems) from error
@@ -248,11 +250,9 @@ def _recorded(
     return recording_of(tape, value, past.inputs, order, output, path, tape.device, past)
 
 
-def gone_back(runner: RuleRunner, C: Tensor, share: float) -> Value:
-    """Run the rules' backward. Returns the loss as a tensor of its own, which a step can give away."""
+def own_loss(runner: RuleRunner, C: Tensor) -> Value:
+    """The loss as a tensor of its own, which a step can give away."""
     program = runner.program
-    program.section, program.title = "backward", ()
-    runner.backward(C, share)
     value = program.value(C)
     producer = program.producer(value)
     if producer is None or value.memory not in producer.made:

@@ -17,7 +17,7 @@ from torch_manualbp._text import one_line
 from torch_manualbp.derive.faster import without_likeness
 from torch_manualbp.derive.history import Application, History
 from torch_manualbp.derive.program import MADE, Call, Memory, Program, Value, leaves_of, mapped
-from torch_manualbp.derive.recording import Recording, gone_back, recording_of
+from torch_manualbp.derive.recording import Recording, own_loss, recording_of
 from torch_manualbp.derive.runner import RuleRunner
 from torch_manualbp.derive.tape import READS, NotDerivableError
 from torch_manualbp.rules.rule import Rule
@@ -53,7 +53,9 @@ def _recording(replay: Replay) -> Recording:
         with torch.no_grad(), replay.program.draws, replay:  # watched by a mode, a formula runs as it stands
             for item in history.items:
                 replay.again(item)
-            C = gone_back(replay, replay.tensor(history.C), history.share)
+            replay.program.section, replay.program.title = "backward", ()
+            replay.backward(replay.tensor(history.C), history.share)
+        C = own_loss(replay, replay.tensor(history.C))
     finally:
         torch.set_default_dtype(dtype)
     inputs = tuple(map(replay.value, history.inputs))
