@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from torch_manualbp import kernels, rules
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation
+from torch_manualbp.cli import main
 from torch_manualbp.kernels import blocks, dispatch
 from torch_manualbp.kernels.compiled import compiled
 from torch_manualbp.rules import Elementwise
@@ -389,3 +392,16 @@ def test_an_upstream_gradient_with_gaps_or_a_negative_bit() -> None:
         for g in (*upstream, a.conj().imag):
             given, plain = (torch.autograd.grad(entry.rule.apply(z, *options), z, t)[0] for t in (g, g.clone()))
             torch.testing.assert_close(given, plain, rtol=1e-14, atol=1e-14)
+
+
+def test_bench_kernels(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """All ways to evaluate a formula are timed, where there are kernels."""
+    found = tmp_path / "rows.json"
+    arguments = ["bench", "kernels", "--rule", "ReLU", "--rounds", "1", "--no-compile", "--return-memory"]
+    assert main([*arguments, "--json", str(found)]) == 0
+    large, small = json.loads(found.read_text())["rows"]
+    assert (large["formula"], large["size"], small["size"]) == ("ReLU", "512×4096", "32×64")
+    assert all(large[way] > 0 for way in ("torch", "plain", "blocks", "kernel", "step", "gain"))
+    assert (small["blocks"], small["kernel"], large["compiled"]) == (None, None, None)
+    assert main(["bench", "kernels", "--rule", "RelU"]) == 2
+    assert "near it: ReLU" in capsys.readouterr().err

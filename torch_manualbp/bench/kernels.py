@@ -94,7 +94,8 @@ def measure(case: Case, call: Call, inputs: tuple[Any, ...], rounds: int, compil
         ways["blocks"] = _stopwatch(lambda *args: dispatch.BLOCKS[structure](formula, args), args, None)
     if is_large and structure == "entries" and compiles:
         torch._dynamo.reset()
-        ways["compiled"] = _stopwatch(lambda *args: compiled(formula, args), args, None)
+        if _takes(lambda *args: compiled(formula, args), args):
+            ways["compiled"] = _stopwatch(lambda *args: compiled(formula, args), args, None)
     if is_large and kernel is not None and _takes(kernel, args):
         ways["kernel"] = _stopwatch(kernel, args, dispatch.dispatch)
     if step is not None:
@@ -171,7 +172,7 @@ class _Counter(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
+        self.count += not func.is_view and func is not torch.ops.aten.empty_like.default  # whose memory is planned
         return func(*args, **(kwargs or {}))
 
 
@@ -187,6 +188,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rule", nargs="+", metavar="NAME", help=help)
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled formulas")
     parser.add_argument("--threads", type=count, metavar="N", help="threads of torch (default: torch's own choice)")
+    help = "hand freed memory back to the system, as malloc may: what blocks are for"
+    parser.add_argument("--return-memory", action="store_true", help=help)
     add_rounds(parser, 9)
     add_files(parser)
 
@@ -194,7 +197,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Time and print; a kernel that does not earn its place is a finding."""
     require_tables()
-    keep_freed_memory()
+    if not options.return_memory:
+        keep_freed_memory()
     cases = list(panel())
     names = sorted({case.name for case in cases})
     for wanted in options.rule or ():
