@@ -168,6 +168,25 @@ def test_checks_are_chosen_by_name() -> None:
         verify(Square, Z, checks=["valeus"])
 
 
+class SparseLookup(Function):
+    """Rows of a table, whose gradient is sparse, as ``torch.nn.Embedding(…, sparse=True)`` has it."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = table.shape
+        return table[rows]
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (rows,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(rows[None], da, ctx.shape), None
+
+
+def test_a_gradient_may_be_sparse() -> None:
+    assert verify(SparseLookup, torch.randn(7, 3), torch.tensor([1, 4, 4, 0])).ok
+
+
 def test_compile_runs_if_asked_for() -> None:
     assert verify(rules.Tanh, Z, checks="compile").ok
 

@@ -364,7 +364,8 @@ def gradients_of(
 
 def with_zeros(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
     """The gradients, 0 where there is none."""
-    return [torch.zeros_like(t) if g is None else g.detach() for g, t in zip(gradients, leaves, strict=True)]
+    dense = [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
+    return [torch.zeros_like(t) if g is None else g.detach() for g, t in zip(dense, leaves, strict=True)]
 
 
 def seed_all(seed: int) -> None:
