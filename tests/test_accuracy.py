@@ -17,8 +17,8 @@ from torch import Tensor
 
 from torch_manualbp import cli, rules
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
+from torch_manualbp.kernels import softmax
 from torch_manualbp.rules import Rule
-from torch_manualbp.rules.activation import softmax
 from torch_manualbp.verify import accuracy
 from torch_manualbp.verify.accuracy import DTYPES, Accuracy, measure
 from torch_manualbp.verify.measure import ulp

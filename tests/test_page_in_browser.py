@@ -15,7 +15,7 @@ from browser import CONTRAST, Browser, started
 
 from torch_manualbp import nn
 from torch_manualbp.insight import report
-from torch_manualbp.insight.page.history import TITLES
+from torch_manualbp.insight.statistics import STATISTICS
 
 TAB, ENTER, SPACE = "\ue004", "\ue007", " "
 LEFT, UP, RIGHT, DOWN, END, HOME = "\ue012", "\ue013", "\ue014", "\ue015", "\ue010", "\ue011"
@@ -671,7 +671,7 @@ def test_it_prints_all(browser: Browser, article_page: Path) -> None:
 
 
 def test_a_large_page_prints_whole(browser: Browser, folder: Path) -> None:
-    layers = {f"blocks.{i}.fc": dict.fromkeys(TITLES, 1.234e-5) for i in range(3)}
+    layers = {f"blocks.{i}.fc": dict.fromkeys(STATISTICS, 1.234e-5) for i in range(3)}
     history = [{"step": i, "layers": layers} for i in (1, 2)]
     x, y = torch.randn(2, 300), torch.randn(2, 1)
     browser.open(report(small(300, 1), nn.MSELoss(), x, y, folder / "print.html", history=history), width=718)
@@ -696,7 +696,7 @@ def test_colours_that_mean_something_stay_when_colours_are_forced(browser: Brows
 
 
 def test_a_long_name_leaves_room_for_the_numbers(browser: Browser, folder: Path) -> None:
-    history = [{"step": 1, "layers": {"encoder_block_" * 30: dict.fromkeys(TITLES, 1.0)}}]
+    history = [{"step": 1, "layers": {"encoder_block_" * 30: dict.fromkeys(STATISTICS, 1.0)}}]
     model, x, y = small(2, 1), torch.randn(1, 2), torch.randn(1, 1)
     path = report(model, nn.MSELoss(), x, y, folder / "long.html", history=history)
     for width in (1280, 360):

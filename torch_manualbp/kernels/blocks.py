@@ -53,8 +53,8 @@ def by_entries(formula: Formula, args: tuple[Any, ...]) -> Tensor:
 
 
 def by_rows(formula: Formula, args: tuple[Any, ...]) -> Tensor:
-    """``formula(*args)`` of tensors with a row for each sample, the first of K numbers. A tensor with one row, or without
-    dimensions, is for all samples."""
+    """``formula(*args)`` of tensors with a row for each sample, the first of K numbers. A tensor with one row, or
+    without dimensions, is for all samples."""
     first = args[0]
     samples = first.shape[0]
     if first.numel() < 2 * BLOCK_ELEMENTS or first.dim() < 2 or samples < 2:
