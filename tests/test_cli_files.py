@@ -224,7 +224,7 @@ HOSTILE = {
     "verify torch_manualbp.nn:Tanh --input ones(2) --budget nan": (2, "argument --budget: 'nan' is not a number"),
     "verify torch_manualbp.nn:Tanh --input ones(2) --budget -1": (2, "argument --budget: '-1' is not a number"),
     "verify torch_manualbp.nn:Tanh --input ones(2) --check order --leave-out order": (2, "argument --leave-out: no "),
-    "matrix ..:x": (1, "TypeError: "),
+    "matrix ..:x": (2, "the 'package' argument is required"),
     "matrix nothing:x": (2, "No module named 'nothing'"),
     "bench layers --threads 99999999999999999999": (2, "argument --threads: '99999999999999999999' is not a whole"),
 }  # fmt: skip

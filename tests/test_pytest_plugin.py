@@ -116,7 +116,7 @@ def test_loading_it_imports_nothing_but_the_package(pytester: pytest.Pytester) -
         import {PLUGIN}
         print(sorted(set(sys.modules) - before))
     """
-    loaded = ["torch_manualbp", "torch_manualbp.verify", PLUGIN]
+    loaded = ["torch_manualbp", "torch_manualbp._version", "torch_manualbp.verify", PLUGIN]
     assert pytester.run(sys.executable, "-c", script).outlines == [str(loaded)]
 
 

@@ -10,11 +10,9 @@ from types import CodeType
 
 import torch
 
-import torch_manualbp
-
 __all__ = ["assigned_names"]
 
-_ROOT, _OURS = Path(torch.__file__).parent, Path(torch_manualbp.__file__).parent
+_ROOT, _OURS = Path(torch.__file__).parent, Path(__file__).parents[1]
 _BETWEEN = (
     *(str(_ROOT / name) for name in ("_tensor.py", "functional.py", "overrides.py", "nn/functional.py")),
     *(str(_OURS / name) for name in ("derive", "functional")),

@@ -120,8 +120,8 @@ _of_adam = operator.itemgetter(
 
 
 def has_odd_state(optimizer: Optimizer) -> bool:
-    """Whether the state of a parameter is of another kind than torch makes it, or shares memory with something: then
-    the optimizer's own step says what becomes of it."""
+    """Whether the state of a parameter is of another kind than torch makes it, or shares memory with something, or the
+    entries of a parameter do: then the optimizer's own step says what becomes of it."""
     memory = []
     seen = set()
     for group in optimizer.param_groups:
@@ -131,6 +131,8 @@ def has_odd_state(optimizer: Optimizer) -> bool:
                 continue
             if p.is_complex() and isinstance(form, Adam):
                 return True  # torch's fused kernel takes none
+            if torch._debug_has_internal_overlap(p):
+                return True
             seen.add(p)
             memory.append(p)
             theirs = optimizer.state.get(p) or {}

@@ -31,7 +31,7 @@ from torch_manualbp.kernels.compiled import compiled, formulas_are_compiled
 from torch_manualbp.rules.recording import recorder
 from torch_manualbp.rules.rule import Structure
 
-__all__ = ["LARGE", "LARGE_ELEMENTS", "STEPS", "dispatch", "for_large", "for_steps", "is_watched"]
+__all__ = ["LARGE", "LARGE_ELEMENTS", "STEPS", "dispatch", "for_large", "for_steps", "is_watched", "plain"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Formula = Callable[..., Any]
@@ -64,9 +64,14 @@ def for_steps(formula: Formula) -> Callable[[F], F]:
     return _registering(STEPS, formula)
 
 
+def plain(formula: Formula) -> Formula:
+    """The formula as it stands."""
+    return inspect.unwrap(formula)
+
+
 def _registering(kernels: dict[Formula, Formula], formula: Any) -> Callable[[F], F]:
     def register(kernel: F) -> F:
-        kernels[inspect.unwrap(formula)] = kernel
+        kernels[plain(formula)] = kernel
         return kernel
 
     return register
@@ -80,7 +85,7 @@ def dispatch(formula: Formula, structure: Structure, args: tuple[Any, ...]) -> A
     if tape is not None:
         return (formula if tape.how == "pure" else STEPS.get(formula, formula))(*args)
     first = args[0] if args[0] is not None else args[1]
-    if first.numel() < LARGE_ELEMENTS:
+    if not isinstance(first, Tensor) or is_jit_tracing() is not None or first.numel() < LARGE_ELEMENTS:
         return formula(*args)
     kernel = LARGE.get(formula)
     if (kernel is None and structure == "whole") or is_watched(args):
@@ -97,9 +102,7 @@ def is_watched(args: tuple[Any, ...]) -> bool:
     """Whether somebody records or traces what becomes of the tensors, or one is no plain one in the CPU's memory."""
     if torch.is_grad_enabled() or is_transformed() or forward_mode_level() >= 0:
         return True
-    if dispatch_modes() > 0 or is_jit_tracing() is not None:
-        return True
-    return not all(_is_plain(t) for t in args if isinstance(t, Tensor))
+    return dispatch_modes() > 0 or not all(_is_plain(t) for t in args if isinstance(t, Tensor))
 
 
 def _is_plain(t: Tensor) -> bool:

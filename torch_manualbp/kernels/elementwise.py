@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.kernels import blocks
-from torch_manualbp.kernels.dispatch import for_large, for_steps
+from torch_manualbp.kernels.dispatch import for_large, for_steps, plain
 from torch_manualbp.rules.activation.leaky import LeakyReLU, prelu_delta
 from torch_manualbp.rules.activation.piecewise import (
     Hardshrink,
@@ -122,11 +122,11 @@ def _in_blocks(delta: Kernel, chooses: bool) -> Kernel:
 
 
 def _or_formula(step: Kernel, rule: type[Elementwise]) -> Kernel:
-    plain: Callable[..., Tensor] = rule.delta.__wrapped__  # type: ignore[attr-defined]
+    formula = plain(rule.delta)
 
     def step_or_formula(upstream: Tensor, kept: Tensor, *options: Any) -> Tensor:
         result = step(upstream, kept, *options) if _fits(upstream, kept) else NotImplemented
-        return plain(upstream, kept, *options) if result is NotImplemented else result
+        return formula(upstream, kept, *options) if result is NotImplemented else result
 
     return step_or_formula
 
@@ -144,7 +144,7 @@ def relu(into: Tensor, a: Tensor) -> Tensor:
 def relu_step(da: Tensor, a: Tensor) -> Tensor:
     """The bits of ∂C/∂a where a ≠ 0: where it is above, and where it is NaN."""
     if not _fits(da, a) or a.numel() < PREDICTED:
-        return ReLU.delta.__wrapped__(da, a)  # type: ignore[attr-defined]
+        return plain(ReLU.delta)(da, a)
     passes = torch.ne(a, 0, out=torch.empty_like(a, dtype=BITS[a.dtype]))
     return torch.mul(da.view(passes.dtype), passes, out=passes).view(a.dtype)
 
@@ -220,7 +220,8 @@ def softplus(into: Tensor, z: Tensor, beta: float, threshold: float) -> Any:
     """σ(β z), which is 1 from a large threshold on."""
     if not math.exp(-threshold) < torch.finfo(z.dtype).eps / 4:
         return NotImplemented
-    return torch.sigmoid(z, out=into) if beta == 1 else torch.mul(z, beta, out=into).sigmoid_()
+    e = torch.clamp(z if beta == 1 else z * beta, max=40, out=into).exp_()
+    return e.div_(e + 1)
 
 
 @functools.cache

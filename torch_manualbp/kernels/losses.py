@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.kernels.blocks import by_entries, sums
-from torch_manualbp.kernels.dispatch import for_large, for_steps
+from torch_manualbp.kernels.dispatch import for_large, for_steps, plain
 from torch_manualbp.rules.loss.binary import BinaryCrossEntropy, HingeEmbedding
 from torch_manualbp.rules.loss.classification import (
     class_probabilities,
@@ -61,7 +61,7 @@ SHARED_ELEMENTS = 1 << 16
 def class_probabilities_step(s: Tensor, is_log_p: bool) -> Tensor:
     """With the log p that the forward has made."""
     if is_log_p or s.numel() >= SHARED_ELEMENTS:
-        return class_probabilities.__wrapped__(s, is_log_p)  # type: ignore[attr-defined]
+        return plain(class_probabilities)(s, is_log_p)
     return torch.log_softmax(widened(s), 0 if s.dim() == 1 else 1).exp()
 
 
@@ -89,7 +89,7 @@ def cross_entropy(
     """Written over p, which is fresh."""
     k = 0 if kept.dim() == 1 else 1
     if epsilon or not kept.shape[k] or widened(kept).dtype != g.dtype:
-        return cross_entropy_gradient.__wrapped__(kept, y, g, w_y, w, epsilon, is_log_p)  # type: ignore[attr-defined]
+        return plain(cross_entropy_gradient)(kept, y, g, w_y, w, epsilon, is_log_p)
     p = class_probabilities(kept, is_log_p)
     q_y = (g if w_y is None else g * w_y).unsqueeze(k)
     return p.mul_(q_y).scatter_add_(k, y.unsqueeze(k), -q_y)

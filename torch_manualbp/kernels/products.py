@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp._torch import uses_mkldnn
-from torch_manualbp.kernels.dispatch import for_steps, is_watched
+from torch_manualbp.kernels.dispatch import for_steps, is_watched, plain
 from torch_manualbp.rules.linear import Linear, linear_input_gradient, linear_weight_gradient, samples_as_rows
 from torch_manualbp.rules.recording import recorder
 
@@ -76,7 +76,7 @@ def linear(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """z by the fastest kernel for its size: by BLAS also with its numbers in the order of zᵀ = W aᵀ + b, a column for
     each sample."""
     if W.dim() != 2 or a.dim() < 2 or (b is not None and b.shape != W.shape[:1]):
-        return _formula(Linear.forward)(a, W, b)
+        return plain(Linear.forward)(a, W, b)
     rows = samples_as_rows(a)
     bias = () if b is None else (b,)
     if is_faster_in_onednn(rows.shape[0] * W.numel(), rows, W, *bias):
@@ -100,7 +100,7 @@ def input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) -> Tens
             return torch.mm(W.t(), delta.t()).t()
         if delta.dim() == 2 and is_faster_in_onednn(delta.shape[0] * W.numel(), delta, W):
             return onednn_linear(delta, W.t(), None, "none", [], "")
-    return _formula(linear_input_gradient)(delta, W, like)
+    return plain(linear_input_gradient)(delta, W, like)
 
 
 @for_steps(linear_weight_gradient)
@@ -109,7 +109,7 @@ def weight_gradient(delta: Tensor, a: Tensor) -> Tensor:
     rows, a_rows = samples_as_rows(delta), samples_as_rows(a)
     if outweighs_transposing(a_rows) and is_faster_in_onednn(rows.numel() * a_rows.shape[1], rows, a_rows):
         return onednn_linear(rows.t(), a_rows.t(), None, "none", [], "")
-    return _formula(linear_weight_gradient)(delta, a)
+    return plain(linear_weight_gradient)(delta, a)
 
 
 def is_faster_in_onednn(multiplications: int, *factors: Tensor) -> bool:
@@ -133,10 +133,6 @@ def _is_faster_in_columns(rows: Tensor, W: Tensor) -> bool:
 def _is_in_columns(t: Tensor | None) -> bool:
     """Whether the samples are columns."""
     return t is not None and t.dim() == 2 and t.stride(0) == 1 and t.stride(1) >= t.shape[0] > 1
-
-
-def _formula(evaluated: Any) -> Any:
-    return evaluated.__wrapped__
 
 
 def times_transposed(a: Tensor, b: Tensor) -> Tensor:

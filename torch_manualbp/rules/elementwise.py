@@ -12,7 +12,7 @@ from torch_manualbp._torch import is_compiling
 from torch_manualbp.rules.jacobian import Diagonal
 from torch_manualbp.rules.rule import Rule, formula, widened
 
-__all__ = ["Elementwise"]
+__all__ = ["Elementwise", "logistic", "zero"]
 
 
 class Elementwise(Rule):
@@ -108,3 +108,12 @@ def zero(z: Tensor) -> Tensor:
     number by number: at 512×4096 10 ms for 1. A 0 that it cannot fold makes it keep z, as ATen does.
     """
     return z.sign().clamp(0, 0) if is_compiling() and z.device.type == "cpu" else z.sign() * 0
+
+
+def logistic(t: Tensor) -> Tensor:
+    """σ(t) = e / (1 + e), e = exp(t), which is 1 in every dtype from t = 40 on.
+
+    torch.sigmoid is 0 where exp(−t) overflows, of float32 from t = −88.7 down, although the numbers go on to exp(−103).
+    """
+    e = torch.exp(t.clamp(max=40))
+    return e / (1 + e)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp.rules.elementwise import Elementwise
+from torch_manualbp.rules.elementwise import Elementwise, logistic
 
 __all__ = [
     "CELU",
@@ -292,12 +292,3 @@ class GELUTanh(Elementwise):
         e = torch.exp(kappa * z * (1 + c * z * z))
         sigma = e / (1 + e)
         return torch.addcmul(sigma, sigma, kappa * z * (1 + 3 * c * z * z) / (1 + e))  # rounded once, as SiLU's
-
-
-def logistic(t: Tensor) -> Tensor:
-    """σ(t) = e / (1 + e), e = exp(t), which is 1 in every dtype from t = 40 on.
-
-    torch.sigmoid is 0 where exp(−t) overflows, of float32 from t = −88.7 down, although the numbers go on to exp(−103).
-    """
-    e = torch.exp(t.clamp(max=40))
-    return e / (1 + e)

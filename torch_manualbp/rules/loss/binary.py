@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.elementwise import logistic
 from torch_manualbp.rules.loss.entrywise import EntrywiseLoss
 from torch_manualbp.rules.loss.reduction import reduced, share_of_each
 from torch_manualbp.rules.rule import Rule, formula, widened
@@ -174,12 +175,6 @@ class SoftMargin(EntrywiseLoss):
 def soft_margin_derivative(s: Tensor, y: Tensor) -> Tensor:
     """∂C_i/∂s_i = −y σ(−y s)."""
     return -y * logistic(-y * s)
-
-
-def logistic(t: Tensor) -> Tensor:
-    """σ(t) = e / (1 + e), e = exp(t), also where it is so small that torch's sigmoid is 0, of float32 below −88.7."""
-    e = torch.exp(t.clamp(max=80))
-    return e / (1 + e)
 
 
 class HingeEmbedding(Rule):

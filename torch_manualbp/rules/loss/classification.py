@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import _reduction
 from torch.nn import functional as F
 
 from torch_manualbp.rules.activation.softmax import probabilities
@@ -286,6 +287,13 @@ class KullbackLeiblerDivergence(EntrywiseLoss, RuleWithByproducts):
         C = divergence(s, y, log_target, "sum" if reduction == "batchmean" else reduction)
         return C / s.shape[0] if reduction == "batchmean" and s.dim() else C
 
+    @staticmethod
+    def composite(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
+        C = y.exp() * (y - s) if log_target else torch.xlogy(y, y) - y * s  # ATen's is mapped entry by entry
+        if reduction != "batchmean":
+            return reduced(C, reduction)
+        return C.sum() / s.shape[0] if s.dim() else C.sum()
+
     partials = (
         lambda s, y, log_target: divergence_derivative(y, log_target),
         lambda s, y, log_target: divergence_target_derivative(s, y, log_target),
@@ -303,7 +311,8 @@ class KullbackLeiblerDivergence(EntrywiseLoss, RuleWithByproducts):
 @formula(by="sums")
 def divergence(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
     """C of C_i = y (log y − s), or exp(y) (y − s)."""
-    return reduced(y.exp() * (y - s) if log_target else torch.xlogy(y, y) - y * s, reduction)
+    # torch.kl_div and not F.kl_div, which warns of "mean" at each call
+    return torch.kl_div(s, y, _reduction.get_enum(reduction), log_target=log_target)
 
 
 def divergence_derivative(y: Tensor, log_target: bool = False) -> Tensor:
