@@ -28,7 +28,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dty
 
 @pytest.mark.parametrize(
     ("entry", "dtype"),
-    one_of_each(itertools.product(CATALOGUE, DTYPES), lambda entry, dtype: [entry.name, dtype]),
+    one_of_each(itertools.product(CATALOGUE, DTYPES), lambda entry, dtype: [entry.rule.__module__, dtype]),
     ids=lambda value: str(getattr(value, "name", value)).removeprefix("torch."),
 )
 def test_no_rule_is_worse_than_torch(entry: Operation, dtype: torch.dtype) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ordinary import one_of_each
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
@@ -162,7 +164,12 @@ def test_every_function_is_here() -> None:
     assert set(FUNCTIONS) == set(functional.__all__)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+def module_of(name: str) -> list[str]:
+    """A function of each module in an ordinary run, where the contract goes through the rules."""
+    return [inspect.unwrap(getattr(functional, name)).__module__]
+
+
+@pytest.mark.parametrize("name", one_of_each(FUNCTIONS, module_of))
 def test_tangents_and_products_are_those_of_reverse_mode(name: str) -> None:
     ran = 0
     for case in cases_of(name):

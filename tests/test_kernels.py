@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from ordinary import one_of_each
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -216,15 +218,24 @@ def CALLS(entry: Operation, dtype: torch.dtype) -> list[Call]:
     return _calls[entry, dtype]
 
 
-@pytest.mark.parametrize(("table", "formula"), KERNELS, ids=[f"{table}-{f.__qualname__}" for table, f in KERNELS])
-@pytest.mark.parametrize("size", SIZES)
-def test_kernels(table: str, formula: Formula, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "table", "formula"),
+    one_of_each(
+        ((size, *kernel) for size in SIZES for kernel in KERNELS),
+        lambda size, table, formula: [size, (table, formula)],
+    ),
+    ids=lambda value: getattr(value, "__qualname__", value),
+)
+def test_kernels(size: str, table: str, formula: Formula, monkeypatch: pytest.MonkeyPatch) -> None:
     set_thresholds(monkeypatch, SIZES[size])
     assert sum(hold_registered(table, formula, dtype) for dtype in DTYPES)
 
 
-@pytest.mark.parametrize("block", [1, 7, 20])
-@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    ("entry", "block"),
+    one_of_each(itertools.product(CATALOGUE, [7, 1, 20]), lambda entry, block: [entry.name, block]),
+    ids=lambda value: str(getattr(value, "name", value)),
+)
 def test_blocks(entry: Operation, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", block)
     for dtype in DTYPES:

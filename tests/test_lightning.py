@@ -264,6 +264,7 @@ def one_and_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[list
     return results
 
 
+@pytest.mark.slow
 def test_gradient_flow_logs_each_figure_once(one_and_two_processes: Any) -> None:
     """By the first of two processes; ∂C/∂W is that of both, as one process has it on the joined batches."""
     (one,), (first, second) = one_and_two_processes
@@ -277,6 +278,7 @@ def test_gradient_flow_logs_each_figure_once(one_and_two_processes: Any) -> None
     assert [int(row["step"]) for row in rows] == list(range(8))
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_on_the_joined_batches(one_and_two_processes: Any) -> None:
     (one,), (first, second) = one_and_two_processes
     assert same(first["parameters"], second["parameters"])
@@ -285,6 +287,7 @@ def test_two_processes_train_like_one_on_the_joined_batches(one_and_two_processe
         torch.testing.assert_close(first["parameters"][name], parameter, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_two_processes_measure_every_sample_once(one_and_two_processes: Any) -> None:
     (one,), both = one_and_two_processes
     assert one["values"].keys() == {
@@ -295,6 +298,7 @@ def test_two_processes_measure_every_sample_once(one_and_two_processes: Any) -> 
             torch.testing.assert_close(process["values"][name], value, msg=f"{name} differs")
 
 
+@pytest.mark.slow
 def test_two_processes_resume_each_with_its_own_random_state(one_and_two_processes: Any) -> None:
     _, (first, second) = one_and_two_processes
     assert not torch.equal(first["resumed"][0], second["resumed"][0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lightning_runs import (
     trainer,
     trainer_keeping_last,
 )
+from ordinary import one_of_each
 from pytorch_lightning.callbacks import GradientAccumulationScheduler, LambdaCallback, LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import MixedPrecision
@@ -418,7 +420,11 @@ SUBCLASSES = [
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 @pytest.mark.parametrize(
-    ("cls", "accumulate"), [*((cls, 1) for cls in SUBCLASSES), *((cls, 3) for cls in SUBCLASSES[:7])]
+    ("cls", "accumulate"),
+    one_of_each(
+        [*((cls, 1) for cls in SUBCLASSES), *((cls, 3) for cls in SUBCLASSES[:7])],
+        lambda cls, accumulate: [cls, accumulate],
+    ),
 )
 def test_what_a_subclass_does_with_the_loss_counts(cls: Any, accumulate: int, tmp_path: Path) -> None:
     module = check_alike(tmp_path, MODEL, LOSS, SGD, STEP_LR, cls=cls, accumulate_grad_batches=accumulate)
@@ -627,9 +633,15 @@ def interrupted(folder: Path, first: str, second: str, name: str, **settings: An
     return dict(module.state_dict())
 
 
-@pytest.mark.parametrize("name", ["SGD momentum", "Adam", "RMSprop"])
-@pytest.mark.parametrize("settings", [{}, {"gradient_clip_val": 0.1}], ids=["folded", "clipped"])
-def test_a_resumed_run_ends_like_an_uninterrupted_one(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    one_of_each(
+        itertools.product([{}, {"gradient_clip_val": 0.1}], ["SGD momentum", "Adam", "RMSprop"]),
+        lambda settings, name: [str(settings), name],
+    ),
+    ids=lambda value: value if isinstance(value, str) else "clipped" if value else "folded",
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
     module = built("derived", MODEL, LOSS, optimizer(name), STEP_LR).double()
     fit(module, tmp_path, 4, **settings)
     assert same(interrupted(tmp_path, "derived", "derived", name, **settings), module.state_dict())

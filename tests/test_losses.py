@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as torch_functional
+from ordinary import one_of_each
 from torch import Tensor
 
 from torch_manualbp import functional, rules
@@ -66,8 +68,9 @@ LARGE = _large()
 
 
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    ("name", "reduction"), one_of_each(itertools.product(LARGE, ["none", "sum", "mean"]), lambda *kinds: kinds)
+)
 def test_large_tensors(name: str, reduction: str) -> None:
     """In blocks the numbers are those of torch in float64, to the rounding of the dtype."""
     function, args, options = LARGE[name]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as torch_functional
+from ordinary import one_of_each
 from torch import Tensor
 
 from torch_manualbp import functional, nn, rules
@@ -370,7 +371,7 @@ def test_one_tensor_in_two_places(name: str) -> None:
         contract.assert_same(grads[0], grads[1], "gradient")
 
 
-@every_call
+@pytest.mark.parametrize("call", one_of_each(map(pytest.param, CALLS.values()), lambda call: [call[0]]), ids=[*CALLS])
 def test_compiles(call: Call) -> None:
     """torch.compile(fullgraph=True) takes the whole function."""
     torch._dynamo.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from interruptions import OPTIONS, WAYS, Interrupted, interrupt_deriving, interrupt_updates
+from ordinary import one_of_each
 from sequence_models import FOLDED, OPTIMIZERS
 
 from torch_manualbp import TrainStep, nn
@@ -34,8 +36,10 @@ def test_updates(optimizer: str) -> None:
     assert found["interrupted"] == 8
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("options", [name for name in OPTIONS if name != "-"])
+@pytest.mark.parametrize(
+    ("options", "way"),
+    one_of_each(itertools.product([name for name in OPTIONS if name != "-"], WAYS), lambda *kinds: kinds),
+)
 def test_updates_with_options(options: str, way: str) -> None:
     assert interrupt_updates("AdamW", 6, way, options)["interrupted"] == 6
 
@@ -56,7 +60,7 @@ def test_200_updates_with_options(optimizer: str, options: str) -> None:
     interrupt_updates(optimizer, 200, "alarm", options)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", one_of_each(WAYS, lambda way: ["way"]))
 def test_deriving(way: str) -> None:
     assert interrupt_deriving(12, way)["interrupted"] == 12
 

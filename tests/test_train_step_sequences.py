@@ -50,6 +50,7 @@ def outcomes(count: int) -> Iterator[tuple[str, int]]:
         yield outcome.status, sum(outcome.applied.values())
 
 
+@pytest.mark.slow
 def test_most_sequences_run_to_their_end() -> None:
     found = list(outcomes(20))
     assert sum(status == "equal" for status, _ in found) > 14

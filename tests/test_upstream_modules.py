@@ -249,4 +249,4 @@ class TestModule(TestCase):
 
 
 instantiate_device_type_tests(TestModule, globals(), only_for="cpu")
-upstream.one_dtype_of_each(globals()["TestModuleCPU"])
+upstream.one_of_each_kind(globals()["TestModuleCPU"])

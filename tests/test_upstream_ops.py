@@ -300,5 +300,5 @@ for _tests in (
     TestMeta,
 ):
     instantiate_device_type_tests(_tests, globals(), only_for="cpu")
-    upstream.one_dtype_of_each(globals()[f"{_tests.__name__}CPU"])
+    upstream.one_of_each_kind(globals()[f"{_tests.__name__}CPU"])
 del _tests

@@ -49,6 +49,7 @@ def rows(printed: str) -> list[list[float]]:
     return [[float(number) for number in line.split()] for line in lines]
 
 
+@pytest.mark.slow
 def test_prints_the_factors_of_every_layer(ran: tuple[str, Path]) -> None:
     table = rows(ran[0])
     assert [row[0] for row in table] == [*range(11, 1, -1)] * 2

@@ -25,6 +25,7 @@ def example(source: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_it_passes_and_learns() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, env=environment)

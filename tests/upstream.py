@@ -13,7 +13,7 @@ import re
 import unittest
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
 
@@ -143,13 +143,26 @@ def taken_over(name: str, decorations: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(kept)
 
 
-def one_dtype_of_each(tests: type) -> None:
-    """Of the tests that upstream has made of a written one for each entry, mode and dtype, leave one dtype ordinary."""
+COSTLY = ("test_dtypes", "test_fn_grad", "test_fn_gradgrad", "test_forward_mode_AD", "test_fn_fwgrad_bwgrad")
+"""The database's samples in every dtype, and under finite differences; the contract has both for each rule."""
+
+
+def one_of_each_kind(tests: type) -> None:
+    """Of the tests that upstream has made of a written one for each entry, mode and dtype, leave ordinary one dtype of
+    each entry; of a costly one an entry of each module of our functions."""
+    modules = {op.formatted_name: module_of(op) for op in OPS}
     made = sorted(name for name in vars(tests) if name.startswith("test_"))  # upstream makes them in any order
     made.sort(key=lambda name: not name.endswith(("float64", "float32")))  # which most take, and which learn
-    for name, is_ordinary in are_first(
-        made, lambda name: [re.sub(r"_(bfloat|float|complex|uint|int|bool)\d*$", "", name)]
-    ):
+
+    def kinds(name: str) -> list[Hashable]:
+        name = re.sub(r"_(bfloat|float|complex|uint|int|bool)\d*$", "", name)
+        for test in COSTLY:
+            entry = name.removeprefix(f"{test}_").removesuffix("_cpu")
+            if entry in modules:
+                return [(test, modules[entry])]
+        return [name]
+
+    for name, is_ordinary in are_first(made, kinds):
         if not is_ordinary:
             setattr(tests, name, pytest.mark.slow(vars(tests)[name]))
 
@@ -180,6 +193,11 @@ def _module_infos() -> Iterator[Any]:
 def _function_of(op: Any) -> Callable[..., Any] | None:
     """Our function of an entry: ``nn.functional.relu`` and plain ``relu`` are both ours, ``masked.softmax`` is not."""
     return FUNCTIONS.get(op.name.removeprefix("nn.functional."))
+
+
+def module_of(op: Any) -> str:
+    """The module of our function of an entry: ``torch_manualbp.functional.loss``."""
+    return str(inspect.unwrap(_function_of(op)).__module__)  # type: ignore[arg-type]
 
 
 def _op_infos() -> Iterator[Any]:
