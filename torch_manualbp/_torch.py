@@ -7,17 +7,50 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped as unwrapped
+from torch._C._functorch import is_batchedtensor as is_mapped
+from torch._C._functorch import is_functorch_wrapped_tensor as is_functorch_wrapped
+from torch._C._functorch import is_legacy_batchedtensor as is_batched
+from torch._C._functorch import maybe_get_bdim as mapped_dim
+from torch._ops import OpOverloadPacket as OverloadPacket
 from torch.autograd import forward_ad
+from torch.nn import _reduction
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "OverloadPacket",
+    "TorchDispatchMode",
+    "backward_task",
     "dispatch_modes",
+    "foreach_add_",
+    "foreach_mul",
     "forward_mode_level",
     "functorch_levels_of_forward_mode",
+    "fused_adam_",
+    "fused_adamw_",
+    "has_internal_overlap",
+    "is_autocast_enabled",
     "is_batched",
     "is_compiling",
+    "is_functorch_wrapped",
     "is_jit_tracing",
+    "is_mapped",
+    "is_traced_by_make_fx",
     "is_transformed",
+    "legacy_reduction_name",
+    "mapped_dim",
+    "mark_static",
+    "nn_functions",
+    "number_of_reduction",
+    "parsed_to",
+    "pytree",
+    "reset_compiler",
+    "unwrapped",
     "uses_mkldnn",
+    "variable_functions",
+    "without_torch_function",
+    "without_transforms",
 ]
 
 is_compiling: Callable[[], bool] = torch.compiler.is_compiling
@@ -32,10 +65,57 @@ is_jit_tracing: Callable[[], Any] = torch._C._get_tracing_state
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 """How many modes see the operations, which make_fx's and linearize's tracing are."""
 
-is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
-"""Whether it is one of is_grads_batched."""
+is_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
+"""Whether autocast is on for any device."""
+
+backward_task: Callable[[], int] = torch._C._current_graph_task_id
+"""The number of the backward pass of this thread, or −1."""
+
+has_internal_overlap: Callable[[Tensor], int] = torch._debug_has_internal_overlap
+"""Whether entries of it share memory: 0 says no."""
+
+legacy_reduction_name: Callable[..., str] = _reduction.legacy_get_string
+"""What ``size_average`` and ``reduce`` mean, with torch's warning."""
+
+number_of_reduction: Callable[[str], int] = _reduction.get_enum
+"""ATen's number for ``"none"``, ``"mean"`` and ``"sum"``."""
+
+foreach_add_: Any = torch._foreach_add_
+foreach_mul: Any = torch._foreach_mul
+fused_adam_: Any = torch._fused_adam_
+fused_adamw_: Any = torch._fused_adamw_
+
+variable_functions: Any = torch._C._VariableFunctions
+"""The functions of torch in C++."""
+
+nn_functions: Any = torch._C._nn
+"""The functions of torch.nn.functional in C++."""
+
+parsed_to: Callable[..., Any] = torch._C._nn._parse_to
+"""What the arguments of ``Tensor.to`` say: device, dtype, non_blocking, memory format."""
 
 uses_mkldnn: Callable[[], bool] = torch._C._get_mkldnn_enabled
+
+without_torch_function: Any = torch._C.DisableTorchFunction
+"""A context in which neither a mode nor a subclass sees what is called."""
+
+without_transforms: Any = torch._C._DisableFuncTorch
+"""A context that torch.func's transforms do not see."""
+
+
+def is_traced_by_make_fx() -> bool:
+    """Whether make_fx is tracing."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def mark_static(t: Tensor, dim: int) -> None:
+    """Have torch.compile make code for this size of the dimension alone."""
+    torch._dynamo.mark_static(t, dim)
+
+
+def reset_compiler() -> None:
+    """Forget what torch.compile has compiled."""
+    torch._dynamo.reset()
 
 
 def forward_mode_level() -> int:

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_manualbp import nn
 from torch_manualbp._tables import require_tables
+from torch_manualbp._torch import TorchDispatchMode, reset_compiler
 from torch_manualbp.bench.allocator import keep_freed_memory
 from torch_manualbp.bench.command import add_files, add_rounds, count, microseconds, publish
 from torch_manualbp.bench.layers import Case, panel
@@ -93,7 +93,7 @@ def measure(case: Case, call: Call, inputs: tuple[Any, ...], rounds: int, compil
     if is_large and structure != "whole":
         ways["blocks"] = _stopwatch(lambda *args: dispatch.BLOCKS[structure](formula, args), args, None)
     if is_large and structure == "entries" and compiles:
-        torch._dynamo.reset()
+        reset_compiler()
         if _takes(lambda *args: compiled(formula, args), args):
             ways["compiled"] = _stopwatch(lambda *args: compiled(formula, args), args, None)
     if is_large and kernel is not None and _takes(kernel, args):

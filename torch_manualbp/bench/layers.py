@@ -20,6 +20,7 @@ from torch.nn.modules import loss as torch_losses
 
 from torch_manualbp import kernels, nn, rules
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
+from torch_manualbp._torch import reset_compiler
 from torch_manualbp.bench.allocator import keep_freed_memory
 from torch_manualbp.bench.command import add_files, count, microseconds, surroundings
 from torch_manualbp.bench.timing import Question, Stopwatch, compare
@@ -195,7 +196,7 @@ def measure(case: Case, mode: str, rounds: int) -> Row:
     ours, stock = case.build(nn), case.build(torch.nn)
     ours.load_state_dict(stock.state_dict())
     bound = case.bounds[mode == "compiled"]
-    torch._dynamo.reset()
+    reset_compiler()
     kernels.compile_formulas(mode == "formulas")
     ways = {"stock": _stopwatch(stock, inputs, mode), "ours": _stopwatch(ours, inputs, mode)}
     comparison = compare(ways, rounds, [Question("ours", "stock", bound)])

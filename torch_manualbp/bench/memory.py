@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from torch_manualbp._torch import reset_compiler
 from torch_manualbp.bench.networks import BATCHES, NETWORKS, Case
 from torch_manualbp.bench.variants import VARIANTS
 from torch_manualbp.kernels.products import use_onednn, uses_onednn
@@ -70,7 +71,7 @@ def _measure(case: Case, variant: str) -> Peak:
     for _ in range(2 if _forget_peak() else 1):
         gc.collect()
         if "compile" in variant:
-            torch._dynamo.reset()
+            reset_compiler()
         _forget_peak()
         before = _peak()
         running = VARIANTS[variant][1](case)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
+from torch_manualbp._torch import reset_compiler
 from torch_manualbp.bench import rows as of_rows
 from torch_manualbp.bench.command import add_files, count, surroundings
 from torch_manualbp.bench.memory import peak_memory
@@ -43,7 +44,7 @@ T = TypeVar("T")
 def measure(case: Case, variants: Sequence[str], rounds: int) -> Row:
     """Time these variants. One that fails, or that moves the weights otherwise than the first, gets no time."""
     if any("compile" in variant for variant in variants):
-        torch._dynamo.reset()
+        reset_compiler()
     network = case.network
     row = Row(network.name, network.batch, case.activation, case.optimizer, case.precision)
     running: dict[str, Running] = {}

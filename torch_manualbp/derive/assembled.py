@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
+from torch_manualbp._torch import pytree
 from torch_manualbp.derive.article import Article
 from torch_manualbp.derive.history import History
 from torch_manualbp.derive.plan import Plan, plan

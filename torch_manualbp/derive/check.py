@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils import _pytree as pytree
 
+from torch_manualbp._torch import pytree
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.derive.recording import called, named_tensors, one_number
 from torch_manualbp.rules import CELU, Hardsigmoid

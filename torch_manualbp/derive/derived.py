@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
+from torch_manualbp._torch import is_autocast_enabled, pytree
 from torch_manualbp.derive.article import Article
 from torch_manualbp.derive.assembled import Assembled, How, OddStateError, heading_of, state_for
 from torch_manualbp.derive.check import rounding
@@ -24,7 +24,7 @@ from torch_manualbp.derive.update import has_odd_state
 
 __all__ = ["Derived", "How", "KeptLayer", "OddStateError", "called", "heading_of", "named_tensors", "path_of_loss"]
 
-_is_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_autocast_enabled = is_autocast_enabled
 _numbers = itertools.count(1)
 
 

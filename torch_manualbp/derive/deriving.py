@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from torch_manualbp._progress import Progress
 from torch_manualbp._text import one_line, visible
+from torch_manualbp._torch import pytree
 from torch_manualbp.derive.check import Case, Reference, differences, named_results, reference, rounding
 from torch_manualbp.derive.derived import Derived, How, heading_of
 from torch_manualbp.derive.draws import Draws

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_manualbp._torch import TorchDispatchMode, pytree
 
 __all__ = ["Draws"]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp._torch import nn_functions
 from torch_manualbp.derive.passes import ALLOCATIONS, FILLED
 from torch_manualbp.derive.program import Call, Program, Value, words
 
@@ -88,7 +89,7 @@ def _directly(function: Any, *names: str, **defaults: Any) -> Callable[[Call], N
             return
         values = [given.get(name, defaults.get(name)) for name in defaults]
         tensors = [given[name] for name in names]
-        if tensors[0].tensor.shape != tensors[1].tensor.shape and function is torch._C._nn.mse_loss:
+        if tensors[0].tensor.shape != tensors[1].tensor.shape and function is nn_functions.mse_loss:
             return
         values = [_REDUCTION[v] if isinstance(v, str) else v for v in values]
         call.function, call.args, call.kwargs = function, (*tensors, *values), {}
@@ -99,9 +100,9 @@ def _directly(function: Any, *names: str, **defaults: Any) -> Callable[[Call], N
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}
 _F = torch.nn.functional
 _DIRECT: dict[Any, Callable[[Call], None]] = {
-    _F.mse_loss: _directly(torch._C._nn.mse_loss, "input", "target", reduction="mean"),
+    _F.mse_loss: _directly(nn_functions.mse_loss, "input", "target", reduction="mean"),
     _F.cross_entropy: _directly(
-        torch._C._nn.cross_entropy_loss,
+        nn_functions.cross_entropy_loss,
         "input",
         "target",
         weight=None,
@@ -110,9 +111,9 @@ _DIRECT: dict[Any, Callable[[Call], None]] = {
         label_smoothing=0.0,
     ),
     _F.nll_loss: _directly(
-        torch._C._nn.nll_loss_nd, "input", "target", weight=None, reduction="mean", ignore_index=-100
+        nn_functions.nll_loss_nd, "input", "target", weight=None, reduction="mean", ignore_index=-100
     ),
     _F.binary_cross_entropy: _directly(
-        torch._C._nn.binary_cross_entropy, "input", "target", weight=None, reduction="mean"
+        nn_functions.binary_cross_entropy, "input", "target", weight=None, reduction="mean"
     ),
 }

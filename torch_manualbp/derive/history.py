@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from torch_manualbp._torch import pytree
 from torch_manualbp.derive.program import CONSTANT, HELD, Call, Memory, Value, mapped
 from torch_manualbp.rules.rule import Rule
 

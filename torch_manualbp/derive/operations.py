@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_manualbp import functional, rules
+from torch_manualbp._torch import TorchDispatchMode, parsed_to, without_torch_function
 from torch_manualbp.catalogue import CATALOGUE, FAMILIES, named
 from torch_manualbp.derive.program import leaves_of
 from torch_manualbp.functional import activation
@@ -90,7 +90,7 @@ def _reshaping(function: Function) -> Function:
     def reshape(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
             raise NoRule("view as another dtype has no rule; write input.to(dtype) if the numbers are meant")
-        with torch._C.DisableTorchFunction():  # of another tensor, too, only the shape is read
+        with without_torch_function():  # of another tensor, too, only the shape is read
             shape = _shape(function(_without_numbers(input), *args, **kwargs))
         return rules.Reshape.apply(input, shape)
 
@@ -98,7 +98,7 @@ def _reshaping(function: Function) -> Function:
 
 
 def _t(input: Tensor) -> Tensor:
-    with torch._C.DisableTorchFunction():
+    with without_torch_function():
         _without_numbers(input).t()  # which takes matrices and vectors alone
     return rules.Transpose.apply(input, 0, 1) if input.dim() == 2 else rules.Identity.apply(input)
 
@@ -258,7 +258,7 @@ def _steps_of_index(input: Tensor, index: Any) -> list[Any]:
     if not _is_plain(index):
         raise NoRule("an index of which torch reads numbers has no rule; write integers, or a tensor by itself")
     written = _Steps(given)
-    with torch._C.DisableTorchFunction(), torch.no_grad(), written:
+    with without_torch_function(), torch.no_grad(), written:
         input.new_empty(()).expand(input.shape)[index]
     used = {id(t) for step in written.steps if isinstance(step, list) for t in step}
     if not used.issuperset(map(id, given)):
@@ -282,7 +282,7 @@ def _is_plain(item: Any) -> bool:
 
 def _written_out(t: Tensor) -> list[Tensor]:
     """What torch has made of lists and arrays, as the program can make it: of booleans the places of those that are."""
-    with torch._C.DisableTorchFunction():
+    with without_torch_function():
         parts = t.nonzero(as_tuple=True) if t.dtype in (torch.bool, torch.uint8) else (t,)
         numbers = [(part.tolist(), part.shape) for part in parts]
     return [torch.tensor(n, dtype=torch.int64, device=t.device).reshape(shape) for n, shape in numbers]
@@ -313,7 +313,7 @@ def _dims(dim: Any) -> tuple[int, ...] | None:
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if not 0 <= p <= 1:
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             F.dropout(input, p, training)  # says what is wrong
     if p == 0 or not training or not input.numel():
         return input
@@ -343,7 +343,7 @@ def _casting(dtype: torch.dtype) -> Function:
 
 def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     copy = kwargs.pop("copy", False)
-    device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+    device, dtype, _, _ = parsed_to(*args, **kwargs)
     if device is not None and torch.empty(0, device=device).device != input.device:
         raise NoRule(f"to(device={str(device)!r}) has no rule; move the inputs and the model there beforehand")
     return rules.Cast.apply(input, dtype or input.dtype) if copy else _cast(input, dtype)

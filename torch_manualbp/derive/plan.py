@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp._torch import nn_functions
 from torch_manualbp.derive.faster import rewritten, without_likeness
 from torch_manualbp.derive.passes import (
     ALLOCATIONS,
@@ -268,10 +269,10 @@ def _function_with_out(call: Call) -> Any:
     """torch's function, for a method or an operator too, that takes the arguments of the call and ``out=``."""
     function, name = call.function, call.name
     if function == getattr(torch.nn.functional, name, None) and isinstance(function, FunctionType):
-        function = getattr(torch._C._nn, name, None) if len(call.args) == 1 else None
+        function = getattr(nn_functions, name, None) if len(call.args) == 1 else None
     elif getattr(Tensor, getattr(function, "__name__", ""), None) is function or isinstance(function, _METHOD):
         function = getattr(torch, name, None)
-    elif function not in (getattr(torch, name, None), getattr(torch._C._nn, name, None), torch.nn.functional.linear):
+    elif function not in (getattr(torch, name, None), getattr(nn_functions, name, None), torch.nn.functional.linear):
         function = None
     if function is None:
         return None
@@ -281,7 +282,7 @@ def _function_with_out(call: Call) -> Any:
     return function if _takes_out[key] else None
 
 
-_METHOD = type(torch._C.TensorBase.add)
+_METHOD = type(Tensor.add)
 _takes_out: dict[Any, bool] = {}
 
 

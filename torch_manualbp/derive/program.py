@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp._torch import OverloadPacket, without_torch_function
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.kernels.products import onednn_linear
 
@@ -301,7 +302,7 @@ class Program:
 
     def same(self, tensor: Tensor) -> Tensor:
         """Another tensor object of the same value, which stays when the first comes to mean another."""
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             alias = tensor.detach()
         self.stands_for(alias, self.value(tensor))
         return alias
@@ -440,7 +441,7 @@ class Program:
                     self.stands_for(t, value)
 
     def _new(self, tensor: Tensor, origin: str) -> Value:
-        with torch._C.DisableTorchFunction():  # or the tape would take the question for the model's
+        with without_torch_function():  # or the tape would take the question for the model's
             storage = tensor.untyped_storage()
         self._alive += [tensor, storage]
         memory = self._memories.setdefault(storage._cdata, Memory(origin))
@@ -451,7 +452,7 @@ class Program:
 
 def _written_by_schema(function: Any, args: tuple[Any, ...]) -> list[Tensor]:
     """What an operator of ``torch.ops`` says that it writes to: not each of them counts the version up."""
-    if not isinstance(function, torch._ops.OpOverloadPacket):
+    if not isinstance(function, OverloadPacket):
         return []
     arguments = getattr(function, function.overloads()[0])._schema.arguments
     is_written = [argument.alias_info is not None and argument.alias_info.is_write for argument in arguments]

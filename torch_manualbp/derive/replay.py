@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from torch_manualbp._text import one_line
+from torch_manualbp._torch import pytree, without_torch_function
 from torch_manualbp.derive.faster import without_likeness
 from torch_manualbp.derive.history import Application, History
 from torch_manualbp.derive.program import MADE, Call, Memory, Program, Value, leaves_of, mapped
@@ -92,7 +92,7 @@ class Replay(RuleRunner):
         if value not in self._twins:
             t = value.tensor
             if self.device != "meta":
-                with torch._C.DisableTorchFunction():
+                with without_torch_function():
                     t = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=self.device).zero_()
             twin = self.program.adopt(t, value.memory, value.name, value.is_named)
             if value in self.history.tensors:
@@ -180,7 +180,7 @@ class _OnDevice(Program):
 
     def adopt(self, tensor: Tensor, memory: Memory, name: str, is_named: bool) -> Value:
         """Make a tensor known as a value in the twin of this memory."""
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             storage = tensor.untyped_storage()
         self._memories[storage._cdata] = self.memory(memory)
         value = self._new(tensor, memory.origin)

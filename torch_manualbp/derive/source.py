@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import resolve_name
 
+from torch_manualbp._torch import nn_functions, variable_functions
 from torch_manualbp.derive.faster import LITERAL
 from torch_manualbp.derive.plan import Plan
 from torch_manualbp.derive.program import Blocks, Call, Formula, Text, Value, mapped, values_in, words
@@ -461,8 +462,8 @@ def function_text(function: Any, name: str) -> str:
 _MODULES: dict[str, Any] = {
     "F": torch.nn.functional,
     "torch": torch,
-    "torch._C._nn": torch._C._nn,
-    "torch._C._VariableFunctions": torch._C._VariableFunctions,
+    "torch._C._nn": nn_functions,
+    "torch._C._VariableFunctions": variable_functions,
     "torch.linalg": torch.linalg,
     "torch.special": torch.special,
     "torch.fft": torch.fft,

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 from torch.utils import _device as torch_device
-from torch.utils import _pytree as pytree
 
 from torch_manualbp._files import write_text
+from torch_manualbp._torch import is_autocast_enabled, pytree
 from torch_manualbp.derive.check import is_close, loss_by_autograd
 from torch_manualbp.derive.derived import Derived, How, KeptLayer, OddStateError
 from torch_manualbp.derive.deriving import derived_program
@@ -93,7 +93,7 @@ class _Last:
             and (inputs is target) is self._is_one
             and not (inputs.__dict__ or target.__dict__)
             and self._around_now(step) == self._around
-            and not torch._C._is_any_autocast_enabled()
+            and not is_autocast_enabled()
             and self._reads.hold()
         )
 
@@ -441,7 +441,7 @@ class TrainStep:
             structure,
             adds,
             share,
-            torch.get_autocast_dtype("cpu") if torch._C._is_any_autocast_enabled() else None,
+            torch.get_autocast_dtype("cpu") if is_autocast_enabled() else None,
             torch.get_default_dtype(),
             torch_device.CURRENT_DEVICE,
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],

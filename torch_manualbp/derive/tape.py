@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Module
 from torch.overrides import resolve_name
-from torch.utils import _pytree as pytree
 
+from torch_manualbp._torch import is_transformed, pytree, without_torch_function
 from torch_manualbp.catalogue.called import activation_of, function_of_entries
 from torch_manualbp.derive.assigned import assigned_names
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched, wrappers
@@ -321,7 +321,7 @@ class Tape(RuleRunner):
         learns = tuple(isinstance(arg, Tensor) and self._learns_from(arg) for arg in args)
         given, begin = mapped(args, Tensor, self.program.value), len(self.program.calls)
         output = self.run(rule, args, learns)
-        with torch._C.DisableTorchFunction():  # this is not the model's question
+        with without_torch_function():  # this is not the model's question
             self._has_columns |= isinstance(rule.jacobian, Product) and not output.is_contiguous()
         outputs = tuple(self.program.value(t) for t in leaves_of(output, Tensor))
         where = self._paths[-1], self.program.section, (begin, len(self.program.calls))
@@ -343,7 +343,7 @@ class Tape(RuleRunner):
     def _autograd_says(self, name: str, tensor: Tensor) -> Any:
         """What the attribute is under autograd."""
         value = self.program.value(tensor)
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             learns = value in self._learns or tensor.requires_grad
         if name == "requires_grad":
             return learns
@@ -426,7 +426,7 @@ class Tape(RuleRunner):
                 self._refuse(
                     f"{_named(function)} draws from a generator of its own", "draw from torch's: leave it away"
                 )
-        if torch._C._are_functorch_transforms_active():
+        if is_transformed():
             self._refuse(f"{_named(function)} under a transform of torch.func", "write it out for the whole batch")
             raise NotDerivableError(self.problems)
 

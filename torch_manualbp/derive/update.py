@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
+from torch_manualbp._torch import foreach_add_, fused_adam_, fused_adamw_, has_internal_overlap
 from torch_manualbp.derive.plan import CASTS
 from torch_manualbp.derive.program import Call, Formula, Program, Text, Value
 from torch_manualbp.kernels.products import onednn_linear
@@ -131,7 +132,7 @@ def has_odd_state(optimizer: Optimizer) -> bool:
                 continue
             if p.is_complex() and isinstance(form, Adam):
                 return True  # torch's fused kernel takes none
-            if torch._debug_has_internal_overlap(p):
+            if has_internal_overlap(p):
                 return True
             seen.add(p)
             memory.append(p)
@@ -238,12 +239,12 @@ class Adam:
                 (large if is_large else small).append(item)
         for items in [*([item] for item in large), *([small] if small else [])]:
             steps = [state["step"] for _, _, state in items]
-            program.append(torch._foreach_add_, steps, 1, writes=steps)
+            program.append(foreach_add_, steps, 1, writes=steps)
             with _gradients(program, items[0][0], [g for _, g, _ in items]) as (gradients, of):
                 self._fold_fused(program, items, gradients, of)
 
     def _fold_fused(self, program: Program, items: Learnt, gradients: list[Any], of: Part) -> None:
-        kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        kernel = fused_adamw_ if self.decoupled else fused_adam_
         weights, states = [W for W, _, _ in items], [state for _, _, state in items]
         m, v = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         largest = [state["max_exp_avg_sq"] for state in states] if self.amsgrad else []
@@ -366,7 +367,7 @@ def _add_each(program: Program, targets: list[Value], others: list[Value], of: P
         for target, other in zip(targets, others, strict=True):
             program.append(Tensor.add_, of(target), of(other), alpha=Text(alpha), writes=[target])
     else:
-        program.append(torch._foreach_add_, targets, others, alpha=Text(alpha), writes=targets)
+        program.append(foreach_add_, targets, others, alpha=Text(alpha), writes=targets)
 
 
 def leave_gradient(program: Program, grad: Value, g: Value) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from torch_manualbp import rules
+from torch_manualbp._torch import is_transformed
 from torch_manualbp.functional.call import in_low_precision, in_place, overridable, run, run_in_place
 from torch_manualbp.rules.elementwise import zero
 from torch_manualbp.rules.rule import Rule
@@ -172,7 +173,7 @@ def rrelu(
 
 def _random_slopes(z: Tensor, lower: float, upper: float) -> Tensor:
     """r, drawn where z ≤ 0 alone, in the order of torch's kernel."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or z.is_meta:
+    if torch.compiler.is_compiling() or is_transformed() or z.is_meta:
         return torch.where(z <= 0, torch.empty_like(z).uniform_(lower, upper), 1 + zero(z))
     r = torch.empty_like(z, memory_format=torch.contiguous_format)
     torch.ops.aten.rrelu_with_noise(z, r, lower, upper, True)

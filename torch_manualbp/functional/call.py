@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function
 
 import torch_manualbp.kernels  # noqa: F401 # which evaluates the formulas
+from torch_manualbp._torch import is_autocast_enabled, is_transformed, legacy_reduction_name
 from torch_manualbp.rules.rule import Rule, output_of
 
 __all__ = [
@@ -49,7 +49,7 @@ def run(rule: type[Rule], *args: Any) -> Any:
     if isinstance(input, Tensor) and (input.layout is not torch.strided or input.is_nested):
         return output_of(rule.forward(*args))  # ragged and sparse tensors have other formulas
     if torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active() or _is_exporting():
+        if is_transformed() or _is_exporting():
             # torch.compile cannot vmap over a Function, and torch.export(strict=True) takes its forward for a constant.
             return output_of(rule.forward(*args))
         args = _distinct(args)
@@ -58,14 +58,14 @@ def run(rule: type[Rule], *args: Any) -> Any:
 
 def in_low_precision(rule: type[Rule], *args: Any) -> Any:
     """``run(rule, *args)``, under autocast in its dtype, as autocast runs matrix products."""
-    if torch._C._is_any_autocast_enabled() and _autocasts(args[0]):
+    if is_autocast_enabled() and _autocasts(args[0]):
         return _run_cast(rule, torch.get_autocast_dtype(args[0].device.type), args)
     return run(rule, *args)
 
 
 def in_full_precision(rule: type[Rule], *args: Any) -> Any:
     """``run(rule, *args)``, under autocast in float32, as autocast runs losses."""
-    if torch._C._is_any_autocast_enabled() and _autocasts(args[0]):
+    if is_autocast_enabled() and _autocasts(args[0]):
         return _run_cast(rule, torch.float32, args)
     return run(rule, *args)
 
@@ -84,7 +84,7 @@ def run_in_place(rule: type[Rule], input: Tensor, *options: Any) -> Tensor:
 def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     """The reduction that torch's deprecated flags mean, with torch's warning."""
     if size_average is not None or reduce is not None:
-        return _reduction.legacy_get_string(size_average, reduce)
+        return legacy_reduction_name(size_average, reduce)
     return reduction
 
 

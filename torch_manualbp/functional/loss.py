@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from torch_manualbp import rules
+from torch_manualbp._torch import is_traced_by_make_fx, is_transformed
 from torch_manualbp.functional.call import in_full_precision, legacy_reduction, overridable, run
 from torch_manualbp.rules.recording import recorder
 from torch_manualbp.rules.rule import Rule
@@ -359,8 +360,8 @@ def _is_variance_of(var: Any, input: Tensor) -> bool:
         other = [v for v, size in zip(var.shape, input.shape, strict=False) if v != size]
         if var.dim() != input.dim() or other != [1]:
             return False
-    is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or recorder() is not None
-    is_traced = is_traced or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # make_fx's
+    is_traced = torch.compiler.is_compiling() or is_transformed() or recorder() is not None
+    is_traced = is_traced or is_traced_by_make_fx()  # make_fx's
     if is_traced or var.is_meta:
         return True  # no number may decide what is traced or mapped
     return not (var < 0).any()

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import _reduction
 from torch.nn import functional as torch_functional
 
 from torch_manualbp import rules
+from torch_manualbp._torch import number_of_reduction
 from torch_manualbp.functional.call import in_full_precision, legacy_reduction, overridable, run
 
 __all__ = [
@@ -207,7 +207,7 @@ def _triplet_margin(
 def _reduction_of(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     """The reduction that is meant, with torch's warnings and its error."""
     name = legacy_reduction(size_average, reduce, reduction)
-    return ("none", "mean", "sum")[_reduction.get_enum(name)]
+    return ("none", "mean", "sum")[number_of_reduction(name)]
 
 
 def _alike(*tensors: Tensor) -> bool:

@@ -12,21 +12,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (
-    get_unwrapped,
-    is_batchedtensor,
-    is_functorch_wrapped_tensor,
-    is_legacy_batchedtensor,
-    maybe_get_bdim,
-)
-from torch.autograd import forward_ad
 from torch.nn import Module
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from torch_manualbp import nn
 from torch_manualbp._text import visible
+from torch_manualbp._torch import (
+    backward_task,
+    forward_mode_level,
+    is_batched,
+    is_functorch_wrapped,
+    is_mapped,
+    is_traced_by_make_fx,
+    mapped_dim,
+    pytree,
+    unwrapped,
+    without_torch_function,
+    without_transforms,
+)
 from torch_manualbp.catalogue.called import OfModule, activation_of, function_of_entries
 from torch_manualbp.insight.record import Call, LocalGradients, NotReachedError
 from torch_manualbp.insight.refusals import ONE_PIECE, refuse_compiled
@@ -82,7 +86,7 @@ def _unseen(hook: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(hook)
     def unseen(*args: Any) -> None:
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             hook(*args)
 
     return unseen
@@ -163,7 +167,7 @@ class Watch(TorchFunctionMode):
         def before(module: Module, args: Any, kwargs: Any = None) -> None:
             if torch.compiler.is_compiling():
                 raise ValueError(f"{visible(name) or 'the model'} is called inside of torch.compile, {ONE_PIECE}")
-            if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+            if is_traced_by_make_fx():
                 traced = "is called while make_fx traces it, as torch.func.linearize does"
                 raise ValueError(f"{visible(name) or 'the model'} {traced}, {ONE_PIECE}: use torch.func.jvp")
             if module not in self._pending or self._is_of_another_thread():
@@ -184,12 +188,12 @@ class Watch(TorchFunctionMode):
 
     def _is_of_another_thread(self) -> bool:
         """Whether somebody else calls the model meanwhile. The engine recomputes in threads of its own."""
-        is_other = threading.get_ident() != self._thread and torch._C._current_graph_task_id() == -1
+        is_other = threading.get_ident() != self._thread and backward_task() == -1
         self._is_called_elsewhere |= is_other
         return is_other
 
     def _new_call(self, name: str) -> Call:
-        is_recomputed = torch._C._current_graph_task_id() != -1
+        is_recomputed = backward_task() != -1
         if self._has_come and not is_recomputed:
             self._batch, self._has_come = self._batch + 1, False
         under_no_grad = not torch.is_grad_enabled()
@@ -258,7 +262,7 @@ class Watch(TorchFunctionMode):
         physical = Physical(z)
         call.z, call.shape, call.asks = self._copy(z), physical.shape, physical.tensor.requires_grad
         call.is_transformed = physical.tensor is not z
-        call.is_differentiated = forward_ad._current_level >= 0
+        call.is_differentiated = forward_mode_level() >= 0
         call.is_of_func = call.is_transformed and not call.asks and z.requires_grad
         self._await(physical, call, "_delta")
 
@@ -300,7 +304,7 @@ class Watch(TorchFunctionMode):
         with torch.no_grad():
             setattr(call, attribute, self.reduce(g) if self.reduce else g if before is None else before + g)
         if self.reduce is None:
-            task = torch._C._current_graph_task_id()
+            task = backward_task()
             if task not in self._held:
                 part = functools.partial(self._part_from_parameters, task)
                 torch.autograd.Variable._execution_engine.queue_callback(part)
@@ -326,7 +330,7 @@ class Watch(TorchFunctionMode):
         """Of the numbers of now, which what follows may write over; one for all who ask before that."""
         known, version, copy = self._copies.get(id(t), (_nothing, 0, None))
         if known() is not t or version != _version(t):
-            with torch.no_grad(), torch._C._DisableFuncTorch():
+            with torch.no_grad(), without_transforms():
                 numbers = Physical(t).numbers()
                 copy = self.reduce(numbers) if self.reduce else numbers.clone()
             self._copies[id(t)] = weakref.ref(t), _version(t), copy
@@ -335,7 +339,7 @@ class Watch(TorchFunctionMode):
 
 def is_batch_of_gradients(gradient: Tensor) -> bool:
     """Whether it is of many C at a time, by ``is_grads_batched=True`` of autograd or by ``torch.func``."""
-    return is_functorch_wrapped_tensor(gradient) or is_legacy_batchedtensor(gradient)
+    return is_functorch_wrapped(gradient) or is_batched(gradient)
 
 
 class Physical:
@@ -347,10 +351,10 @@ class Physical:
 
     def __init__(self, t: Tensor) -> None:
         hidden: list[int] = []
-        while is_functorch_wrapped_tensor(t):
-            if is_batchedtensor(t):
-                hidden.append(maybe_get_bdim(t))
-            t = get_unwrapped(t)
+        while is_functorch_wrapped(t):
+            if is_mapped(t):
+                hidden.append(mapped_dim(t))
+            t = unwrapped(t)
         self.tensor = t
         dims = list(range(t.dim())) if hidden else []
         order = [dims.pop(dim) for dim in reversed(hidden)] + dims

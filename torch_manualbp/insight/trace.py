@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils import _pytree as pytree
 
+from torch_manualbp._torch import pytree, without_torch_function
 from torch_manualbp.derive.derived import called, named_tensors, path_of_loss
 from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, PARAMETER, Value
 from torch_manualbp.derive.tape import Node, NotDerivableError, Tape
@@ -137,7 +137,7 @@ class _Recorder(Tape):
 
 
 def _view(tensor: Tensor) -> Tensor:
-    with torch._C.DisableTorchFunction():
+    with without_torch_function():
         return tensor.detach()
 
 

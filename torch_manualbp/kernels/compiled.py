@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp._torch import mark_static
 from torch_manualbp.kernels.blocks import flat, is_flat
 
 __all__ = ["compile_formulas", "compiled", "formulas_are_compiled"]
@@ -59,5 +60,5 @@ def _any_rows(t: Tensor) -> Tensor:
     if t.numel() % VECTOR_ELEMENTS:
         return t
     rows = t.view(-1, VECTOR_ELEMENTS)
-    torch._dynamo.mark_static(rows, 1)
+    mark_static(rows, 1)
     return rows

@@ -20,8 +20,8 @@ import torch
 from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from torch_manualbp._torch import foreach_mul, pytree
 from torch_manualbp.derive import TrainStep
 from torch_manualbp.derive.derived import KeptLayer
 
@@ -140,7 +140,7 @@ class _Computed(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(f'engine="derived" has no gradients of gradients; {AUTOGRAD}')
         ctx.on_backward(upstream)
-        return None, None, None, *torch._foreach_mul(ctx.gradients, upstream)
+        return None, None, None, *foreach_mul(ctx.gradients, upstream)
 
 
 def _copied(layer: KeptLayer) -> KeptLayer:

@@ -13,8 +13,8 @@ import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._pytree import tree_map_only
 
+from torch_manualbp._torch import pytree
 from torch_manualbp.verify import Report, verify_model
 
 __all__ = ["GradientVerification"]
@@ -81,7 +81,7 @@ class GradientVerification(pl.Callback):
         self._step = step
         model, inputs, target, loss = self.parts(pl_module, batch)
         # The batch is copied for layers that work in place; verify_model copies the model and the loss.
-        inputs, target = tree_map_only(Tensor, lambda t: t.detach().clone(), (inputs, target))
+        inputs, target = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (inputs, target))
         with isolate_rng(), torch.enable_grad():
             self.report = verify_model(model, inputs, target, loss, **self._options(model))
         # Not by pl_module.log, which would write the number again at every step until the next.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from torch_manualbp import functional
+from torch_manualbp._torch import pytree
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation
 from torch_manualbp.rules import Rule
 from torch_manualbp.verify.outputs import of_one_output

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_manualbp._torch import TorchDispatchMode
 from torch_manualbp.verify.check import DoesNotApply
 
 __all__ = ["Draws"]

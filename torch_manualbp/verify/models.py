@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.nn import Module
-from torch.utils import _pytree as pytree
 
 from torch_manualbp._text import one_line, visible
+from torch_manualbp._torch import is_batched, is_functorch_wrapped, is_traced_by_make_fx, pytree
 from torch_manualbp.verify.checks import Check, chosen
 from torch_manualbp.verify.report import DOES_NOT_APPLY, LEFT_OUT, Report, Row
 from torch_manualbp.verify.subject import Subject, is_number, name_of, name_of_dtype
@@ -189,7 +188,7 @@ def _watched(layers: Any, names: Mapping[int, str], calls: list[_Call]) -> Itera
 
 def _keeper(call: _Call, i: int) -> Callable[[Tensor], None]:
     def keep(gradient: Tensor) -> None:
-        if not is_legacy_batchedtensor(gradient):  # and not those of is_grads_batched=True inside
+        if not is_batched(gradient):  # and not those of is_grads_batched=True inside
             call.upstream[i] = gradient.detach()
 
     return keep
@@ -197,9 +196,9 @@ def _keeper(call: _Call, i: int) -> Callable[[Tensor], None]:
 
 def _is_transformed(values: Any) -> bool:
     """Whether it holds what make_fx traces, or a tensor of torch.func."""
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+    if is_traced_by_make_fx():
         return True
-    return any(isinstance(t, Tensor) and is_functorch_wrapped_tensor(t) for t in pytree.tree_leaves(values))
+    return any(isinstance(t, Tensor) and is_functorch_wrapped(t) for t in pytree.tree_leaves(values))
 
 
 def _detached(values: Any) -> Any:

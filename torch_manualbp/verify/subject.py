@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
 from torch_manualbp._text import one_line, visible
+from torch_manualbp._torch import pytree
 from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.functions import applied_in_forward, in_plain_autograd, is_function
 

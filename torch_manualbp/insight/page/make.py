@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils import _pytree as pytree
 
 from torch_manualbp._files import check_writable, write_text
+from torch_manualbp._torch import pytree
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.insight.page.autograd import MakesOptimizer, Step, drawing_again, step_of
 from torch_manualbp.insight.page.data import NotDrawableError, network_data, shapes

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import _reduction
 from torch.nn import functional as F
 
+from torch_manualbp._torch import number_of_reduction
 from torch_manualbp.rules.activation.softmax import probabilities
 from torch_manualbp.rules.loss.entrywise import EntrywiseLoss
 from torch_manualbp.rules.loss.reduction import reduced
@@ -312,7 +312,7 @@ class KullbackLeiblerDivergence(EntrywiseLoss, RuleWithByproducts):
 def divergence(s: Tensor, y: Tensor, log_target: bool, reduction: str) -> Tensor:
     """C of C_i = y (log y − s), or exp(y) (y − s)."""
     # torch.kl_div and not F.kl_div, which warns of "mean" at each call
-    return torch.kl_div(s, y, _reduction.get_enum(reduction), log_target=log_target)
+    return torch.kl_div(s, y, number_of_reduction(reduction), log_target=log_target)
 
 
 def divergence_derivative(y: Tensor, log_target: bool = False) -> Tensor:

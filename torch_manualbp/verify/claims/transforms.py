@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp._text import one_line
+from torch_manualbp._torch import reset_compiler
 from torch_manualbp.rules.rule import RuleWithByproducts, output_of
 from torch_manualbp.verify.case import Case, refusal
 from torch_manualbp.verify.check import UNSUPPORTED, DoesNotApply, finish
@@ -218,7 +219,7 @@ def compiled(trial: Trial, backend: str = "aot_eager") -> Iterator[Row]:
     one that doubles the gradient still does."""
     at, right = trial.exact, trial.references.at()
     target = _doubled(trial.rule) if isinstance(trial, Case) else at.target
-    torch._dynamo.reset()
+    reset_compiler()
     run = torch.compile(lambda *leaves: at.call(target, leaves), fullgraph=trial.has_twin, backend=backend)
     found = at.results(lambda leaves: run(*leaves))
     if isinstance(trial, Case):

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._pytree import tree_map_only
 
 from torch_manualbp import functional
+from torch_manualbp._torch import pytree, reset_compiler
 from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.surroundings.layers import Layer, compare, of_torch, results
 
@@ -82,7 +82,7 @@ class Two(Tensor):
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         firsts, seconds = (
-            func(*tree_map_only(Two, part, args), **tree_map_only(Two, part, kwargs or {}))
+            func(*pytree.tree_map_only(Two, part, args), **pytree.tree_map_only(Two, part, kwargs or {}))
             for part in (lambda t: t.a, lambda t: t.b)
         )
         if isinstance(firsts, tuple | list):
@@ -216,7 +216,7 @@ def _gradient(layer: Layer, module: Callable[..., Tensor]) -> dict[str, Tensor]:
 
 
 def _compiled_gradient(layer: Layer, module: Callable[..., Tensor]) -> dict[str, Tensor]:
-    torch._dynamo.reset()
+    reset_compiler()
     return _gradient(layer, torch.compile(module, fullgraph=True, backend="aot_eager"))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from torch_manualbp._torch import reset_compiler
 from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.claims import transforms
 from torch_manualbp.verify.report import Row
@@ -45,7 +46,7 @@ def exports_strictly(layer: Layer) -> None:
 
 
 def _exported(layer: Layer, module: Module, strict: bool) -> dict[str, Tensor]:
-    torch._dynamo.reset()
+    reset_compiler()
     inputs = tuple(t.detach() for t in layer.inputs())
     program = torch.export.export(module, inputs, strict=strict)
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
