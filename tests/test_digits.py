@@ -160,6 +160,7 @@ def accuracy(out: str) -> str:
     return str(found)
 
 
+@pytest.mark.slow
 def test_trains_tests_and_saves_the_same_twice(main: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
     options = ("--epochs", 2, "--seed", 3, "--output")
     with start(*options, tmp_path / "first") as process:

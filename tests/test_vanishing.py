@@ -63,6 +63,7 @@ def test_prints_the_factors_of_every_layer(ran: tuple[str, Path]) -> None:
     assert relu[-1][1] == pytest.approx(relu[0][1], rel=0.9)
 
 
+@pytest.mark.slow
 def test_prints_how_both_trained(ran: tuple[str, Path]) -> None:
     found = re.findall(r"After 300 steps: C = ([\d.]+), ([\d.]+)% of the test's digits are right", ran[0])
     (sigmoid_cost, sigmoid_right), (relu_cost, relu_right) = [(float(c), float(r)) for c, r in found]
@@ -72,10 +73,12 @@ def test_prints_how_both_trained(ran: tuple[str, Path]) -> None:
     assert relu_right > 90
 
 
+@pytest.mark.slow
 def test_fits_the_terminal(ran: tuple[str, Path]) -> None:
     assert max(len(line) for line in ran[0].splitlines() if str(ran[1]) not in line) <= 115
 
 
+@pytest.mark.slow
 def test_writes_figures_and_pages(ran: tuple[str, Path]) -> None:
     printed, folder = ran
     names = ["cost.png", "delta.png", "factors.png", "relu.html", "sigmoid.html"]
