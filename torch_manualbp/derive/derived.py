@@ -59,6 +59,7 @@ class Derived:
         """The part of itself that a number may be off by in rounding."""
 
         assembled = Assembled(recording, optimizer, how, named, held, heading)
+        self._tensors, _ = _given(assembled)
         self.parameters, self.deltas, self.layers = assembled.parameters, assembled.deltas, assembled.layers
         self.groups, self.forms = assembled.groups, assembled.forms
         self.source = assembled.source
@@ -86,7 +87,7 @@ class Derived:
         }
         given = {keys[key]: t for p, (_, _, keys) in self.forms.items() for key, t in self.state[p].items()}
         with torch.device(self.device):  # not on the device that somebody has made the default
-            self.step = self._build(self._assembled.tensors, given)
+            self.step = self._build(self._tensors, given)
         self.written = [*self.parameters, *given.values()]
         self._update = Update(self.source, self.filename, self._assembled.changes, given)
         self._stateful = [(p, ours) for p, ours in self.state.items() if ours]
@@ -149,7 +150,7 @@ class Derived:
 
     def text_to_save(self) -> str:
         """The source, with the numbers of the tensors in it that are neither parameters nor buffers."""
-        return self.source.text_with(self._assembled.tensors)
+        return self.source.text_with(self._tensors)
 
     def _as_tensors(self, settings: list[float]) -> list[Tensor]:
         """The hyperparameters as torch.compile takes them without compiling a program for each of their values."""
@@ -205,3 +206,8 @@ class Derived:
 def _is_skipped(result: Any) -> bool:
     C = result[0] if isinstance(result, tuple) else result
     return not torch.isfinite(C)
+
+
+def _given(assembled: Assembled) -> tuple[dict[str, Tensor], list[str]]:
+    """What ``build`` is given: tensors by name, and which of them are constants of the program's own."""
+    return assembled.tensors, [name for name in assembled.tensors if name.startswith("constant ")]
