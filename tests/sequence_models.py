@@ -480,6 +480,9 @@ class StockStep:
             torch.nn.utils.clip_grad_norm_(learnt, self.clip_norm)
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(learnt, self.clip_value)
+        for p in (p for group in self.optimizer.param_groups if group.get("fused") for p in group["params"]):
+            if p.grad is not None and p.grad.stride() != p.stride():  # torch's kernels read it in the order of memory
+                p.grad = torch.empty_like(p, requires_grad=False).copy_(p.grad)
         self.optimizer.step()
         self.done = 0
 

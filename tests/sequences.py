@@ -159,12 +159,15 @@ class Snapshot:
             for t, numbers in self.held:
                 if not identical(_detached(t), numbers):
                     t.data.copy_(numbers)
+            dictionaries = dict(side.optimizer.state)
             side.optimizer.state.clear()
             for p, of_p in self.state.items():
                 for x, of_x in of_p.values():
                     if isinstance(x, Tensor):
                         x.copy_(of_x)
-                side.optimizer.state[p] = {name: x for name, (x, _) in of_p.items()}
+                side.optimizer.state[p] = dictionary = dictionaries.get(p, {})  # the one that is to be mended
+                dictionary.clear()
+                dictionary.update({name: x for name, (x, _) in of_p.items()})
             for p, gradient, of_gradient in self.gradients:
                 p.grad = gradient
                 if gradient is not None:

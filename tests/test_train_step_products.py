@@ -31,7 +31,7 @@ OPTIMIZERS: dict[str, Make] = {
     "SGD, weight decay": lambda p: SGD(p, lr=0.05, weight_decay=0.1, maximize=True),
     "SGD, momentum": lambda p: SGD(p, lr=0.05, momentum=0.9, dampening=0.2, weight_decay=0.01),
     "SGD, Nesterov": lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "Adam": lambda p: Adam(p, lr=1e-3, eps=1e-3, weight_decay=0.1, amsgrad=True),
+    "Adam": lambda p: Adam(p, lr=1e-3, eps=1e-3, weight_decay=0.1),
     "AdamW": lambda p: AdamW(p, lr=1e-3, eps=1e-3, maximize=True),
     "RMSprop": lambda p: RMSprop(p, lr=1e-3),
 }

@@ -225,8 +225,10 @@ class Adam:
 
     def fold(self, program: Program, learnt: Learnt, pure: bool) -> None:
         """Record the update of parameters from their gradients, with the state that belongs to each."""
-        # torch's kernel goes through memory from end to end, whatever the strides are.
-        odd = learnt if pure else [item for item in learnt if not _are_laid_out_alike(item)]
+        # torch's kernel goes through memory from end to end, whatever the strides are, and in full vectors of amsgrad's
+        # maximum NaN is lost or not by the operands' order, unlike in torch.maximum.
+        by_formula = pure or (self.amsgrad and not self.fused)
+        odd = learnt if by_formula else [item for item in learnt if not _are_laid_out_alike(item)]
         for W, g, state in odd:
             self._fold_one(program, W, g, state)
         program.title = ("AdamW" if self.decoupled else "Adam",)
