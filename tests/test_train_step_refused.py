@@ -108,8 +108,8 @@ def _assigns(m: Any, h: Tensor, x: Tensor) -> Tensor:
     return h
 
 
-def _fills(m: Any, h: Tensor, x: Tensor) -> Tensor:
-    m.counter[...] = x.mean()
+def _learns_a_buffer(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    m.counter[...] = h.mean()
     return h
 
 
@@ -139,9 +139,9 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     "a list": (_collects, "forward changes self.seen"),
     "a buffer, another one": (_replaces, "forward changes self._buffers"),
     "a buffer, its data": (_assigns, "sets the data of a tensor"),
-    "a buffer, added to": (lambda m, h, x: h * m.counter.add_(1), "changes a parameter, a buffer or a tensor"),
-    "a buffer, filled": (_fills, "changes a parameter, a buffer or a tensor"),
-    "a held tensor": (lambda m, h, x: h * m.held.mul_(2), "changes a parameter, a buffer or a tensor"),
+    "a buffer, by what learns": (_learns_a_buffer, "changes a buffer by what learns"),
+    "a held tensor": (lambda m, h, x: h * m.held.mul_(2), "a tensor that is neither a buffer"),
+    "a parameter": (lambda m, h, x: h * m.fc.bias.data.clamp_(-1, 1), "a tensor that is neither a buffer"),
     "an input": (lambda m, h, x: h * x.mul_(2)[:, :1], "changes an input in place"),
     "Python's random numbers": (lambda m, h, x: h * random.random(), "draws Python's or NumPy's random numbers"),
     "NumPy's random numbers": (lambda m, h, x: h * float(np.random.rand()), "draws Python's or NumPy's random numbers"),

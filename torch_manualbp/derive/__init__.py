@@ -5,6 +5,7 @@
 - ``draws``, ``effects``: random numbers meanwhile, and what a forward does besides computing
 - ``program``, ``recording``: those calls, on named values, and which of these are what
 - ``reads``: what a forward reads from Python
+- ``buffers``: what forward writes to them, done together with the update
 - ``check``: the program's numbers held against autograd's
 - ``update``: what becomes of the gradients
 - ``plan``: what is done once, and where the values live

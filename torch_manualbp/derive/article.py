@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp.derive.buffers import changed_buffers, put_changes_last
 from torch_manualbp.derive.formulas import Formulas
 from torch_manualbp.derive.history import History
 from torch_manualbp.derive.passes import Tenants, needed, without_copies, without_repetition
@@ -107,7 +108,7 @@ class _Writer:
             self.inputs,
             [name + form.suffix for form, _ in article.groups for name in form.settings],
             returns,
-            how.skip_nonfinite and (how.folds or how.adds),
+            how.skips,
             article.held,
         )
         self.source = self._written(given)
@@ -115,7 +116,10 @@ class _Writer:
     def _update(self) -> list[Value]:
         """Record what becomes of the gradients. Returns those that the step gives away."""
         how, program, learnt = self.article.how, self.program, dict(self.recording.learnt)
+        buffers = changed_buffers(program, self.parameters.values())
         program.section, program.title = ("update" if how.folds else "gradients"), ()
+        if how.folds:
+            put_changes_last(program, buffers)
         for form, members in self.article.groups:
             items = []
             for name, kinds in members.items():
@@ -125,13 +129,14 @@ class _Writer:
             write_update(form, program, items)
         if how.folds:
             return []
-        if not how.adds:
-            return list(learnt.values())
-        for W, g in learnt.items():
-            grad = program.add(torch.empty_like(W.tensor), INPUT, f"grad_{W.name}")
-            self.inputs.append(grad)
-            program.append("+=", grad, Formula("{}", (g,)), writes=[grad])
-        return []
+        if how.adds:
+            for W, g in learnt.items():
+                grad = program.add(torch.empty_like(W.tensor), INPUT, f"grad_{W.name}")
+                self.inputs.append(grad)
+                program.append("+=", grad, Formula("{}", (g,)), writes=[grad])
+        program.section = "buffers"
+        put_changes_last(program, buffers)
+        return [] if how.adds else list(learnt.values())
 
     def _state(self, key: str, letter: str, W: Value, kind: Any) -> Value:
         shape, stride, dtype, _ = kind

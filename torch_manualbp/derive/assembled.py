@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from torch_manualbp._torch import pytree
 from torch_manualbp.derive.article import Article
+from torch_manualbp.derive.buffers import changed_buffers, put_changes_last
 from torch_manualbp.derive.history import History
 from torch_manualbp.derive.plan import Plan, plan
 from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, STATE, Call, Memory, Program, Value
@@ -45,6 +46,13 @@ class How:
     keep_deltas: bool = False
     keep_output: bool = False
     keep_layers: bool = False
+
+    @property
+    def skips(self) -> str:
+        """The section before which a loss that is not finite ends the step, if it is to."""
+        if not self.skip_nonfinite:
+            return ""
+        return "update" if self.folds else "gradients" if self.adds else "buffers"
 
 
 class Assembled:
@@ -79,9 +87,22 @@ class Assembled:
 
         self._state: dict[str, Value] = {}
         self._inputs = [*recording.inputs]
-        recording.program.section, recording.program.title = ("update" if how.folds else "gradients"), ()
+        program, buffers = (
+            recording.program,
+            changed_buffers(recording.program, map(recording.program.value, self._named.values())),
+        )
+        self.buffers = [value.tensor for value in buffers]
+        """What forward changes: buffers, and parameters that do not learn."""
+
+        self._buffers = {value.memory: value.tensor for value in buffers}
+        program.section, program.title = ("update" if how.folds else "gradients"), ()
+        if how.folds:
+            put_changes_last(program, buffers)
         self._record_update(optimizer)
         gradients = self._record_gradients()
+        if not how.folds:
+            program.section = "buffers"
+            put_changes_last(program, buffers)
         self.count_of_gradients = len(gradients)
         """How many gradients it returns, at the end."""
 
@@ -150,14 +171,16 @@ class Assembled:
             else:
                 constants[f"{value.name} {value.tensor.dtype}"] = value
         settings = [name + form.suffix for _, form in self.groups for name in form.settings]
-        skips = how.skip_nonfinite and (how.folds or how.adds)
-        return Given(own, self._state, constants, self._inputs, settings, returns, skips, held)
+        return Given(own, self._state, constants, self._inputs, settings, returns, how.skips, held)
 
     def _changes(self, planned: Plan) -> list[list[Tensor | str]]:
-        keys = {value: key for key, value in self._state.items()}
+        keys: dict[Value, Tensor | str] = {value: key for key, value in self._state.items()}
         ids = set(map(id, self.parameters))
         update = [call.results for call in planned.steps if call.section == "update"]
-        return [[keys.get(v, v.tensor) for v in values if v in keys or id(v.tensor) in ids] for values in update]
+        for v in {v for values in update for v in values} - keys.keys():
+            if id(v.tensor) in ids or v.memory in self._buffers:
+                keys[v] = self._buffers.get(v.memory, v.tensor)
+        return [[keys[v] for v in values if v in keys] for values in update]
 
     def _members(self) -> list[tuple[Any, dict[str, Any]]]:
         """The form of the update of each group, and by name the kinds of the state of its parameters that learn."""

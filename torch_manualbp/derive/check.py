@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp._torch import pytree
+from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.derive.recording import called, named_tensors, one_number
 from torch_manualbp.rules import CELU, Hardsigmoid
@@ -52,6 +53,9 @@ class Reference:
     C: Tensor
     output: Any
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """The numbers of what does not learn and has other numbers than before."""
+
     error: RuntimeError | None = None
     """What autograd raises."""
 
@@ -83,11 +87,28 @@ def reference(
     share: float,
     noting: AbstractContextManager[Any] | None = None,
 ) -> Reference:
-    """Autograd's numbers. Hooks that accumulate gradients are not called, nor is ``.grad`` touched.
+    """Autograd's numbers. Hooks that accumulate gradients are not called, ``.grad`` is not touched, and buffers are as
+    before.
 
     Args:
         noting: the context that forward and loss run in.
     """
+    with Kept(named_tensors(model, loss)) as kept:
+        found = _reference(model, loss, inputs, target, parameters, draws, share, noting)
+    found.buffers = kept.changed
+    return found
+
+
+def _reference(
+    model: Module,
+    loss: Callable[..., Tensor],
+    inputs: Any,
+    target: Any,
+    parameters: Mapping[str, Tensor],
+    draws: Draws,
+    share: float,
+    noting: AbstractContextManager[Any] | None,
+) -> Reference:
     with noting or nullcontext():
         C, output = loss_by_autograd(model, loss, inputs, target, draws)
     found = Reference(C.detach(), output)
@@ -105,11 +126,14 @@ def reference(
     return found
 
 
-def named_results(C: Tensor, output: Any, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """Loss, tensors of the output and gradients, by what a message calls them."""
+def named_results(
+    C: Tensor, output: Any, gradients: Mapping[str, Tensor | None], buffers: Mapping[str, Tensor]
+) -> dict[str, Tensor | None]:
+    """Loss, tensors of the output, gradients and updated buffers, by what a message calls them."""
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     texts = ["the output"] if len(leaves) == 1 else [f"output {i + 1}" for i in range(len(leaves))]
     named = {f"∂C/∂{name}": g for name, g in gradients.items()}
+    named |= {f"the buffer {name}": t for name, t in buffers.items()}
     return {"the loss": C, **dict(zip(texts, leaves, strict=True)), **named}
 
 
@@ -133,8 +157,8 @@ class Case:
         """By how much each result moves with the numbers that it is made of, draw by draw. It is a copy of the model
         whose parameters move; of one that cannot be copied the data move alone."""
         again = reference(self.model, self.loss, self.inputs, self.target, self.parameters, self.draws, self.share)
-        same = named_results(again.C, again.output, again.gradients)
-        if not all(_agree(same[name], t, self.rounded, 0.0) for name, t in expected.items()):
+        same = named_results(again.C, again.output, again.gradients, again.buffers)
+        if not all(_agree(same.get(name), t, self.rounded, 0.0) for name, t in expected.items()):
             return  # forward has other numbers at each call
         try:
             model, loss = copy.deepcopy((self.model, self.loss))
@@ -161,7 +185,7 @@ class Case:
                     p.copy_(near(t))
             x, y = pytree.tree_map_only(Tensor, near, (self.inputs, self.target))
             other = reference(model, loss, x, y, parameters, self.draws, self.share)
-            found = named_results(other.C, other.output, other.gradients)
+            found = named_results(other.C, other.output, other.gradients, other.buffers)
             pairs = ((name, t, found.get(name)) for name, t in expected.items())
             yield {name: _distance(b, a) for name, a, b in pairs if a is not None and b is not None}
 
@@ -184,10 +208,11 @@ class Case:
         modules = [(name, module) for name, module in layers if name in deltas]
         handles = [module.register_forward_hook(keeps(name)) for name, module in modules]
         try:
-            C, _ = loss_by_autograd(self.model, self.loss, self.inputs, self.target, self.draws)
-            upstream = torch.full_like(C, self.share)
-            with torch.autocast(C.device.type, enabled=False):
-                found = torch.autograd.grad(C, list(outputs.values()), upstream, allow_unused=True)
+            with Kept(named_tensors(self.model, self.loss)):
+                C, _ = loss_by_autograd(self.model, self.loss, self.inputs, self.target, self.draws)
+                upstream = torch.full_like(C, self.share)
+                with torch.autocast(C.device.type, enabled=False):
+                    found = torch.autograd.grad(C, list(outputs.values()), upstream, allow_unused=True)
         except RuntimeError:
             return None
         finally:
@@ -265,10 +290,10 @@ def differences(
     slack = dict.fromkeys(expected, 0.0)
     draws = iter(moved)
     while True:
-        far = [name for name in expected if not _agree(found[name], expected[name], rounded, slack[name])]
+        far = [name for name in expected if not _agree(found.get(name), expected[name], rounded, slack[name])]
         draw = next(draws, None) if far else None
         if draw is None:
-            return [_said(name, found[name], expected[name]) for name in far]
+            return [_said(name, found.get(name), expected[name]) for name in far]
         slack = {name: max(size, draw.get(name, 0.0)) for name, size in slack.items()}
 
 

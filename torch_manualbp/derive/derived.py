@@ -62,6 +62,7 @@ class Derived:
         self._tensors, _ = _given(assembled)
         self.parameters, self.deltas, self.layers = assembled.parameters, assembled.deltas, assembled.layers
         self.groups, self.forms = assembled.groups, assembled.forms
+        self.buffers = assembled.buffers
         self.source = assembled.source
         self._assembled = assembled
         self._build = self._compiled()
@@ -88,7 +89,7 @@ class Derived:
         given = {keys[key]: t for p, (_, _, keys) in self.forms.items() for key, t in self.state[p].items()}
         with torch.device(self.device):  # not on the device that somebody has made the default
             self.step = self._build(self._tensors, given)
-        self.written = [*self.parameters, *given.values()]
+        self.written = [*self.parameters, *self.buffers, *given.values()]
         self._update = Update(self.source, self.filename, self._assembled.changes, given)
         self._stateful = [(p, ours) for p, ours in self.state.items() if ours]
         self._state_of_optimizer: Any = None

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch_manualbp._progress import Progress
 from torch_manualbp._text import one_line, visible
 from torch_manualbp._torch import pytree
+from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.check import Case, Reference, differences, named_results, reference, rounding
 from torch_manualbp.derive.derived import Derived, How, heading_of
 from torch_manualbp.derive.draws import Draws
@@ -136,7 +137,6 @@ def _hold(
         NotDerivableError: something differs from autograd by more than rounding.
     """
     plain = How(folds=False, share=how.share, keep_output=True)
-    wanted = named_results(expected.C, expected.output, expected.gradients)
 
     twin = recording.copied()
     for call in twin.program.calls:
@@ -144,12 +144,18 @@ def _hold(
         # the kink of a ReLU.
         if call.function is onednn_linear and call.section == "forward":
             call.function, call.args = torch.nn.functional.linear, call.args[:3]
-    C, outputs, gradients, _ = _run(case, program(replace(twin, output=list(twin.outputs)), plain))
-    found = named_results(C, outputs, {name: gradients.get(p) for name, p in case.parameters.items()})
+    named = named_tensors(case.model, case.loss)
+    with Kept(named) as kept:
+        C, outputs, gradients, _ = _run(case, program(replace(twin, output=list(twin.outputs)), plain))
+    updated = dict.fromkeys((*expected.buffers, *kept.changed))
+    buffers = [{name: of.get(name, named[name]) for name in updated} for of in (kept.changed, expected.buffers)]
+    found = named_results(C, outputs, {name: gradients.get(p) for name, p in case.parameters.items()}, buffers[0])
+    wanted = named_results(expected.C, expected.output, expected.gradients, buffers[1])
     differ = differences(found, wanted, case.rounded, case.moved(wanted))
     if not differ:
         return
-    _, _, _, deltas = _run(case, program(recording.copied(), replace(plain, keep_output=False, keep_deltas=True)))
+    with Kept(named):
+        _, _, _, deltas = _run(case, program(recording.copied(), replace(plain, keep_output=False, keep_deltas=True)))
     where = case.first_delta(deltas)
     at = "" if where is None else f"; going back from the loss, the first ∂C/∂(output) that differs is {where}'s"
     what = f"the program's numbers are not autograd's ({'; '.join(differ)}{at})"

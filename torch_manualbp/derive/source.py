@@ -161,8 +161,8 @@ class Given:
     returns: tuple[Value, ...]
     """The loss first."""
 
-    skips: bool = False
-    """Whether nothing is updated where the loss is not finite."""
+    skips: str = ""
+    """The section before which a loss that is not finite ends the step, if it is to."""
 
     held: Collection[str] = ()
     """Which of the parameters are neither parameters nor buffers of the model."""
@@ -291,7 +291,7 @@ class Sections:
             source.add()
         source.sections[section] = len(source.lines) + 1
         source.comment(f"---- {section} " + "-" * (60 - len(section)), 8)
-        if section in ("update", "gradients") and self._given.skips:
+        if section == self._given.skips:
             returned = [self._names[value] for value in self._given.returns]
             source.add(f"if not torch.isfinite({returned[0]}):", 8)
             source.add(f"return {', '.join(returned)}", 12)

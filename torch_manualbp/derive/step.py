@@ -19,6 +19,7 @@ from torch.utils import _device as torch_device
 
 from torch_manualbp._files import write_text
 from torch_manualbp._torch import is_autocast_enabled, pytree
+from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.check import is_close, loss_by_autograd
 from torch_manualbp.derive.derived import Derived, How, KeptLayer, OddStateError
 from torch_manualbp.derive.deriving import derived_program
@@ -119,7 +120,8 @@ class TrainStep:
 
     A call also derives anew where something is another that forward or loss read from Python: modules, parameters,
     buffers, attributes of any depth, globals, closures, arrays, functions and classes. Tensors that they hold beside
-    parameters and buffers are read at each call. What forward changes itself, besides making tensors, is refused.
+    parameters and buffers are read at each call. What forward writes to buffers in place is done at each call, together
+    with the update; what else it changes, besides making tensors, is refused.
 
     An interruption, such as Ctrl-C's, waits until the update is made wholly. Calls from several threads wait for one
     another.
@@ -362,7 +364,7 @@ class TrainStep:
                 self._derive_again(entry, inputs, target)
             if entry.runs == entry.next_look:
                 entry.next_look *= 5 if entry.runs == 2 else 10
-                with torch.inference_mode(False):
+                with torch.inference_mode(False), Kept({str(i): t for i, t in enumerate(derived.buffers)}):
                     expected = loss_by_autograd(self.model, self.loss, inputs, target, Draws())[0].detach().clone()
         if isinstance(inputs, Tensor) and isinstance(target, Tensor):
             leaves = [inputs, target]

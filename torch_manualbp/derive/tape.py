@@ -20,6 +20,7 @@ from torch.overrides import resolve_name
 from torch_manualbp._torch import is_transformed, pytree, without_torch_function
 from torch_manualbp.catalogue.called import activation_of, function_of_entries
 from torch_manualbp.derive.assigned import assigned_names
+from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched, wrappers
 from torch_manualbp.derive.history import Application
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
@@ -28,6 +29,7 @@ from torch_manualbp.derive.program import (
     INPUT,
     MADE,
     PARAMETER,
+    Memory,
     NoMemoryError,
     Value,
     leaves_of,
@@ -126,6 +128,8 @@ class Tape(RuleRunner):
         self.may_draw = False
         """Whether somebody, who may be another thread, drew random numbers that are not torch's."""
 
+        self._buffers: dict[str, Tensor] = {}
+        self._may_be_changed: dict[Memory, bool] = {}
         self._uneven: set[int] = set()
         self._foreign: set[int] = set()  # tensors that require grad, and that are not the model's
         self._groups: dict[int, set[int]] = {}  # tensors that share memory in torch, where here they may be copies
@@ -143,6 +147,10 @@ class Tape(RuleRunner):
         value = self.program.add(parameter, PARAMETER, name)
         if parameter.requires_grad:
             self._learns.add(value)
+        else:
+            self._buffers[name] = parameter
+        is_alone = value.memory not in self._may_be_changed and value.is_whole
+        self._may_be_changed[value.memory] = is_alone and not parameter.requires_grad
 
     def held(self, tensor: Tensor, name: str) -> None:
         """Make a tensor known that the model or the loss holds beside its parameters and buffers."""
@@ -173,7 +181,10 @@ class Tape(RuleRunner):
                 self._refuse_module(name, module)
             watching = watched(modules, self._refuse_at, self._suspect, draws=not self.knows_draws)
             following = _following(self, {id(module): name for name, module in modules})
-            with recorded_by(self), self.program.draws, self, torch.enable_grad(), watching, following, _refusing():
+            surroundings = (recorded_by(self), self.program.draws, self, torch.enable_grad(), watching, following)
+            with contextlib.ExitStack() as stack:
+                for surrounding in (Kept(self._buffers if roots else {}), *surroundings, _refusing()):
+                    stack.enter_context(surrounding)
                 yield
 
     def _suspect(self) -> None:
@@ -247,6 +258,8 @@ class Tape(RuleRunner):
         module = getattr(function, "__module__", None) or ""
         if module.startswith("torch_manualbp.functional") and hasattr(function, "__wrapped__"):
             return self._ruled(function, function.__wrapped__, args, kwargs)
+        if _writes(name) and self._is_held(args[0]):
+            return self._update_held(function, args, kwargs)
         if name == "copy_":
             return self._write(args[0], args[1])
         if name in ("detach", "data"):
@@ -254,9 +267,6 @@ class Tape(RuleRunner):
         if name == "__set__":
             self._refuse(f"sets the {function.__self__.__name__} of a tensor", "make a new tensor")
             return None
-        if _writes(name) and self._is_held(args[0]):
-            self._refuse_change_of(args[0])
-            return args[0]
         if name in READS or _counts(name, args, kwargs):
             self._refuse(
                 f"{_named(function)} reads numbers", "have the step's shape and course follow from shapes alone"
@@ -309,7 +319,7 @@ class Tape(RuleRunner):
         if name.endswith("_") and shapes != [t.shape for t in given]:
             self._refuse(f"{_named(function)} changes the shape of a tensor in place", "write it out of place")
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
-        if changed and (needs_gradient or any(map(self._is_held, changed))):
+        if changed and (needs_gradient or any(self._is_held(t) and not self._may_change(t) for t in changed)):
             self._refuse(f"{_named(function)} changes a tensor in place", "write it out of place")
         elif needs_gradient and any(map(is_continuous, leaves_of(output, Tensor))):
             todo = "use a layer of torch_manualbp.nn or an operation that has a rule, or write a Rule for it"
@@ -366,9 +376,6 @@ class Tape(RuleRunner):
         if not isinstance(source, Tensor) or source.shape != target.shape or source.dtype != target.dtype:
             self._refuse("an in-place change of shape or dtype", "write it out of place")
             return target
-        if self._is_held(target):
-            self._refuse_change_of(target)
-            return target
         if not torch.is_grad_enabled() and self.program.value(target) in self._learns:
             self._refuse("changes under no_grad what learns", "write it out of place")
             return target
@@ -395,12 +402,23 @@ class Tape(RuleRunner):
         """Whether somebody has the tensor who would see it change."""
         return isinstance(tensor, Tensor) and self.program.value(tensor).memory.origin != MADE
 
-    def _refuse_change_of(self, tensor: Tensor) -> None:
-        if self.program.value(tensor).memory.origin == INPUT:
-            self._refuse("changes an input in place", "write it out of place")
-        else:
-            held = "a parameter, a buffer or a tensor that it holds"
-            self._refuse(f"changes {held} in forward", "keep such state out of a derived step")
+    def _update_held(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Record what a forward does to a buffer: it is done at each step, together with the update."""
+        target = args[0]
+        if not self._may_change(target):
+            if self.program.value(target).memory.origin == INPUT:
+                self._refuse("changes an input in place", "write it out of place")
+            else:
+                what = "changes in forward a tensor that is neither a buffer nor a parameter without requires_grad"
+                self._refuse(what, "make it one by register_buffer")
+            return target
+        if self._need_gradient(args[1:], kwargs):
+            self._refuse("changes a buffer by what learns", "write it under torch.no_grad, or of what is detached")
+            return target
+        return self._plainly(function, args, kwargs)
+
+    def _may_change(self, tensor: Tensor) -> bool:
+        return self._may_be_changed.get(self.program.value(tensor).memory, False)
 
     def _share(self, base: Any, views: Any) -> None:
         if not isinstance(base, Tensor):
