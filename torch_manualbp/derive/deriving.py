@@ -33,6 +33,7 @@ from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.reads import Executed, Reads
 from torch_manualbp.derive.recording import Recording, named_tensors, path_of_loss, record
 from torch_manualbp.derive.tape import NotDerivableError, one_at_a_time
+from torch_manualbp.derive.tracers import Asked, MayGoAnotherWay
 from torch_manualbp.kernels.products import onednn_linear
 
 __all__ = ["derived_program"]
@@ -85,23 +86,23 @@ def derived_program(
         go_on()
         if executed.draws:
             raise NotDerivableError([DRAWS])
-        reads = Reads(roots, executed, map(id, named.values()))
-        if reads.beyond is not None:
-            what = f"forward may read more of Python than can be followed at each step, by way of {reads.beyond.text}"
-            raise NotDerivableError([(reads.beyond.path, what, "have it read numbers from a few attributes")])
-        recording = record(
-            model,
-            loss,
-            named,
-            reads.held,
-            inputs,
-            target,
-            draws,
-            how.share,
-            how.compile,
-            go_on,
-            knows_draws=expected is not None and not executed.may_draw_by_numpy(),
-        )
+
+        def recorded(as_traced: bool) -> tuple[Reads, Recording]:
+            reads = Reads(roots, executed, map(id, named.values()))
+            if reads.beyond is not None:
+                what = "forward may read more of Python than can be followed at each step, by way of "
+                todo = "have it read numbers from a few attributes"
+                raise NotDerivableError([(reads.beyond.path, what + reads.beyond.text, todo)])
+            knows_draws = expected is not None and not executed.may_draw_by_numpy()
+            data = (model, loss, named, reads.held, inputs, target)
+            return reads, record(*data, draws, how.share, how.compile, go_on, knows_draws, as_traced)
+
+        try:
+            reads, recording = recorded(as_traced=False)
+        except MayGoAnotherWay:
+            with Asked(says=True):  # what code runs there is noted, too
+                reference(model, loss, inputs, target, {}, draws, how.share, executed)
+            reads, recording = recorded(as_traced=True)
         seeds = [("", f"forward sets torch's seed by {seed}", "set seeds outside of it") for seed in executed.seeds]
         changes = [
             (at.path, f"forward changes {at.text}", "keep such state out of a derived step") for at in reads.changes()

@@ -16,6 +16,7 @@ from torch_manualbp.derive.effects import DRAWS
 from torch_manualbp.derive.program import Program, Value
 from torch_manualbp.derive.runner import RuleRunner
 from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
+from torch_manualbp.derive.tracers import Asked
 from torch_manualbp.rules.jacobian import Product
 from torch_manualbp.rules.rule import Rule
 
@@ -163,6 +164,7 @@ def record(
     pure: bool = False,
     at_call: Callable[[str], None] | None = None,
     knows_draws: bool = False,
+    as_traced: bool = True,
 ) -> Recording:
     """Run forward, loss and backward on copies of the data, and record the calls of torch.
 
@@ -174,8 +176,10 @@ def record(
         pure: whether no call is to write over anything, as torch.compile likes it.
         at_call: called at each call of torch, with the path of the module.
         knows_draws: whether forward is known to draw none of Python's and NumPy's random numbers.
+        as_traced: whether code that asks hears that a tracer is at work.
 
     Raises:
+        MayGoAnotherWay: it reads numbers where it hears of no tracer, and has asked.
         NotDerivableError: some of it cannot be recorded.
         ValueError: the loss is not one number.
     """
@@ -184,6 +188,7 @@ def record(
     def on(tape: Tape) -> Recording:
         tape.program.draws, tape.knows_draws = draws.again(), knows_draws
         tape.at_call, tape.takes_names = at_call or tape.at_call, True
+        tape.asked = Asked(says=as_traced)
         return _recorded(tape, model, loss, named, held, inputs, target, share)
 
     for _ in range(3):  # since another thread will hardly draw Python's random numbers each time

@@ -31,12 +31,13 @@ from torch_manualbp.derive.program import (
     PARAMETER,
     Memory,
     NoMemoryError,
-    Value,
     leaves_of,
     mapped,
+    values_in,
     words,
 )
 from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous
+from torch_manualbp.derive.tracers import Asked, MayGoAnotherWay
 from torch_manualbp.rules.jacobian import Product
 from torch_manualbp.rules.recording import recorded_by, recorder
 from torch_manualbp.rules.rule import Rule
@@ -117,6 +118,9 @@ class Tape(RuleRunner):
         self.at_call: Callable[[str], None] = _nothing
         """What is called at each call of torch with the path of the module."""
 
+        self.asked = Asked(says=True)
+        """What code that asks hears about tracers."""
+
         self.takes_names = False
         """Whether values are called as the model's code calls them."""
 
@@ -181,9 +185,10 @@ class Tape(RuleRunner):
                 self._refuse_module(name, module)
             watching = watched(modules, self._refuse_at, self._suspect, draws=not self.knows_draws)
             following = _following(self, {id(module): name for name, module in modules})
-            surroundings = (recorded_by(self), self.program.draws, self, torch.enable_grad(), watching, following)
+            kept = Kept(self._buffers if roots else {})
+            surroundings = (kept, recorded_by(self), self.program.draws, self, torch.enable_grad(), watching, following)
             with contextlib.ExitStack() as stack:
-                for surrounding in (Kept(self._buffers if roots else {}), *surroundings, _refusing()):
+                for surrounding in (*surroundings, _refusing(), self.asked):
                     stack.enter_context(surrounding)
                 yield
 
@@ -223,9 +228,7 @@ class Tape(RuleRunner):
         if torch.is_inference_mode_enabled():
             self._refuse("torch.inference_mode in forward", "write torch.no_grad, which a program can do without")
         if self._is_in_rule:
-            if name in READS and not all(
-                self._is_fixed(self.program.value(t)) for t in leaves_of((args, kwargs), Tensor)
-            ):
+            if name in READS and not self._are_fixed(args, kwargs):
                 self._refuse(f"its rule calls {_named(function)}, which reads numbers", "have formulas choose by where")
             return self.program.call(function, args, kwargs)
         if name in LAYOUT and not (name == "view" and self._need_gradient(args, kwargs)):
@@ -268,6 +271,10 @@ class Tape(RuleRunner):
             self._refuse(f"sets the {function.__self__.__name__} of a tensor", "make a new tensor")
             return None
         if name in READS or _counts(name, args, kwargs):
+            if self._are_fixed(args, kwargs):
+                return self._plainly(function, args, kwargs)
+            if self.asked.was_asked and not self.asked.says:
+                raise MayGoAnotherWay
             self._refuse(
                 f"{_named(function)} reads numbers", "have the step's shape and course follow from shapes alone"
             )
@@ -389,14 +396,20 @@ class Tape(RuleRunner):
                 self._stale[other] = self._paths[-1]
         return target
 
-    def _is_fixed(self, value: Value, seen: frozenset[Value] = frozenset()) -> bool:
-        """Whether the numbers are made of nothing that changes from step to step."""
-        if value.memory.origin != MADE:
-            return value.memory.origin == CONSTANT
-        seen |= {value}
-        made = [call for call in self.program.calls if value in call.results and call.name not in SHAPED]
-        used = {v for call in made for v in call.arguments()} - seen
-        return not any(call.is_random for call in made) and all(self._is_fixed(v, seen) for v in used)
+    def _are_fixed(self, args: Any, kwargs: Any) -> bool:
+        """Whether the numbers of these are made of nothing that changes from step to step, such as those of a mask that
+        forward builds."""
+        left = {self.program.value(t).memory for t in leaves_of((args, kwargs), Tensor)}
+        if any(memory.origin not in (MADE, CONSTANT) for memory in left):
+            return False
+        for call in reversed(self.program.calls):
+            if left.isdisjoint(call.made | call.written):
+                continue
+            used = values_in((call.args[1:], call.kwargs)) if call.name in SHAPED else call.arguments()
+            left |= {value.memory for value in used}
+            if call.is_random or any(memory.origin not in (MADE, CONSTANT) for memory in left):
+                return False
+        return True
 
     def _is_held(self, tensor: Any) -> bool:
         """Whether somebody has the tensor who would see it change."""
