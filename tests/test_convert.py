@@ -22,6 +22,8 @@ from torch_manualbp.convert import Conversion
 OURS = [v for v in vars(nn).values() if isinstance(v, type) and v.__module__.startswith("torch_manualbp.")]
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Bilinear": (4, 3, 2),
+    "Embedding": (6, 4),
+    "EmbeddingBag": (6, 4),
     "LazyLinear": (3,),
     "Linear": (4, 3),
     "Softmax": (-1,),

@@ -131,6 +131,16 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "linear": [(x, learns(2, 4), learns(2))],
     "bilinear": [(x, y, learns(2, 4, 4), learns(2))],
     "log_sigmoid identity": [(x,)],
+    "embedding": [
+        (rows, x),
+        (make.indices(3, 2, 5), x, With(padding_idx=-1)),
+        (rows, x, With(scale_grad_by_freq=True)),
+    ],
+    "embedding_bag": [
+        (make.indices(3, 2, 5), x),
+        (rows, x, torch.tensor([0, 2, 2]), With(mode="sum", per_sample_weights=learns(5))),
+        (rows, x, torch.tensor([0, 2, 5]), With(mode="max", include_last_offset=True, padding_idx=0)),
+    ],
     "threshold _threshold": [(x, 0.1, 0.2)],
     "prelu": [(x, learns(1))],
     "rrelu": [(x,), (x, 0.1, 0.3, True)],

@@ -208,7 +208,7 @@ def _op_infos() -> Iterator[Any]:
         if ours is None:
             continue
         swapped: Any = copy.copy(op)
-        swapped.op = seeded_if_random(op, ours)
+        swapped.op = as_listed(op, ours)
         in_place = "inplace" in inspect.signature(ours).parameters
         swapped.inplace_variant = seeded_if_random(op, partial(ours, inplace=True)) if in_place else None
         swapped.method_variant = swapped.operator_variant = swapped.inplace_operator_variant = None  # torch's own
@@ -232,9 +232,19 @@ def seeded_if_random(op: Any, function: Callable[..., Any]) -> Callable[..., Any
     return seeded if is_random(op) else function
 
 
+def as_listed(op: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as op_db calls it: a random one from the same state, one of a table with the weight in front."""
+    if op.name in WEIGHT_FIRST:
+        return lambda weight, index, *args, **kwargs: function(index, weight, *args, **kwargs)
+    return seeded_if_random(op, function)
+
+
+WEIGHT_FIRST = ("nn.functional.embedding", "nn.functional.embedding_bag")
+
+
 def torch_function(op: Any) -> Callable[..., Any]:
     """What an entry of ours replaces."""
-    return seeded_if_random(op, getattr(torch.nn.functional, op.name.removeprefix("nn.functional.")))
+    return as_listed(op, getattr(torch.nn.functional, op.name.removeprefix("nn.functional.")))
 
 
 def torch_class(info: Any) -> type[torch.nn.Module]:

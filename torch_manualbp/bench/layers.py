@@ -110,6 +110,8 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
             build = _built("Bilinear", n, n, n, dtype=dtype)
             yield Case("Bilinear", f"{batch}×{n}×{n}×{n}", build, inputs((batch, n), (batch, n)))
 
+    yield from _embeddings(dtype)
+
     variants: dict[str, dict[str, Build]] = {
         "GELU": {"": _built("GELU"), ", tanh": _built("GELU", "tanh")},
         "LogSoftmax": {"": _built("LogSoftmax", dim=1)},
@@ -126,6 +128,24 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
                 yield Case(name + about, f"{rows}×{features}", build, inputs(shape), bounds)
 
     yield from _losses(4096, 1000, learns, randn, dtype)
+
+
+def _embeddings(dtype: torch.dtype) -> Iterator[Case]:
+    """The tables of ours, of a GPT's vocabulary and a small one, and bags of 8 rows."""
+
+    def indices(rows: int, *shape: int) -> Callable[[], tuple[Any, ...]]:
+        return lambda: (torch.randint(rows, shape),)
+
+    for rows, n, batch in ((32000, 512, (8, 256)), (65, 64, (16, 64))):
+        size = f"{'×'.join(map(str, batch))} of {rows}×{n}"
+        if ours_of(["Embedding"]):
+            yield Case(
+                "Embedding", size, _built("Embedding", rows, n, dtype=dtype), indices(rows, *batch), (1.15, 1.15)
+            )
+        if ours_of(["EmbeddingBag"]):
+            for mode in ("mean", "max"):
+                build = _built("EmbeddingBag", rows, n, mode=mode, dtype=dtype)
+                yield Case(f"EmbeddingBag, {mode}", size, build, indices(rows, batch[0] * batch[1] // 8, 8))
 
 
 def _built(name: str, *args: Any, **kwargs: Any) -> Build:

@@ -10,6 +10,7 @@ A rule is tested, named in tables and found by the derived step by being listed 
 from collections.abc import Mapping
 
 from torch_manualbp.catalogue.activation import ACTIVATIONS
+from torch_manualbp.catalogue.embedding import EMBEDDING
 from torch_manualbp.catalogue.linear import LINEAR
 from torch_manualbp.catalogue.loss import LOSSES
 from torch_manualbp.catalogue.margin import MARGINS
@@ -20,6 +21,7 @@ __all__ = ["CATALOGUE", "FAMILIES", "Make", "Operation", "Sample", "named"]
 
 FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "linear": LINEAR,
+    "embedding": EMBEDDING,
     "activations": ACTIVATIONS,
     "losses": LOSSES,
     "losses of margins": MARGINS,

@@ -15,6 +15,7 @@ for topic in (
     "linear",
     "activation",
     "along",
+    "embedding",
     "loss",
     "margin",
     "order",

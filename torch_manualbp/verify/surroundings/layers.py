@@ -237,6 +237,14 @@ def _ranked(shape: Shape) -> tuple[Tensor, ...]:
     return *_two(shape), _randn(shape, seed=5).sign()
 
 
+def _rows_named(shape: Shape) -> tuple[Tensor, ...]:
+    return (torch.arange(torch.Size(shape).numel()).view(shape) * 5 % 6,)
+
+
+def _bags_named(shape: Shape) -> tuple[Tensor, ...]:
+    return _rows_named((shape[0], 4))
+
+
 _weights = (1.0, 2.0, 0.5, 1.0)
 
 
@@ -251,6 +259,19 @@ _LISTED: tuple[Layer, ...] = (
     Layer("Bilinear", lambda nn: nn.Bilinear(4, 4, 3), _two, differentiable=2),
     Layer("Bilinear without bias", lambda nn: nn.Bilinear(4, 4, 3, bias=False), _two, differentiable=2),
     Layer("Identity", lambda nn: nn.Identity(), _normal),
+    Layer("Embedding", lambda nn: nn.Embedding(6, 4), _rows_named, differentiable=0),
+    Layer("Embedding with padding", lambda nn: nn.Embedding(6, 4, padding_idx=2), _rows_named, differentiable=0),
+    Layer("EmbeddingBag", lambda nn: nn.EmbeddingBag(6, 4), _bags_named, image=None, differentiable=0),
+    Layer(
+        "EmbeddingBag of sums", lambda nn: nn.EmbeddingBag(6, 4, mode="sum"), _bags_named, image=None, differentiable=0
+    ),
+    Layer(
+        "EmbeddingBag of maxima",
+        lambda nn: nn.EmbeddingBag(6, 4, mode="max"),
+        _bags_named,
+        image=None,
+        differentiable=0,
+    ),
     Layer("LazyLinear", lambda nn: _initialized(nn.LazyLinear(3)), _normal),
     _activation("CELU", lambda nn: nn.CELU(alpha=0.5)),
     _activation("ELU", lambda nn: nn.ELU(alpha=0.7)),
