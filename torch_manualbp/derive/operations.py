@@ -397,8 +397,8 @@ def _leaves_to_autograd(name: str, given: Mapping[str, Any]) -> str | None:
         return "weight"
     if name == "kl_div":
         return next((flag for flag in ("size_average", "reduce") if given.get(flag) is not None), None)
-    if name in ("embedding", "embedding_bag") and given.get("sparse"):
-        return "sparse"
+    if name in ("embedding", "embedding_bag"):  # of which the second writes over the weight, which learns
+        return next((option for option in ("sparse", "max_norm") if given.get(option) not in (None, False)), None)
     is_own = given.get("distance_function") not in (None, torch.pairwise_distance)
     return "distance_function" if name == "triplet_margin_with_distance_loss" and is_own else None
 
