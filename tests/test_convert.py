@@ -24,8 +24,10 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Bilinear": (4, 3, 2),
     "Embedding": (6, 4),
     "EmbeddingBag": (6, 4),
+    "LayerNorm": (4,),
     "LazyLinear": (3,),
     "Linear": (4, 3),
+    "RMSNorm": (4,),
     "Softmax": (-1,),
     "LogSoftmax": (-1,),
     "Softmin": (-1,),
@@ -34,7 +36,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 def network() -> torch_nn.Sequential:
-    inner = torch_nn.Sequential(torch_nn.Linear(8, 8), torch_nn.LayerNorm(8), torch_nn.ReLU())
+    inner = torch_nn.Sequential(torch_nn.Linear(8, 8), torch_nn.Flatten(), torch_nn.ReLU())
     return torch_nn.Sequential(torch_nn.Linear(4, 8), torch_nn.Tanh(), inner, torch_nn.Linear(8, 3), torch_nn.Sigmoid())
 
 
@@ -561,7 +563,7 @@ class Calls(torch_nn.Module):
 def test_functions_called_in_a_forward_are_named() -> None:
     layer = torch_nn.TransformerEncoderLayer(4, 2, 8, activation=torch_nn.functional.relu)
     report = convert(torch_nn.Sequential(Calls(), layer))
-    assert [s.path for s in report.swapped] == ["0.linear", "1.linear1", "1.linear2"]
+    assert [s.path for s in report.swapped] == ["0.linear", "1.linear1", "1.linear2", "1.norm1", "1.norm2"]
     assert reasons(report)["0"] == "a forward of its own, and calls F.relu, nn.MSELoss, torch.tanh"
     assert reasons(report)["1"] == "no formula here, and calls F.relu"
     assert reasons(report)["1.self_attn"] == "no formula here"

@@ -146,6 +146,9 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "rrelu": [(x,), (x, 0.1, 0.3, True)],
     "glu": [(x,)],
     "softmax log_softmax softmin": [(x, -1), (x, 0), (x, With(dim=0, dtype=torch.float32))],
+    # normalisations
+    "layer_norm": [(x, (4,)), (x, (3, 4), y, learns(3, 4), 0.1), (x, (4,), vector)],
+    "rms_norm": [(x, (4,)), (x, (3, 4), y, 0.1), (x, [4], vector)],
     # losses
     "l1_loss smooth_l1_loss huber_loss mse_loss": [(s, target), (s, target, With(reduction="sum"))],
     "cross_entropy": [(s, classes), (s, probabilities)],

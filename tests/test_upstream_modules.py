@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")  # torch's, of KLDivLoss's own default
 
 EVERY = (*upstream.MODULES, *upstream.OWN_MODULES)
-WITH_PARAMETERS = ("Linear", "Bilinear", "PReLU")
+WITH_PARAMETERS = ("Linear", "Bilinear", "LayerNorm", "PReLU", "RMSNorm")
 """Classes whose constructor takes ``device`` and ``dtype``, for their parameters."""
 
 

@@ -127,6 +127,12 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
                 shape = (rows, features // 64, 8, 8) if name == "Softmax2d" else (rows, features)
                 yield Case(name + about, f"{rows}×{features}", build, inputs(shape), bounds)
 
+    for name in ours_of(["LayerNorm", "RMSNorm"]):
+        for rows, features, bounds in ((2048, 768, (1.5, 1.15)), (32, 64, (None, None))):
+            yield Case(
+                name, f"{rows}×{features}", _built(name, features, dtype=dtype), inputs((rows, features)), bounds
+            )
+
     yield from _losses(4096, 1000, learns, randn, dtype)
 
 

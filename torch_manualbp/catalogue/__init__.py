@@ -14,6 +14,7 @@ from torch_manualbp.catalogue.embedding import EMBEDDING
 from torch_manualbp.catalogue.linear import LINEAR
 from torch_manualbp.catalogue.loss import LOSSES
 from torch_manualbp.catalogue.margin import MARGINS
+from torch_manualbp.catalogue.norm import NORMS
 from torch_manualbp.catalogue.operation import Make, Operation, Sample, named
 from torch_manualbp.catalogue.structure import STRUCTURE
 
@@ -25,6 +26,7 @@ FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "activations": ACTIVATIONS,
     "losses": LOSSES,
     "losses of margins": MARGINS,
+    "normalisations": NORMS,
     "structure": STRUCTURE,
 }
 

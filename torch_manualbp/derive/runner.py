@@ -269,11 +269,11 @@ def _dedented(doc: str) -> str:
 
 
 def _letter(rule: type[Rule]) -> str:
-    """What the output of a rule is called: z of a layer with weights, a of an activation, C of a loss."""
+    """What the output of a rule is called: z of a linear layer, a of an activation or a norm, C of a loss."""
     module = rule.__module__
     if module.endswith("rules.linear"):
         return "z"
-    if ".activation" in module:
+    if ".activation" in module or ".norm" in module:
         return "a"
     return "C" if ".loss" in module else rule.__name__.lower()
 

@@ -112,7 +112,8 @@ class Trial:
 
     def row(self, name: str, wrong: str = "", **about: Any) -> Row:
         """A row without figures: it holds, or what is wrong."""
-        return Row(name, "", FAILS if wrong else OK, hint=wrong or about.pop("note", ""), **about)
+        note = about.pop("note", "")
+        return Row(name, "", FAILS if wrong else OK, hint=wrong or note, **about)
 
     def compared(
         self,

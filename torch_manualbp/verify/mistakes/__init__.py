@@ -18,6 +18,7 @@ for topic in (
     "embedding",
     "loss",
     "margin",
+    "norm",
     "order",
     "edges",
     "surroundings",

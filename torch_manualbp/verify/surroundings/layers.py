@@ -294,6 +294,11 @@ _LISTED: tuple[Layer, ...] = (
     _activation("Softplus", lambda nn: nn.Softplus(beta=2.0, threshold=1.0)),
     _activation("Softshrink", lambda nn: nn.Softshrink(0.3)),
     _activation("Threshold", lambda nn: nn.Threshold(0.1, -2.0)),
+    Layer("LayerNorm", lambda nn: _drawn(nn.LayerNorm(4)), _normal),
+    Layer("LayerNorm without weights", lambda nn: nn.LayerNorm(4, eps=0.1, elementwise_affine=False), _normal),
+    Layer("LayerNorm without bias", lambda nn: _drawn(nn.LayerNorm(4, bias=False)), _normal),
+    Layer("RMSNorm", lambda nn: _drawn(nn.RMSNorm(4)), _normal),
+    Layer("RMSNorm without weights", lambda nn: nn.RMSNorm(4, eps=0.1, elementwise_affine=False), _normal),
     Layer("L1Loss", lambda nn: nn.L1Loss(), _two, differentiable=2),
     Layer("SmoothL1Loss", lambda nn: nn.SmoothL1Loss(beta=0.3), _two, differentiable=2),
     Layer("SmoothL1Loss without a smooth part", lambda nn: nn.SmoothL1Loss(beta=0.0), _two, differentiable=2),
@@ -393,4 +398,11 @@ LAYERS: tuple[Layer, ...] = (
 def _initialized(layer: Module) -> Module:
     """A lazy layer that has seen an input."""
     layer(torch.ones(1, 4))
+    return layer
+
+
+def _drawn(layer: Module) -> Module:
+    """A layer whose parameters are random numbers, and not ones and zeros."""
+    for p in layer.parameters():
+        torch.nn.init.normal_(p)
     return layer

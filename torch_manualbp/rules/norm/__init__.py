@@ -1,0 +1,9 @@
+"""The rules of the normalisations: ẑ has mean 0 and variance 1, or mean square 1, over some of its entries."""
+
+from typing import TYPE_CHECKING
+
+from torch_manualbp.rules.norm import rows
+from torch_manualbp.rules.norm.rows import *  # noqa: F403
+
+if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
+    __all__ = [name for module in (rows,) for name in module.__all__]
