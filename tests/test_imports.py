@@ -15,7 +15,7 @@ ROOT = Path(torch_manualbp.__file__).parent
 
 LEVELS = (
     "_expressions _extras _files _output _progress _text _torch _version",
-    "_tables",
+    "_html _tables",
     "rules",
     "catalogue",
     "kernels",

@@ -40,7 +40,7 @@ class LeftLayer:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conversion:
     """What :func:`convert` or :func:`restore` did; ``print`` it to read it."""
 
@@ -51,22 +51,47 @@ class Conversion:
     to_ours: bool
 
     def __str__(self) -> str:
-        whose = "torch_manualbp.nn" if self.to_ours else "torch.nn"
-        lines = [f"Swapped for {whose}: {_layers(len(self.swapped))}"]
+        lines = [f"Swapped for {self._whose}: {_layers(len(self.swapped))}"]
         lines += _rows((s.after, " = ".join(map(_named, (s.path, *s.also)))) for s in self.swapped)
         if self.already:
-            lines.append(f"Of {whose} already: {_layers(len(self.already))}")
+            lines.append(f"Of {self._whose} already: {_layers(len(self.already))}")
         if self.left:
             lines.append(f"Left as they are: {_layers(len(self.left))}")
         for reason in dict.fromkeys(layer.reason for layer in self.left):
             lines.append(f"  {reason}:")
             lines += _rows(((x.layer, _named(x.path)) for x in self.left if x.reason == reason), indent="    ")
-        if self.to_ours:
-            lines += [
-                "Functions that a forward calls (torch.relu, F.gelu, x.tanh()) are no layers, and stay torch's.",
-                "In code of your own, import torch_manualbp.functional in place of torch.nn.functional.",
-            ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._notes()])
+
+    def __repr__(self) -> str:
+        left = f", {len(self.left)} left as they are" if self.left else ""
+        return f"<Conversion: {_layers(len(self.swapped))} swapped for {self._whose}{left}>"
+
+    def _repr_html_(self) -> str:
+        from torch_manualbp import _html  # notebooks alone ask for it
+
+        swapped = _alike((s.after, " = ".join(map(_named, (s.path, *s.also)))) for s in self.swapped)
+        rows = [(name, path, str(count), f"swapped for {self._whose}") for name, path, count in swapped]
+        for reason in dict.fromkeys(layer.reason for layer in self.left):
+            left = _alike((x.layer, _named(x.path)) for x in self.left if x.reason == reason)
+            rows += [(name, path, str(count), f"left: {reason}") for name, path, count in left]
+        already = f"; of it already: {_layers(len(self.already))}" if self.already else ""
+        return _html.section(
+            _html.paragraph(f"Swapped for {self._whose}: {_layers(len(self.swapped))}{already}"),
+            _html.table(("class", "path", "layers", "what became of it"), rows, numbers={2}),
+            *(_html.paragraph(note, "soft") for note in self._notes()),
+        )
+
+    @property
+    def _whose(self) -> str:
+        return "torch_manualbp.nn" if self.to_ours else "torch.nn"
+
+    def _notes(self) -> list[str]:
+        if not self.to_ours:
+            return []
+        return [
+            "Functions that a forward calls (torch.relu, F.gelu, x.tanh()) are no layers, and stay torch's.",
+            "In code of your own, import torch_manualbp.functional in place of torch.nn.functional.",
+        ]
 
 
 def convert(model: Module) -> Conversion:
@@ -309,14 +334,17 @@ def _layers(count: int) -> str:
 
 
 def _rows(layers: Iterable[tuple[type[Module], str]], indent: str = "  ") -> list[str]:
-    """One line for each class and path, where paths that differ in their numbers alone share one."""
+    """A line for each class and path."""
+    return [f"{indent}{name:<24} {path}" + f" ({count})" * (count > 1) for name, path, count in _alike(layers)]
+
+
+def _alike(layers: Iterable[tuple[type[Module], str]]) -> Iterator[tuple[str, str, int]]:
+    """Each class and path, and how many there are: paths that differ in their numbers alone are one."""
     alike: dict[tuple[str, str], list[list[str]]] = {}
     for layer, path in layers:
         parts = re.split(r"([. ])", path)
         pattern = "".join("*" if part.isdigit() else part for part in parts)
         alike.setdefault((layer.__name__, pattern), []).append(parts)
-    rows = []
     for (name, _), paths in alike.items():
         path = "".join(part[0] if len({*part}) == 1 else "*" for part in zip(*paths, strict=True))
-        rows.append(f"{indent}{name:<24} {path}" + f" ({len(paths)})" * (len(paths) > 1))
-    return rows
+        yield name, path, len(paths)

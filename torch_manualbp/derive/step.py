@@ -260,6 +260,21 @@ class TrainStep:
         """
         return self._program().source.text
 
+    def _repr_html_(self) -> str:
+        """The source, highlighted; the program below it, to be opened."""
+        from torch_manualbp import _html  # notebooks alone ask for it
+
+        names = (type(self.model).__name__, getattr(self.loss, "__name__", type(self.loss).__name__))
+        about = f"A training step of {names[0]} on {names[1]} with {type(self.optimizer).__name__}"
+        if not self._programs:
+            return _html.section(_html.paragraph(f"{about}: no program yet. Call it, or derive(inputs, target)."))
+        try:
+            source = _html.code(self.source)
+        except NotDerivableError as error:
+            source = _html.paragraph(str(error))
+        program = _html.folded("The program that runs", _html.code(self.program))
+        return _html.section(_html.paragraph(f"{about}:"), source, program)
+
     def save(self, path: str | Path, program: bool = False) -> None:
         """Write the source, or the program, as a module that imports torch and Python's library alone.
 

@@ -18,8 +18,8 @@ MOST_IN_LEGEND = 12
 
 
 def draw(history: Sequence[Mapping[str, Any]], path: str | Path | None = None) -> Any:
-    """A ``matplotlib.figure.Figure`` of four: ‖∂C/∂W‖ by layer and step, |δ| by layer, ‖ΔW‖ / ‖W‖, dead and saturated
-    units; saved to ``path`` if given, whose suffix says the format.
+    """A figure of matplotlib of four: ‖∂C/∂W‖ by layer and step, |δ| by layer, ‖ΔW‖ / ‖W‖, dead and saturated units.
+    A notebook displays it; it is saved to ``path`` if given, whose suffix says the format.
 
     Args:
         history: of :class:`~torch_manualbp.insight.RunStatistics` or of ``lightning.GradientFlow``.
@@ -31,11 +31,14 @@ def draw(history: Sequence[Mapping[str, Any]], path: str | Path | None = None) -
     """
     if path is not None:
         refuse_path(path)
+    require("matplotlib.figure", "plots")
+    from torch_manualbp.insight.run_figure import RunFigure
+
     # Without pyplot, which would keep the figure in a global list and choose a backend for the whole process.
-    figure = require("matplotlib.figure", "plots").Figure(figsize=(11, 7.5), layout="constrained")
-    colormap = require("matplotlib", "plots").colormaps["viridis"]
+    figure: Any = RunFigure(figsize=(11, 7.5), layout="constrained")
+    colormap = require("matplotlib", "plots").colormaps["plasma"]
     layers = list(dict.fromkeys(layer for entry in history for layer in entry["layers"]))
-    colors = {layer: colormap(0.9 * i / max(len(layers) - 1, 1)) for i, layer in enumerate(layers)}
+    colors = {layer: colormap(0.7 * i / max(len(layers) - 1, 1)) for i, layer in enumerate(layers)}
     gradients, deltas, updates, units = figure.subplots(2, 2).flat
     lines = _over_steps(gradients, history, colors, "grad_norm")
     gradients.set(title="Gradient norm", ylabel="‖∂C/∂W‖", yscale="log")

@@ -209,15 +209,28 @@ class LocalGradients(Mapping[str, Layer]):
     def __len__(self) -> int:
         return len(self._layers)
 
-    def __str__(self) -> str:
-        lines = [("layer", "class", "shape of z", "‖δ‖")]
-        lines += [
-            (visible(layer.name) or "the model", visible(layer.kind), str(call.shape), _norm(call))
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """The columns, and a row for each call: layer, class, shape of z, ‖δ‖."""
+        rows = [
+            [visible(layer.name) or "the model", visible(layer.kind), str(call.shape), _norm(call)]
             for layer in self._layers.values()
             for call in layer
         ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(f"{c:{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+        return ["layer", "class", "shape of z", "‖δ‖"], rows
+
+    def __str__(self) -> str:
+        columns, rows = self.table()
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        lines = ("  ".join(f"{c:{w}}" for c, w in zip(line, widths, strict=True)) for line in (columns, *rows))
+        return "\n".join(line.rstrip() for line in lines)
+
+    def __repr__(self) -> str:
+        return f"<LocalGradients: {len(self)} layers, {sum(call.is_reached for call in self.calls())} reached>"
+
+    def _repr_html_(self) -> str:
+        from torch_manualbp.insight.display import of_layers  # notebooks alone ask for it
+
+        return of_layers(self)
 
 
 def _norm(call: Call) -> str:

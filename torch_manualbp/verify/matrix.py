@@ -85,6 +85,18 @@ class Matrix(Report):
         lines += ["", *(f"{n}. {name}" for n, name in enumerate(names, start=1))]
         return "\n".join([*lines, "", *(f"- {line}" for line in self._legend()), ""])
 
+    def _repr_html_(self) -> str:
+        from torch_manualbp import _html  # notebooks alone ask for it
+
+        cells, subjects, checks = self._cells(), self.subjects, self.checks
+        of_few = len(subjects) <= 4
+        lines, columns = (checks, subjects) if of_few else (subjects, checks)
+        rows = [[line, *(cells[(c, line) if of_few else (line, c)] for c in columns)] for line in lines]
+        kinds = ["fails" if FAIL in row else "" for row in rows]
+        turned = () if of_few else range(1, len(columns) + 1)
+        legend = [_html.paragraph(line, "fails" if line.startswith(FAIL) else "soft") for line in self._legend()]
+        return _html.section(_html.table(["", *columns], rows, turned=turned, kinds=kinds), *legend)
+
     def _cells(self) -> dict[tuple[str, str], str]:
         reasons = self.reasons
         found: dict[tuple[str, str], list[Row]] = {(s, c): [] for s in self.subjects for c in self.checks}

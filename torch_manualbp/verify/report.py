@@ -69,7 +69,7 @@ class Row:
         return visible(said + " ".join(self.hint.split()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What :func:`verify` found. ``print(report)`` shows a table: what is wrong first, then a line for each check."""
 
@@ -138,6 +138,21 @@ class Report:
             for line in (columns, *cells)
         ]
         return "\n".join([*lines, "", *map(visible, self.notes), self.summary()])
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        from torch_manualbp import _html  # notebooks alone ask for it
+
+        columns, cells = self.table()
+        verdicts = [line[columns.index("verdict")] for line in cells]
+        kinds = ["fails" if verdict in (FAILS, ERROR) else "" for verdict in verdicts]
+        numbers = {columns.index(name) for name in ("error in ulp", "torch's", "relative")}
+        summary = _html.paragraph(f"{'✓' if self.ok else '✗'} {self.summary()}", "ok" if self.ok else "fails")
+        return _html.section(
+            summary, *map(_html.paragraph, self.notes), _html.table(columns, cells, numbers, kinds=kinds)
+        )
 
     def summary(self) -> str:
         """One line: whether it passed, and the counts."""

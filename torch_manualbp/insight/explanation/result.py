@@ -11,7 +11,6 @@ from torch import Tensor
 from torch_manualbp._text import as_json
 from torch_manualbp.insight.explanation.markdown import to_markdown
 from torch_manualbp.insight.explanation.text import to_text
-from torch_manualbp.insight.explanation.webpage import to_html
 from torch_manualbp.insight.symbols import Notation
 
 __all__ = ["Explanation", "Factor", "MatrixChain", "MatrixFactor", "Path", "Sample"]
@@ -167,6 +166,8 @@ class Explanation:
 
     def to_html(self, page: bool = True) -> str:
         """In HTML without outside resources: a page, or a snippet to be put into one."""
+        from torch_manualbp.insight.explanation.webpage import to_html  # it loads markupsafe
+
         return to_html(self, page)
 
     def _repr_markdown_(self) -> str:

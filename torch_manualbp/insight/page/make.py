@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp._files import check_writable, write_text
+from torch_manualbp._text import visible
 from torch_manualbp._torch import pytree
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.insight.page.autograd import MakesOptimizer, Step, drawing_again, step_of
@@ -23,7 +24,27 @@ from torch_manualbp.insight.trace import trace
 if TYPE_CHECKING:
     from torch_manualbp.verify import Report
 
-__all__ = ["report"]
+__all__ = ["Page", "report"]
+
+
+BEGINNING = "<!doctype html>"
+
+
+class Page(type(Path())):  # type: ignore[misc]  # whose class is that of this system's paths
+    """The path of a page, which a notebook displays in a frame."""
+
+    def with_segments(self, *segments: Any) -> Path:
+        """Its parent, and what else is made of it from Python 3.12 on, are paths and no pages."""
+        return Path(*segments)
+
+    def _repr_html_(self) -> str | None:
+        from torch_manualbp import _html  # notebooks alone ask for it
+
+        try:
+            html = self.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None  # it is no longer there
+        return _html.section(_html.frame(html, self.name)) if html.startswith(BEGINNING) else None
 
 
 @torch.inference_mode(False)
@@ -40,7 +61,7 @@ def report(
     history: Any = None,
     title: str | None = None,
     samples: int = 8,
-) -> Path:
+) -> Page:
     """Write a page that shows the backpropagation of ``loss(model(x), y)``: one HTML file without outside resources.
 
     A chain of layers of up to 200 neurons is drawn neuron by neuron, with the chain of factors of every weight and a
@@ -87,17 +108,17 @@ def report(
     elif not moments:
         moments = checked(step.history)
     html = render(
-        title=title or f"Backpropagation of {type(model).__name__}",
+        title=visible(title or f"Backpropagation of {type(model).__name__}"),
         about=about,
         notes=[note] if note else [],
         network=network,
         moments=moments,
         verification=verification or None,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, html)
-    return path
+    page = Page(path)
+    Path(page).parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, html)
+    return page
 
 
 def _network(
