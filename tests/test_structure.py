@@ -43,3 +43,17 @@ def test_each_argument_has_a_gradient_of_its_dtype(name: str) -> None:
     raw = [g for g in output.grad_fn.apply(upstream) if g is not None]
     for gradient, reference in zip(raw, torch.autograd.grad(expected, leaves(args), upstream), strict=True):
         assert_same(gradient, reference, "gradient", tolerance=1e-6 if reference.dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128], ids=str)
+def test_powers_of_zero_and_to_zero(dtype: torch.dtype) -> None:
+    """Where a factor of the formula is infinite and the gradient is 0; there are no finite differences."""
+    numbers = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0, -2.0], dtype=dtype)
+    exponents = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.0, 0.0], dtype=dtype)
+    args = [t.requires_grad_() for t in (numbers, exponents)]
+    output, expected = rules.PowerOf.apply(*args), torch.pow(*args)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+    for gradient, reference in zip(
+        *(torch.autograd.grad(z, args, torch.ones_like(z)) for z in (output, expected)), strict=True
+    ):
+        torch.testing.assert_close(gradient, reference, rtol=0, atol=0, equal_nan=True)

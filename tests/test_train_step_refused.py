@@ -113,13 +113,6 @@ def _learns_a_buffer(m: Any, h: Tensor, x: Tensor) -> Tensor:
     return h
 
 
-def _scales_silently(m: Any, h: Tensor, x: Tensor) -> Tensor:
-    h = h.clone()
-    with torch.no_grad():
-        h.mul_(2)
-    return h
-
-
 def _differentiates(m: Any, h: Tensor, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     (g,) = torch.autograd.grad(m.fc(x).sum(), x, create_graph=True)
@@ -155,7 +148,6 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     "vmap": (lambda m, h, x: torch.vmap(m.fc)(x), r"under a transform of torch\.func"),
     "autograd inside": (_differentiates, "is autograd's"),
     "a foreign parameter": (lambda m, h, x: h * foreign, "a parameter that is not the model's"),
-    "a write under no_grad": (_scales_silently, "changes under no_grad what learns"),
     "a view that is written": (_with_view, "through another view"),
     "a part that is written": (lambda m, h, x: h[:, :1].zero_() + h, "in place"),
     "complex numbers": (lambda m, h, x: torch.view_as_complex(h[:, :4].reshape(-1, 2, 2)).real.sum(), "has no rule"),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from torch_manualbp.catalogue.activation import ACTIVATIONS
 from torch_manualbp.catalogue.embedding import EMBEDDING
+from torch_manualbp.catalogue.entrywise import ENTRYWISE
 from torch_manualbp.catalogue.linear import LINEAR
 from torch_manualbp.catalogue.loss import LOSSES
 from torch_manualbp.catalogue.margin import MARGINS
@@ -28,6 +29,7 @@ FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "losses of margins": MARGINS,
     "normalisations": NORMS,
     "structure": STRUCTURE,
+    "functions of entries": ENTRYWISE,
 }
 
 CATALOGUE: tuple[Operation, ...] = tuple(operation for family in FAMILIES.values() for operation in family)

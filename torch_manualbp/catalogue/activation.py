@@ -42,7 +42,7 @@ from torch_manualbp.rules.activation import (
 )
 from torch_manualbp.rules.rule import widened
 
-__all__ = ["ACTIVATIONS"]
+__all__ = ["ACTIVATIONS", "OVERFLOWS"]
 
 
 OVERFLOWS = (

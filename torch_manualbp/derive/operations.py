@@ -61,13 +61,27 @@ def _rdiv(input: Any, other: Any) -> Tensor:
 
 
 def _square(input: Tensor) -> Tensor:
-    return rules.Multiply.apply(input, input)
+    return rules.Power.apply(input, 2)
 
 
 def _pow(input: Any, exponent: Any) -> Tensor:
-    if isinstance(exponent, Tensor) or exponent != 2:
-        raise NoRule(f"pow with exponent {_brief(exponent)} has no rule, 2 alone has; write a product")
-    return _square(input)
+    if isinstance(exponent, Tensor):
+        return rules.PowerOf.apply(input, exponent)
+    if exponent == 0:
+        raise NoRule("pow with exponent 0 has no rule: it is 1 and its derivative 0; write torch.ones_like")
+    return rules.Power.apply(input, exponent)
+
+
+def _rpow(input: Tensor, other: Any) -> Tensor:
+    return rules.PowerOf.apply(other, input)
+
+
+def _where(condition: Tensor, input: Any, other: Any) -> Tensor:
+    return rules.Where.apply(condition, input, other)
+
+
+def _where_of(input: Any, condition: Tensor, other: Any) -> Tensor:
+    return rules.Where.apply(condition, input, other)
 
 
 def _itself(input: Tensor) -> Tensor:
@@ -428,6 +442,7 @@ _SPELLED: Mapping[Function, str] = {
     _rdiv: "__rdiv__ __rtruediv__",
     _square: "square",
     _pow: "pow __pow__",
+    _rpow: "__rpow__",
     _itself: "positive __pos__",
     _rmatmul: "__rmatmul__",
     _t: "t",
@@ -456,7 +471,7 @@ are those of a rule, a row of the catalogue names it, and that of ``functional``
 
 _RESHAPES = "reshape view view_as reshape_as flatten ravel unflatten squeeze unsqueeze"
 _CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
-_WRITTEN_OVER = "add sub subtract mul multiply div divide true_divide neg negative square pow"
+_CHANGE_SHAPES = ["squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_", "resize_as_"]
 _AUGMENTED = {"iadd": "add", "isub": "sub", "imul": "mul", "idiv": "div", "itruediv": "div", "ipow": "pow"}
 
 _KEYWORDS = {
@@ -510,6 +525,7 @@ def _operations() -> dict[Any, Function]:
         table[getattr(Tensor, name)] = _callable_as(name, _casting(dtype))
     for name, function in (("T", _T), ("mT", _mT)):
         table[getattr(Tensor, name).__get__] = _callable_as(name, function)
+    table[torch.where], table[Tensor.where] = _callable_as("where", _where), _callable_as("where", _where_of)
     table[F.dropout] = _callable_as("dropout", _dropout)
     for name in functional.__all__:
         twin = _own_twin(name) or _twin(name)
@@ -529,10 +545,12 @@ def _own_twin(name: str) -> Function | None:
 
 def _in_place() -> dict[Any, Function]:
     table: dict[Any, Function] = {}
-    for name in _WRITTEN_OVER.split():
-        table.update(dict.fromkeys(named(f"{name}_", torch, Tensor), OPERATIONS[getattr(Tensor, name)]))
-    for name, plain in _AUGMENTED.items():
-        table.update(dict.fromkeys(named(f"__{name}__", Tensor), OPERATIONS[getattr(Tensor, plain)]))
+    for name in dir(Tensor):
+        plain = getattr(Tensor, name[:-1], None)
+        if name.endswith("_") and not name.startswith("_") and plain in OPERATIONS and name not in _CHANGE_SHAPES:
+            table.update(dict.fromkeys(named(name, torch, Tensor), OPERATIONS[plain]))
+    for name, of in _AUGMENTED.items():
+        table.update(dict.fromkeys(named(f"__{name}__", Tensor), OPERATIONS[getattr(Tensor, of)]))
     for operation in FAMILIES["activations"]:
         for name in operation.functions.split():
             plain_ones = named(name, functional, torch)
@@ -572,7 +590,3 @@ def _integers(*given: Any) -> tuple[int, ...]:
     with contextlib.suppress(TypeError):
         return tuple(map(operator.index, given))
     return tuple(map(operator.index, *given))
-
-
-def _brief(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

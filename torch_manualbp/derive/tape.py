@@ -279,6 +279,8 @@ class Tape(RuleRunner):
                 f"{_named(function)} reads numbers", "have the step's shape and course follow from shapes alone"
             )
             return function(*args, **kwargs)
+        if not torch.is_grad_enabled() and name.endswith("_") and self.program.value(args[0]) in self._learns:
+            return self._plainly(function, args, kwargs)  # which the gradient passes by, as torch has it
         if function in IN_PLACE or (function in OPERATIONS and is_in_place(function, args, kwargs)):
             result = self._ruled(function, IN_PLACE.get(function) or OPERATIONS[function], args, kwargs)
             return self._write(args[0], result)

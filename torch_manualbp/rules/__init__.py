@@ -22,10 +22,11 @@ there.
 
 from typing import TYPE_CHECKING
 
-from torch_manualbp.rules import activation, embedding, linear, loss, norm, structure
+from torch_manualbp.rules import activation, embedding, entrywise, linear, loss, norm, structure
 from torch_manualbp.rules.activation import *  # noqa: F403
 from torch_manualbp.rules.elementwise import Elementwise
 from torch_manualbp.rules.embedding import *  # noqa: F403
+from torch_manualbp.rules.entrywise import *  # noqa: F403
 from torch_manualbp.rules.jacobian import AlongDimension, Diagonal, Jacobian, Product
 from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
@@ -35,5 +36,5 @@ from torch_manualbp.rules.structure import *  # noqa: F403
 
 __all__ = ["AlongDimension", "Diagonal", "Elementwise", "Jacobian", "Product", "Rule"]
 if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
-    __all__ += activation.__all__ + embedding.__all__ + linear.__all__ + loss.__all__ + norm.__all__
-    __all__ += structure.__all__
+    for _family in (activation, embedding, entrywise, linear, loss, norm, structure):
+        __all__ += _family.__all__

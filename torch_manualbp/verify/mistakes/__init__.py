@@ -23,6 +23,7 @@ for topic in (
     "edges",
     "surroundings",
     "structure",
+    "entrywise",
     "rules",
 ):
     importlib.import_module(f"{__name__}.{topic}")  # which lists what stands in it
