@@ -25,6 +25,12 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Embedding": (6, 4),
     "EmbeddingBag": (6, 4),
     "LayerNorm": (4,),
+    **{
+        f"{lazy}Conv{transposed}{n}d": (4, 3, 2)[len(lazy) // 4 :]
+        for n in (1, 2, 3)
+        for lazy in ("", "Lazy")
+        for transposed in ("", "Transpose")
+    },
     "LazyLinear": (3,),
     "Linear": (4, 3),
     "RMSNorm": (4,),

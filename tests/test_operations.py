@@ -31,6 +31,7 @@ matrix, batch, vector, cube = learns(4, 2), learns(2, 4, 3), learns(4), learns(2
 s, target, classes = learns(5, 4), make(5, 4), make.indices(4, 5)
 probabilities, signs = make.probabilities(5, 4, dim=1), 2.0 * make.indices(2, 5) - 1
 rows = make.indices(3, 5)
+images, kernels = learns(2, 2, 5, 4), learns(4, 2, 3, 2)
 
 
 class With(dict[str, Any]):
@@ -137,6 +138,16 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "type_as": [(x, make(3).float())],
     # layers
     "linear": [(x, learns(2, 4), learns(2))],
+    "conv1d": [(learns(2, 3, 5), learns(4, 3, 2), learns(4)), (learns(3, 5), learns(4, 3, 2), None, [2], 1)],
+    "conv2d": [
+        (images, kernels, learns(4)),
+        (images, kernels, None, (2, 1), (1, 0), 2),
+        (images, learns(4, 1, 3, 3), With(groups=2, padding="same")),
+    ],
+    "conv3d": [(learns(1, 2, 3, 4, 3), learns(2, 2, 2, 2, 2), With(padding="valid"))],
+    "conv_transpose1d": [(learns(2, 3, 5), learns(3, 4, 2), learns(4), 2)],
+    "conv_transpose2d": [(images, learns(2, 3, 3, 2), learns(3), 2, 1, (1, 0)), (images[0], learns(2, 3, 2, 2))],
+    "conv_transpose3d": [(learns(1, 2, 3, 2, 2), learns(2, 2, 2, 2, 2), With(groups=2, dilation=2))],
     "bilinear": [(x, y, learns(2, 4, 4), learns(2))],
     "log_sigmoid identity": [(x,)],
     "embedding": [

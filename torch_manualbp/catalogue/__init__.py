@@ -10,6 +10,7 @@ A rule is tested, named in tables and found by the derived step by being listed 
 from collections.abc import Mapping
 
 from torch_manualbp.catalogue.activation import ACTIVATIONS
+from torch_manualbp.catalogue.convolution import CONVOLUTIONS
 from torch_manualbp.catalogue.embedding import EMBEDDING
 from torch_manualbp.catalogue.entrywise import ENTRYWISE
 from torch_manualbp.catalogue.linear import LINEAR
@@ -17,6 +18,7 @@ from torch_manualbp.catalogue.loss import LOSSES
 from torch_manualbp.catalogue.margin import MARGINS
 from torch_manualbp.catalogue.norm import NORMS
 from torch_manualbp.catalogue.operation import Make, Operation, Sample, named
+from torch_manualbp.catalogue.padding import PADDINGS
 from torch_manualbp.catalogue.structure import STRUCTURE
 
 __all__ = ["CATALOGUE", "FAMILIES", "Make", "Operation", "Sample", "named"]
@@ -24,6 +26,8 @@ __all__ = ["CATALOGUE", "FAMILIES", "Make", "Operation", "Sample", "named"]
 FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "linear": LINEAR,
     "embedding": EMBEDDING,
+    "convolutions": CONVOLUTIONS,
+    "paddings": PADDINGS,
     "activations": ACTIVATIONS,
     "losses": LOSSES,
     "losses of margins": MARGINS,

@@ -102,11 +102,10 @@ class Operation:
         return tuple(inspect.signature(self.rule.forward).parameters)
 
     def functions_of_layers(self) -> dict[str, str]:
-        """The layers, each with the function that its forward calls."""
+        """The layers, each with the function that its forward calls: in turn where there are as many, or a multiple."""
         functions, layers = self.functions.split(), self.layers.split()
-        return dict(
-            zip(layers, functions if len(functions) == len(layers) else functions[:1] * len(layers), strict=True)
-        )
+        calls = functions if layers and len(layers) % len(functions) == 0 else functions[:1]
+        return {layer: calls[i % len(calls)] for i, layer in enumerate(layers)}
 
     def differentiable(self, sample: Sample) -> tuple[int, ...]:
         """Positions of the arguments that take a gradient."""

@@ -271,7 +271,7 @@ def _dedented(doc: str) -> str:
 def _letter(rule: type[Rule]) -> str:
     """What the output of a rule is called: z of a linear layer, a of an activation or a norm, C of a loss."""
     module = rule.__module__
-    if module.endswith("rules.linear"):
+    if module.endswith(("rules.convolution", "rules.linear")):
         return "z"
     if ".activation" in module or ".norm" in module:
         return "a"

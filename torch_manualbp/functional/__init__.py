@@ -12,19 +12,29 @@ from typing import Any
 from torch.nn import functional as _torch_functional
 
 from torch_manualbp.functional import activation as _activation
+from torch_manualbp.functional import convolution as _convolution
 from torch_manualbp.functional import embedding as _embedding
 from torch_manualbp.functional import linear as _linear
 from torch_manualbp.functional import loss as _loss
 from torch_manualbp.functional import margin as _margin
 from torch_manualbp.functional import norm as _norm
 from torch_manualbp.functional.activation import *  # noqa: F403
+from torch_manualbp.functional.convolution import *  # noqa: F403
 from torch_manualbp.functional.embedding import *  # noqa: F403
 from torch_manualbp.functional.linear import *  # noqa: F403
 from torch_manualbp.functional.loss import *  # noqa: F403
 from torch_manualbp.functional.margin import *  # noqa: F403
 from torch_manualbp.functional.norm import *  # noqa: F403
 
-__all__ = _linear.__all__ + _embedding.__all__ + _activation.__all__ + _loss.__all__ + _margin.__all__ + _norm.__all__
+__all__ = (
+    _linear.__all__
+    + _convolution.__all__
+    + _embedding.__all__
+    + _activation.__all__
+    + _loss.__all__
+    + _margin.__all__
+    + _norm.__all__
+)
 
 for _name in __all__:  # where users, pickles and fx's generated code find them, and no module stands in the way
     globals()[_name].__module__ = __name__

@@ -22,8 +22,19 @@ there.
 
 from typing import TYPE_CHECKING
 
-from torch_manualbp.rules import activation, embedding, entrywise, linear, loss, norm, structure
+from torch_manualbp.rules import (
+    activation,
+    convolution,
+    embedding,
+    entrywise,
+    linear,
+    loss,
+    norm,
+    padding,
+    structure,
+)
 from torch_manualbp.rules.activation import *  # noqa: F403
+from torch_manualbp.rules.convolution import *  # noqa: F403
 from torch_manualbp.rules.elementwise import Elementwise
 from torch_manualbp.rules.embedding import *  # noqa: F403
 from torch_manualbp.rules.entrywise import *  # noqa: F403
@@ -31,10 +42,11 @@ from torch_manualbp.rules.jacobian import AlongDimension, Diagonal, Jacobian, Pr
 from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
 from torch_manualbp.rules.norm import *  # noqa: F403
+from torch_manualbp.rules.padding import *  # noqa: F403
 from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.structure import *  # noqa: F403
 
 __all__ = ["AlongDimension", "Diagonal", "Elementwise", "Jacobian", "Product", "Rule"]
 if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
-    for _family in (activation, embedding, entrywise, linear, loss, norm, structure):
+    for _family in (activation, convolution, embedding, entrywise, linear, loss, norm, padding, structure):
         __all__ += _family.__all__

@@ -13,6 +13,7 @@ __all__ = ["BREACHES", "KINDS", "MISTAKES", "Breach", "Mistake"]
 
 for topic in (
     "linear",
+    "convolution",
     "activation",
     "along",
     "embedding",

@@ -254,6 +254,53 @@ def _activation(name: str, build: Callable[[Any], Module], **kwargs: Any) -> Lay
 
 # ATen takes options and their reciprocals in float32: those here have few digits.
 _LISTED: tuple[Layer, ...] = (
+    Layer("Conv1d", lambda nn: nn.Conv1d(4, 6, 3, stride=2, padding=1), _normal, shape=(2, 4, 7), image=None),
+    Layer("Conv2d", lambda nn: nn.Conv2d(4, 6, 3, padding=1), _normal, shape=(2, 4, 5, 5)),
+    Layer(
+        "Conv2d of groups",
+        lambda nn: nn.Conv2d(4, 6, (3, 2), stride=2, dilation=(1, 2), groups=2, bias=False),
+        _normal,
+        shape=(2, 4, 6, 5),
+    ),
+    Layer("Conv2d that keeps the size", lambda nn: nn.Conv2d(4, 3, 2, padding="same"), _normal, shape=(2, 4, 5, 5)),
+    Layer("Conv3d", lambda nn: nn.Conv3d(2, 3, 2), _normal, shape=(2, 2, 3, 3, 3), image=None),
+    Layer("ConvTranspose1d", lambda nn: nn.ConvTranspose1d(4, 3, 3, stride=2), _normal, shape=(2, 4, 4), image=None),
+    Layer(
+        "ConvTranspose2d",
+        lambda nn: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        _normal,
+        shape=(2, 4, 3, 3),
+    ),
+    Layer("ConvTranspose3d", lambda nn: nn.ConvTranspose3d(2, 3, 2), _normal, shape=(2, 2, 2, 2, 2), image=None),
+    Layer("LazyConv1d", lambda nn: _initialized(nn.LazyConv1d(3, 2), 1, 4, 5), _normal, shape=(2, 4, 7), image=None),
+    Layer("LazyConv2d", lambda nn: _initialized(nn.LazyConv2d(3, 2), 1, 4, 3, 3), _normal, shape=(2, 4, 5, 5)),
+    Layer(
+        "LazyConv3d",
+        lambda nn: _initialized(nn.LazyConv3d(3, 2), 1, 2, 3, 3, 3),
+        _normal,
+        shape=(2, 2, 3, 3, 3),
+        image=None,
+    ),
+    Layer(
+        "LazyConvTranspose1d",
+        lambda nn: _initialized(nn.LazyConvTranspose1d(3, 2), 1, 4, 5),
+        _normal,
+        shape=(2, 4, 4),
+        image=None,
+    ),
+    Layer(
+        "LazyConvTranspose2d",
+        lambda nn: _initialized(nn.LazyConvTranspose2d(3, 2), 1, 4, 3, 3),
+        _normal,
+        shape=(2, 4, 3, 3),
+    ),
+    Layer(
+        "LazyConvTranspose3d",
+        lambda nn: _initialized(nn.LazyConvTranspose3d(3, 2), 1, 2, 3, 3, 3),
+        _normal,
+        shape=(2, 2, 2, 2, 2),
+        image=None,
+    ),
     Layer("Linear", lambda nn: nn.Linear(4, 3), _normal),
     Layer("Linear without bias", lambda nn: nn.Linear(4, 3, bias=False), _normal),
     Layer("Bilinear", lambda nn: nn.Bilinear(4, 4, 3), _two, differentiable=2),
@@ -395,9 +442,9 @@ LAYERS: tuple[Layer, ...] = (
 """Those that need options or inputs of their own, and every other activation of the catalogue."""
 
 
-def _initialized(layer: Module) -> Module:
+def _initialized(layer: Module, *shape: int) -> Module:
     """A lazy layer that has seen an input."""
-    layer(torch.ones(1, 4))
+    layer(torch.ones(*(shape or (1, 4))))
     return layer
 
 
