@@ -373,7 +373,7 @@ REFUSED = {
 IMPOSSIBLE = {
     "{}:net --input 4,7": "{}:net and CrossEntropyLoss do not take 4,6:float32, 4,7:float32: ",
     "{}:net --target 5:int64": "{}:net and CrossEntropyLoss do not take 4,6:float32 and a target 5:int64: ",
-    "{}:Watching": "no step can be derived, because of one place: the model itself: ",
+    "{}:Watching": "no step can be derived, because of one place: the model itself (models_of_a_user.py:17): ",
 }
 
 
@@ -390,4 +390,5 @@ def test_derive_lists_every_place_that_cannot_be_derived(models: str, capsys: py
     assert cli.main(["derive", f"{models}:Twice", "--input", "4,6"]) == 1
     first, *places = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"torch-manualbp derive: no step can be derived, because of \d places:", first)
-    assert {place.split(":")[0] for place in places} == {"  first", "  second"}
+    assert [place.partition(" (")[0] for place in places] == ["  first", "  second"]
+    assert all(re.search(r" \(models_of_a_user\.py:\d+\): ", place) for place in places)

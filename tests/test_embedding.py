@@ -81,5 +81,5 @@ def assert_derives(model: torch_nn.Module, x: Tensor, y: Tensor) -> None:
 def test_what_a_step_cannot_do_is_refused_by_name(options: dict[str, Any]) -> None:
     model = torch_nn.Sequential(torch_nn.Embedding(6, 3, **options)).double()
     step = torch_manualbp.TrainStep(model, torch_nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(RuntimeError, match="embedding with (sparse|max_norm)="):
+    with pytest.raises(RuntimeError, match=r"embedding with (sparse|max_norm)="):
         step(index, make(4, 5, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import UserDict
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from step_cases import CLASSES, FEATURES, data, mlp
+from step_cases import CLASSES, FEATURES, Pair, data, mlp
 from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
@@ -184,13 +185,60 @@ def test_a_model_is_refused(case: str) -> None:
     random.setstate(random_state[1])
 
 
+class Block(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(FEATURES, FEATURES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.lgamma(self.fc(x))
+        return torch.erfinv(out) + torch.digamma(x)
+
+
+def test_all_is_listed_also_what_stands_behind_a_refused_call() -> None:
+    model = torch.nn.Sequential(Block(), Block())
+    with pytest.raises(NotDerivableError) as caught:
+        TrainStep(model, lambda h, y: torch.erfinv(h).mean(), SGD(model.parameters(), lr=0.1))(*data(0, torch.float32))
+    here = r"\(test_train_step_refused\.py:\d+\)"
+    first, *lines = str(caught.value).splitlines()
+    assert first == "no step can be derived, because of 6 places:"
+    assert len(lines) == 3
+    for line, said in zip(
+        lines, (rf"0, 1 {here}: torch.lgamma has", rf"0, 1 {here}, loss {here}: torch.erfinv", "1 "), strict=True
+    ):
+        assert re.match(f"  {said}", line)
+
+
+def test_forward_hooks_are_part_of_forward() -> None:
+    def looks(module: Module, args: Any, output: Tensor) -> None:
+        assert output.shape[-1] > 1
+
+    pair: Any = Pair(mlp())
+    for model in (pair.ours, pair.stock):
+        model.fc1.register_forward_hook(looks)
+        model.fc2.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    for i in range(3):
+        if i == 2:
+            for model in (pair.ours, pair.stock):
+                model.fc2.register_forward_hook(lambda module, args, output: output.tanh())
+        ours, expected = pair.advance(*data(i))
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+        pair.check()
+
+
+def test_a_forward_hook_that_collects_is_refused() -> None:
+    seen: list[Tensor] = []
+    model: Any = mlp()
+    model.fc1.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+    with pytest.raises(NotDerivableError, match="forward changes"):
+        step_of(model)(*data(0, torch.float32))
+
+
 def _hook(*_: Any) -> None:
     """Nothing."""
 
 
 HOOKS: dict[str, Callable[[Any], Any]] = {
-    "forward": lambda m: m.fc1.register_forward_hook(_hook),
-    "forward pre": lambda m: m.fc1.register_forward_pre_hook(_hook),
     "backward": lambda m: m.fc1.register_full_backward_hook(_hook),
     "backward pre": lambda m: m.fc1.register_full_backward_pre_hook(_hook),
     "gradient": lambda m: m.fc1.weight.register_hook(_hook),

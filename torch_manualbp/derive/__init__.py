@@ -5,6 +5,7 @@
 - ``draws``, ``effects``: random numbers meanwhile, and what a forward does besides computing
 - ``tracers``: what libraries leave out where a tracer is at work
 - ``program``, ``recording``: those calls, on named values, and which of these are what
+- ``refusals``: what cannot be derived, in one error
 - ``reads``: what a forward reads from Python
 - ``buffers``: what forward writes to them, done together with the update
 - ``check``: the program's numbers held against autograd's

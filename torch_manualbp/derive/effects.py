@@ -15,6 +15,7 @@ from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
 __all__ = [
+    "BACKWARD_HOOKS",
     "DRAWS",
     "Restored",
     "has_global_hooks",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 DRAWS = ("", "forward draws Python's or NumPy's random numbers, or sets torch's seed", "draw with torch.rand")
+
+BACKWARD_HOOKS = ("_backward_pre_hooks", "_backward_hooks")
+"""What of a module is called on the way back. What is called on the way forward is a part of it."""
 
 Refuse = Callable[[str, str, str], None]
 
@@ -208,13 +212,12 @@ def refuse_scripted(roots: Iterable[Any]) -> None:
 
 
 def has_hooks_on_the_way(roots: Iterable[Any]) -> bool:
-    """Whether somebody is called at a module of these, or with the gradient of a parameter."""
+    """Whether somebody is called on the way back at a module of these, or with the gradient of a parameter."""
     modules = [m for root in roots if isinstance(root, Module) for m in root.modules()]
-    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     parameters = [p for m in modules for p in m._parameters.values() if p is not None]
     return (
         has_global_hooks()
-        or any(getattr(m, kind) for m in modules for kind in kinds)
+        or any(getattr(m, kind) for m in modules for kind in BACKWARD_HOOKS)
         or any(has_hooks(p) or is_accumulated_by_others(p) for p in parameters)
     )
 

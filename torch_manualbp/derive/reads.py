@@ -478,6 +478,9 @@ class Reads:
         self._probed_before = [getter(thing) for thing, getter, _ in self._probed]
         self._objects = [thing for thing, _, _ in self._typed]
         self._classes = [cls for _, cls, _ in self._typed]
+        self._settle_tensors()
+
+    def _settle_tensors(self) -> None:
         self._is_laid_out = are_unchanged(self.tensors)
         self._addresses = list(map(_address, self.tensors))
         self._hooks = list(map(_hooks, self.tensors))
@@ -511,23 +514,36 @@ class Reads:
 
     def _is_equal(self) -> bool:
         """Whether there are the same names and items, by value; from now on the new objects are expected."""
-        if any(True for _ in self._changed_dicts()) or any(True for _ in self._changed_whole()):
+        versions = list(map(dict_version, self._versioned))  # before the items, which a thread may change
+        stale = [i for i, (now, before) in enumerate(zip(versions, self._versions, strict=True)) if now != before]
+        changed = [d for i, d in enumerate(self._dicts.values()) if i in set(stale)]
+        if any(True for d in changed for _ in self._changed_in(d)) or self._layouts_now() != self._layouts:
             return False
-        if self._layouts_now() != self._layouts:
-            return False
-        probed = zip(self._probed, self._probed_before, strict=True)
-        if not all(_are_same(getter(thing), before) for (thing, getter, _), before in probed):
-            return False
-        self._settle()
+        is_loose = not _are_identical(self._loose_items(), self._loose_before) or any(self._empty)
+        if is_loose or any(i >= len(self._dicts) for i in stale):
+            if any(True for _ in self._changed_whole()):
+                return False
+            probed = zip(self._probed, self._probed_before, strict=True)
+            if not all(_are_same(getter(thing), before) for (thing, getter, _), before in probed):
+                return False
+            self._settle()
+            return True
+        for d in changed:
+            d.before = d.now()
+        self._versions = versions
+        self._settle_tensors()
         return True
 
     def _changed_dicts(self) -> Iterator[Place]:
         for d in self._dicts.values():
-            now = d.now()
-            if not _are_same(tuple(now), tuple(d.before)) or not all(map(_are_same, now.values(), d.before.values())):
-                names = {**d.before, **now}
-                changed = [n for n in names if not _are_same(now.get(n, _MISSING), d.before.get(n, _MISSING))]
-                yield from (_filled(d.place, name) for name in changed or names)
+            yield from self._changed_in(d)
+
+    def _changed_in(self, d: _Dict) -> Iterator[Place]:
+        now = d.now()
+        if not _are_same(tuple(now), tuple(d.before)) or not all(map(_are_same, now.values(), d.before.values())):
+            names = {**d.before, **now}
+            changed = [n for n in names if not _are_same(now.get(n, _MISSING), d.before.get(n, _MISSING))]
+            yield from (_filled(d.place, name) for name in changed or names)
 
     def _changed_whole(self) -> Iterator[Place]:
         for (items, place), before in zip(self._whole, self._whole_before, strict=True):

@@ -21,7 +21,14 @@ from torch_manualbp._torch import is_transformed, pytree, without_torch_function
 from torch_manualbp.catalogue.called import activation_of, function_of_entries
 from torch_manualbp.derive.assigned import assigned_names
 from torch_manualbp.derive.buffers import Kept
-from torch_manualbp.derive.effects import has_global_hooks, has_hooks, is_accumulated_by_others, watched, wrappers
+from torch_manualbp.derive.effects import (
+    BACKWARD_HOOKS,
+    has_global_hooks,
+    has_hooks,
+    is_accumulated_by_others,
+    watched,
+    wrappers,
+)
 from torch_manualbp.derive.history import Application
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.program import (
@@ -36,6 +43,7 @@ from torch_manualbp.derive.program import (
     values_in,
     words,
 )
+from torch_manualbp.derive.refusals import NotDerivableError, Problem
 from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous
 from torch_manualbp.derive.tracers import Asked, MayGoAnotherWay
 from torch_manualbp.rules.jacobian import Product
@@ -43,17 +51,6 @@ from torch_manualbp.rules.recording import recorded_by, recorder
 from torch_manualbp.rules.rule import Rule
 
 __all__ = ["Node", "NotDerivableError", "Tape", "formulas", "identifier", "one_at_a_time"]
-
-
-class NotDerivableError(RuntimeError):
-    """A model whose step cannot be written out. ``problems`` lists every place: its module path, what is there,
-    and what to do."""
-
-    def __init__(self, problems: list[tuple[str, str, str]]) -> None:
-        self.problems = list(dict.fromkeys(problems))
-        lines = [f"  {path or 'the model itself'}: {what}; {todo}" for path, what, todo in self.problems]
-        places = "one place" if len(lines) == 1 else f"{len(lines)} places"
-        super().__init__(f"no step can be derived, because of {places}:\n" + "\n".join(lines))
 
 
 one_at_a_time = threading.RLock()
@@ -195,10 +192,13 @@ class Tape(RuleRunner):
     def _suspect(self) -> None:
         self.may_draw = True
 
-    def refuse_function(self, cls: type[Function]) -> None:
-        """Refuse a Function that this thread calls where no rule does."""
-        if not self._is_in_rule:
-            self._refuse(f"the Function {cls.__name__} is autograd's", "make it a torch_manualbp.Rule")
+    def refuse_function(self, cls: type[Function], args: tuple[Any, ...]) -> Any:
+        """Refuse a Function that this thread calls where no rule does. Returns what it makes."""
+        apply = _apply.__get__(None, cls)
+        if self._is_in_rule:
+            return apply(*args)
+        self._refuse(f"the Function {cls.__name__} is autograd's", "make it a torch_manualbp.Rule")
+        return self._go_on(apply(*args), args)
 
     def _refuse_at(self, path: str, what: str, todo: str) -> None:
         self.problems.append((path, what, todo))
@@ -206,7 +206,7 @@ class Tape(RuleRunner):
     def _refuse_module(self, name: str, module: Module) -> None:
         """Refuse what works by being called on the way: hooks, and wrappers that reduce gradients."""
         self.problems += wrappers([(name, module)])
-        for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        for kind in BACKWARD_HOOKS:
             if getattr(module, kind):
                 what = kind.strip("_").replace("_", " ").removesuffix("s")
                 self._refuse_at(name, f"a {what}", "remove it: a derived step would never call it")
@@ -238,6 +238,9 @@ class Tape(RuleRunner):
                 self._refuse(f"{_named(function)} asks how a tensor of the batch lies that has gaps", todo)
         self._refuse_stale(args, kwargs)
         self._refuse_foreign(function, args, kwargs)
+        if is_transformed():
+            with torch.no_grad():
+                return function(*args, **kwargs)
         begin = len(self.program.calls)
         output = self._run(function, name, args, kwargs)
         self._settle()
@@ -310,7 +313,8 @@ class Tape(RuleRunner):
         except NoRule as error:
             self._refuse(f"{_named(function)}", str(error))
             with torch.no_grad():
-                return function(*args, **kwargs)
+                output = function(*args, **kwargs)
+            return self._go_on(output, (args, kwargs))
 
     def _plainly(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Record a call of which nothing is learnt."""
@@ -333,6 +337,7 @@ class Tape(RuleRunner):
         elif needs_gradient and any(map(is_continuous, leaves_of(output, Tensor))):
             todo = "use a layer of torch_manualbp.nn or an operation that has a rule, or write a Rule for it"
             self._refuse(f"{_named(function)} has no rule", todo)
+            self._go_on(output, (args, kwargs))
         return output
 
     def apply(self, rule: type[Rule], args: tuple[Any, ...]) -> Any:
@@ -448,9 +453,8 @@ class Tape(RuleRunner):
         for t in leaves_of((args, kwargs), Tensor):
             if id(t) in self._stale:
                 path = self._stale.pop(id(t))
-                self.problems.append(
-                    (path, "changes a tensor in place that is used through another view of it", "write it out of place")
-                )
+                what = "changes a tensor in place that is used through another view of it"
+                self.problems.append(Problem.here(path, what, "write it out of place"))
 
     def _refuse_foreign(self, function: Any, args: Any, kwargs: Any) -> None:
         """What cannot be recorded, and what torch's transforms hide."""
@@ -461,10 +465,15 @@ class Tape(RuleRunner):
                 )
         if is_transformed():
             self._refuse(f"{_named(function)} under a transform of torch.func", "write it out for the whole batch")
-            raise NotDerivableError(self.problems)
 
     def _refuse(self, what: str, todo: str) -> None:
-        self.problems.append((self._paths[-1], what, todo))
+        self.problems.append(Problem.here(self._paths[-1], what, todo))
+
+    def _go_on(self, output: Any, given: Any) -> Any:
+        """Take what a refused call returns for something that learns, so that what follows it is looked at, too."""
+        if self._need_gradient(given, {}):
+            self._learns.update(self.program.value(t) for t in leaves_of(output, Tensor) if is_continuous(t))
+        return output
 
 
 @contextlib.contextmanager
@@ -500,8 +509,8 @@ def _refusing() -> Iterator[None]:
 def _refuse_or_apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
     # What imports meanwhile, as torch does on demand, may keep this for good.
     tape = recorder()
-    if isinstance(tape, Tape):
-        tape.refuse_function(cls)
+    if isinstance(tape, Tape) and not kwargs:
+        return tape.refuse_function(cls, args)
     return _apply.__get__(None, cls)(*args, **kwargs)
 
 
