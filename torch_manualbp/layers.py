@@ -29,8 +29,9 @@ def table(operations: Sequence[Operation] = CATALOGUE) -> str:
     rows: dict[str, list[str]] = {}
     for operation in operations:
         for layer, function in operation.functions_of_layers().items():
-            code = [f"`{name}`" for name in (layer, function, f"torch.nn.{layer}")]
-            rows.setdefault(layer, [*code[:2], *_formula(getattr(nn, layer)), code[2]])
+            row = rows.setdefault(layer, [f"`{layer}`", "", *_formula(getattr(nn, layer)), f"`torch.nn.{layer}`"])
+            if f"`{function}`" not in row[1]:
+                row[1] += f"{', ' if row[1] else ''}`{function}`"
     cells = [COLUMNS, ["---"] * len(COLUMNS), *([cell.replace("|", r"\|") for cell in row] for row in rows.values())]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 

@@ -19,6 +19,7 @@ from torch_manualbp.catalogue.margin import MARGINS
 from torch_manualbp.catalogue.norm import NORMS
 from torch_manualbp.catalogue.operation import Make, Operation, Sample, named
 from torch_manualbp.catalogue.padding import PADDINGS
+from torch_manualbp.catalogue.recurrent import RECURRENT
 from torch_manualbp.catalogue.structure import STRUCTURE
 
 __all__ = ["CATALOGUE", "FAMILIES", "Make", "Operation", "Sample", "named"]
@@ -32,6 +33,7 @@ FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "losses": LOSSES,
     "losses of margins": MARGINS,
     "normalisations": NORMS,
+    "recurrence": RECURRENT,
     "structure": STRUCTURE,
     "functions of entries": ENTRYWISE,
 }

@@ -28,7 +28,7 @@ from torch_manualbp import functional, rules
 from torch_manualbp._torch import TorchDispatchMode, parsed_to, without_torch_function
 from torch_manualbp.catalogue import CATALOGUE, FAMILIES, named
 from torch_manualbp.derive.program import leaves_of
-from torch_manualbp.functional import activation
+from torch_manualbp.functional import activation, recurrent
 
 __all__ = ["IN_PLACE", "OPERATIONS", "NoRule", "is_in_place"]
 
@@ -529,7 +529,8 @@ def _operations() -> dict[Any, Function]:
     table[F.dropout] = _callable_as("dropout", _dropout)
     for name in functional.__all__:
         twin = _own_twin(name) or _twin(name)
-        hosts = (F, functional, torch, Tensor) if name in activation.__all__ else (F, functional)
+        elsewhere = name in activation.__all__ + recurrent.__all__
+        hosts = (F, functional, torch, Tensor) if elsewhere else (F, functional)
         table.update(dict.fromkeys(named(name, *hosts), _callable_as(name, twin)))
     for name in ("softmax", "log_softmax"):
         softmax = functools.partial(_torch_softmax, twin=getattr(functional, name))

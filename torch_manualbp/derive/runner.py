@@ -137,7 +137,7 @@ class RuleRunner(TorchFunctionMode):
     def _name(self, values: tuple[Value, ...], rule: type[Rule]) -> None:
         letter = _letter(rule)
         if issubclass(rule, RuleWithByproducts):  # which have names of the rule's own
-            values = values[:1]
+            values = values[: rule.outputs]
         for i, value in enumerate(values):
             if value.is_named:  # an argument that is passed on
                 continue

@@ -18,6 +18,7 @@ from torch_manualbp.functional import linear as _linear
 from torch_manualbp.functional import loss as _loss
 from torch_manualbp.functional import margin as _margin
 from torch_manualbp.functional import norm as _norm
+from torch_manualbp.functional import recurrent as _recurrent
 from torch_manualbp.functional.activation import *  # noqa: F403
 from torch_manualbp.functional.convolution import *  # noqa: F403
 from torch_manualbp.functional.embedding import *  # noqa: F403
@@ -25,6 +26,7 @@ from torch_manualbp.functional.linear import *  # noqa: F403
 from torch_manualbp.functional.loss import *  # noqa: F403
 from torch_manualbp.functional.margin import *  # noqa: F403
 from torch_manualbp.functional.norm import *  # noqa: F403
+from torch_manualbp.functional.recurrent import *  # noqa: F403
 
 __all__ = (
     _linear.__all__
@@ -34,6 +36,7 @@ __all__ = (
     + _loss.__all__
     + _margin.__all__
     + _norm.__all__
+    + _recurrent.__all__
 )
 
 for _name in __all__:  # where users, pickles and fx's generated code find them, and no module stands in the way

@@ -47,13 +47,13 @@ def run(rule: type[Rule], *args: Any) -> Any:
     """``rule.apply(*args)``, or where no Function can run, its forward alone, which torch differentiates itself."""
     input = args[0]
     if isinstance(input, Tensor) and (input.layout is not torch.strided or input.is_nested):
-        return output_of(rule.forward(*args))  # ragged and sparse tensors have other formulas
+        return output_of(rule, rule.forward(*args))  # ragged and sparse tensors have other formulas
     if torch.compiler.is_compiling():
         if is_transformed() or _is_exporting():
             # torch.compile cannot vmap over a Function, and torch.export(strict=True) takes its forward for a constant.
-            return output_of(rule.forward(*args))
+            return output_of(rule, rule.forward(*args))
         args = _distinct(args)
-    return output_of(rule.apply(*args))
+    return output_of(rule, rule.apply(*args))
 
 
 def in_low_precision(rule: type[Rule], *args: Any) -> Any:

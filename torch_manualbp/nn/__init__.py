@@ -24,3 +24,4 @@ from torch_manualbp.nn.linear import *  # noqa: F403
 from torch_manualbp.nn.loss import *  # noqa: F403
 from torch_manualbp.nn.margin import *  # noqa: F403
 from torch_manualbp.nn.norm import *  # noqa: F403
+from torch_manualbp.nn.recurrent import *  # noqa: F403

@@ -31,6 +31,7 @@ from torch_manualbp.rules import (
     loss,
     norm,
     padding,
+    recurrent,
     structure,
 )
 from torch_manualbp.rules.activation import *  # noqa: F403
@@ -43,10 +44,11 @@ from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
 from torch_manualbp.rules.norm import *  # noqa: F403
 from torch_manualbp.rules.padding import *  # noqa: F403
+from torch_manualbp.rules.recurrent import *  # noqa: F403
 from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.structure import *  # noqa: F403
 
 __all__ = ["AlongDimension", "Diagonal", "Elementwise", "Jacobian", "Product", "Rule"]
 if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
-    for _family in (activation, convolution, embedding, entrywise, linear, loss, norm, padding, structure):
+    for _family in (activation, convolution, embedding, entrywise, linear, loss, norm, padding, recurrent, structure):
         __all__ += _family.__all__

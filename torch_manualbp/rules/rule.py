@@ -145,10 +145,10 @@ class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
     """A rule that keeps tensors which its forward makes on the way, as log p of a cross-entropy.
 
     They must be outputs: a second derivative sees nothing behind a kept tensor that is neither an output nor an
-    argument. ``apply`` returns the first output alone, everywhere. The rule is written with
+    argument. ``apply`` returns the first output alone, or the first ``outputs``, everywhere. The rule is written with
 
-    - ``forward(*args)``, which returns a tuple: the output, then the byproducts; or the output alone, where it has none
-      to keep;
+    - ``forward(*args)``, which returns a tuple: the outputs, then the byproducts; or the output alone, where it has
+      none to keep;
     - ``alone(*args)``, which returns the output alone, for where byproducts are not to be kept;
     - ``setup_context(ctx, inputs, output)`` with what forward returned as ``output``. It calls
       ``ctx.set_materialize_grads(False)``, so that no gradients of zeros are made for the byproducts, and may run more
@@ -158,6 +158,9 @@ class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
       from torch.compile may give zeros for None.) It adds up the parts of those that are there;
     - ``jvp(ctx, *tangents)``, which returns a tangent of each output that forward returned.
     """
+
+    outputs: ClassVar[int] = 1
+    """How many of what forward returns the caller is to see."""
 
     alone: ClassVar[Callable[..., Any] | None] = None
 
@@ -174,15 +177,18 @@ class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if is_compiling():
-            return output_of(cls._traced.apply(*args))
+            return output_of(cls, cls._traced.apply(*args))
         outputs = super().apply(*args)
         # torch.func calls the twin's apply in its turn, and its own backward and jvp are of all outputs.
-        return outputs if cls._is_twin else output_of(outputs)
+        return outputs if cls._is_twin else output_of(cls, outputs)
 
 
-def output_of(result: Any) -> Any:
+def output_of(rule: Any, result: Any) -> Any:
     """What the caller is to see of what ``forward`` of a rule with byproducts returned."""
-    return result[0] if isinstance(result, tuple) else result
+    if not isinstance(result, tuple):
+        return result
+    outputs = getattr(rule, "outputs", 1)
+    return result[0] if outputs == 1 else result[:outputs]
 
 
 def _or_composite(rule: Any) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from torch_manualbp import functional
 from torch_manualbp._torch import pytree
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation
 from torch_manualbp.rules import Rule
+from torch_manualbp.verify.functions import applied_in_forward
 from torch_manualbp.verify.outputs import of_one_output
 from torch_manualbp.verify.subject import Leaf, Setting, Subject
 from torch_manualbp.verify.trial import Trial
@@ -77,8 +78,8 @@ class Case(Trial):
             with _Ours():
                 return self.entry.twin(*args)
 
-        output = of_one_output(ours)(*self.args())
-        if getattr(output.grad_fn, "_forward_cls", None) is not self.rule:
+        applied = applied_in_forward(lambda: ours(*self.args()))
+        if not applied or applied[-1] is not self.rule:
             return [self.subject.setting(torch.float32)]
         return [self.subject.setting(given).with_target(ours) for given in (torch.float32, dtype)]
 

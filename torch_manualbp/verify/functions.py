@@ -43,7 +43,7 @@ def run_forward(function: type[Function], args: Sequence[Any]) -> Any:
     """``forward`` of the Function on ordinary tensors, in either style: autograd records the operations in it."""
     if not is_old_style(function):
         result = function.forward(*args)
-        return output_of(result) if issubclass(function, RuleWithByproducts) else result
+        return output_of(function, result) if issubclass(function, RuleWithByproducts) else result
     ctx = _Context(args)
     result = function.forward(ctx, *args)
     if not ctx.constant:

@@ -185,7 +185,7 @@ def _column(stage: Stage, quantity: Quantity, tangent: Tensor) -> list[Tensor]:
 
     with torch.no_grad():
         pair: Any = torch.func.jvp(result, (quantity.tensor.detach(),), (tangent,))
-    # A rule with byproducts hands out its first output alone; the others take no gradient.
+    # A rule with byproducts hands out its own outputs alone; the others take no gradient.
     zeros = [torch.zeros_like(output.tensor) for output in stage.outputs]
     return [*pair[1], *zeros[len(pair[1]) :]]
 

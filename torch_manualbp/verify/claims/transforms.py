@@ -239,7 +239,7 @@ def _doubled(rule: Any) -> Callable[..., Any]:
             return 2 * raw
 
     if issubclass(rule, RuleWithByproducts):
-        return lambda *args: output_of(Doubled.apply(*args))
+        return lambda *args: output_of(rule, Doubled.apply(*args))
     return Doubled.apply
 
 

@@ -23,6 +23,7 @@ for topic in (
     "order",
     "edges",
     "surroundings",
+    "recurrent",
     "structure",
     "entrywise",
     "rules",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp import nn as our_nn
+from torch_manualbp._torch import pytree
 from torch_manualbp.catalogue import FAMILIES
 from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.subject import Setting, Subject, is_number
@@ -125,12 +126,13 @@ def results(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)  # for the layers that draw random numbers
         in_place = getattr(module, "inplace", False)  # which no leaf may be changed
-        output = module(*(t * 1 if in_place and t.requires_grad else t for t in inputs))
-    if upstream is None:
-        upstream = _random_like(output)
-    gradients = torch.autograd.grad(output, [t for _, t in leaves], upstream)
+        result = module(*(t * 1 if in_place and t.requires_grad else t for t in inputs))
+    outputs = [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
+    upstreams = [_random_like(output) for output in outputs] if upstream is None else [upstream]
+    gradients = torch.autograd.grad(outputs, [t for _, t in leaves], upstreams)
     named = {f"gradient of {name}": g for (name, _), g in zip(leaves, gradients, strict=True)}
-    return {"output": output.detach(), **named}
+    names = ["output", *(f"output {i}" for i in range(1, len(outputs)))]
+    return {name: output.detach() for name, output in zip(names, outputs, strict=True)} | named
 
 
 def _random_like(t: Tensor) -> Tensor:
@@ -346,6 +348,22 @@ _LISTED: tuple[Layer, ...] = (
     Layer("LayerNorm without bias", lambda nn: _drawn(nn.LayerNorm(4, bias=False)), _normal),
     Layer("RMSNorm", lambda nn: _drawn(nn.RMSNorm(4)), _normal),
     Layer("RMSNorm without weights", lambda nn: nn.RMSNorm(4, eps=0.1, elementwise_affine=False), _normal),
+    Layer("RNN", lambda nn: nn.RNN(4, 3, nonlinearity="relu"), _normal, shape=(3, 2, 4), image=None),
+    Layer("RNN by tanh, bidirectional", lambda nn: nn.RNN(4, 3, bidirectional=True), _normal, image=None),
+    Layer("LSTM", lambda nn: nn.LSTM(4, 3, 2, batch_first=True), _normal, shape=(2, 3, 4), image=None),
+    Layer(
+        "LSTM, projected, bidirectional",
+        lambda nn: nn.LSTM(4, 3, 2, dropout=0.4, bidirectional=True, proj_size=2),
+        _normal,
+        shape=(3, 2, 4),
+        image=None,
+        is_random=True,
+    ),
+    Layer("GRU", lambda nn: nn.GRU(4, 3, 2, bidirectional=True), _normal, shape=(3, 2, 4), image=None),
+    Layer("RNNCell", lambda nn: nn.RNNCell(4, 3), _normal, image=None),
+    Layer("RNNCell, rectified", lambda nn: nn.RNNCell(4, 3, nonlinearity="relu"), _normal, image=None),
+    Layer("LSTMCell", lambda nn: nn.LSTMCell(4, 3), _normal, image=None),
+    Layer("GRUCell", lambda nn: nn.GRUCell(4, 3), _normal, image=None),
     Layer("L1Loss", lambda nn: nn.L1Loss(), _two, differentiable=2),
     Layer("SmoothL1Loss", lambda nn: nn.SmoothL1Loss(beta=0.3), _two, differentiable=2),
     Layer("SmoothL1Loss without a smooth part", lambda nn: nn.SmoothL1Loss(beta=0.0), _two, differentiable=2),

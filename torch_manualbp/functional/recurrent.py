@@ -1,0 +1,186 @@
+"""The functions of the recurrent layers, which torch has in ``torch`` and not in ``torch.nn.functional``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_manualbp import rules
+from torch_manualbp.functional.call import in_full_precision, in_low_precision, overridable
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn_relu", "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell"]
+
+Parameters = Sequence[Tensor]
+Sizes = tuple[int, ...]
+Layer = Callable[[Tensor, Sequence[Tensor], Parameters, bool, Sizes, bool], tuple[Tensor, ...]]
+"""Of rows, states, parameters, whether biases are among these, sizes and direction the rows and the last states."""
+
+
+@overridable
+def lstm(input: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Long short-term memory of several layers, each direction of each :class:`~torch_manualbp.rules.LSTM`.
+
+    As ``torch.lstm``: of ``(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)``
+    or, packed, ``(data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)`` the output,
+    h_n and c_n.
+    """
+    return _layers(torch.lstm, _lstm, (input, *args))
+
+
+@overridable
+def gru(input: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Gated recurrent units of several layers, each direction of each :class:`~torch_manualbp.rules.GRU`; as
+    ``torch.gru``, whose arguments are those of :func:`lstm`, with one hx."""
+    return _layers(torch.gru, _gru, (input, *args))
+
+
+@overridable
+def rnn_tanh(input: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Recurrent layers, each direction of each :class:`~torch_manualbp.rules.RNN`; as ``torch.rnn_tanh``, whose
+    arguments are those of :func:`gru`."""
+    return _layers(torch.rnn_tanh, _rnn_tanh, (input, *args))
+
+
+@overridable
+def rnn_relu(input: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Recurrent layers, each direction of each :class:`~torch_manualbp.rules.RNNReLU`; as ``torch.rnn_relu``, whose
+    arguments are those of :func:`gru`."""
+    return _layers(torch.rnn_relu, _rnn_relu, (input, *args))
+
+
+@overridable
+def lstm_cell(
+    input: Tensor,
+    hx: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One time of :class:`~torch_manualbp.rules.LSTM`; as ``torch.lstm_cell``."""
+    if not _fits(input, hx, w_ih, w_hh, b_ih, b_hh):
+        return torch.lstm_cell(input, tuple(hx), w_ih, w_hh, b_ih, b_hh)  # says what is wrong
+    bias = _sum(b_ih, b_hh)
+    _, h, c = in_full_precision(rules.LSTM, input, *hx, w_ih, w_hh, bias, None, (len(input),), False)
+    return h, c
+
+
+@overridable
+def gru_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    """One time of :class:`~torch_manualbp.rules.GRU`; as ``torch.gru_cell``."""
+    if not _fits(input, [hx], w_ih, w_hh, b_ih, b_hh):
+        return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+    _, h = in_full_precision(rules.GRU, input, hx, w_ih, w_hh, b_ih, b_hh, (len(input),), False)
+    return h
+
+
+@overridable
+def rnn_tanh_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    """One time of :class:`~torch_manualbp.rules.RNN`; as ``torch.rnn_tanh_cell``."""
+    if not _fits(input, [hx], w_ih, w_hh, b_ih, b_hh):
+        return torch.rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+    _, h = in_low_precision(rules.RNN, input, hx, w_ih, w_hh, _sum(b_ih, b_hh), (len(input),), False)
+    return h
+
+
+@overridable
+def rnn_relu_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    """One time of :class:`~torch_manualbp.rules.RNNReLU`; as ``torch.rnn_relu_cell``."""
+    if not _fits(input, [hx], w_ih, w_hh, b_ih, b_hh):
+        return torch.rnn_relu_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+    _, h = in_low_precision(rules.RNNReLU, input, hx, w_ih, w_hh, _sum(b_ih, b_hh), (len(input),), False)
+    return h
+
+
+def _layers(function: Callable[..., Any], layer: Layer, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The layers one after the other, with torch's dropout between them, and of each the directions side by side."""
+    is_packed = len(args) > 3 and isinstance(args[3], list | tuple)
+    if is_packed:
+        x, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional = args
+        sizes, batch_first = tuple(batch_sizes.tolist()), False
+    else:
+        x, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first = args
+        x = x.transpose(0, 1) if batch_first else x
+        length, samples, features = x.shape
+        sizes, x = (samples,) * length, x.reshape(length * samples, features)
+    if not sizes:
+        return tuple(function(*args))  # says what is wrong
+    directions = 2 if bidirectional else 1
+    states = [state.unbind(0) for state in ([hx] if isinstance(hx, Tensor) else hx)]
+    of_each = len(params) // (num_layers * directions)
+    last = []
+    for n in range(num_layers):
+        outputs = []
+        for k in range(n * directions, (n + 1) * directions):
+            weights = params[k * of_each : (k + 1) * of_each]
+            output, *ends = layer(x, [state[k] for state in states], weights, has_biases, sizes, k % directions == 1)
+            outputs.append(output)
+            last.append(ends)
+        x = torch.cat(outputs, 1) if bidirectional else outputs[0]
+        if dropout and train and n < num_layers - 1:
+            x = torch.dropout(x, dropout, train)
+    if not is_packed:
+        x = x.reshape(length, samples, x.shape[1])
+        x = x.transpose(0, 1) if batch_first else x
+    return x, *(torch.stack(ends) for ends in zip(*last, strict=True))
+
+
+def _lstm(
+    x: Tensor, states: Sequence[Tensor], weights: Parameters, has_biases: bool, sizes: Sizes, reverse: bool
+) -> tuple[Tensor, ...]:
+    W, U, *others = weights
+    bias = others[0] + others[1] if has_biases else None
+    V = others[-1] if len(others) % 2 else None
+    output: tuple[Tensor, ...] = in_low_precision(rules.LSTM, x, *states, W, U, bias, V, sizes, reverse)
+    return output
+
+
+def _gru(
+    x: Tensor, states: Sequence[Tensor], weights: Parameters, has_biases: bool, sizes: Sizes, reverse: bool
+) -> tuple[Tensor, ...]:
+    W, U, b, beta = weights if has_biases else (*weights, None, None)
+    output: tuple[Tensor, ...] = in_full_precision(rules.GRU, x, *states, W, U, b, beta, sizes, reverse)
+    return output
+
+
+def _rnn_tanh(
+    x: Tensor, states: Sequence[Tensor], weights: Parameters, has_biases: bool, sizes: Sizes, reverse: bool
+) -> tuple[Tensor, ...]:
+    W, U, *biases = weights
+    bias = biases[0] + biases[1] if has_biases else None
+    output: tuple[Tensor, ...] = in_low_precision(rules.RNN, x, *states, W, U, bias, sizes, reverse)
+    return output
+
+
+def _rnn_relu(
+    x: Tensor, states: Sequence[Tensor], weights: Parameters, has_biases: bool, sizes: Sizes, reverse: bool
+) -> tuple[Tensor, ...]:
+    W, U, *biases = weights
+    bias = biases[0] + biases[1] if has_biases else None
+    output: tuple[Tensor, ...] = in_low_precision(rules.RNNReLU, x, *states, W, U, bias, sizes, reverse)
+    return output
+
+
+def _sum(b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor | None:
+    return b_ih if b_hh is None else b_hh if b_ih is None else b_ih + b_hh
+
+
+def _fits(input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *biases: Tensor | None) -> bool:
+    """Whether the shapes are those of a cell."""
+    if input.dim() != 2 or w_ih.dim() != 2 or w_hh.dim() != 2 or w_ih.shape[0] != w_hh.shape[0]:
+        return False
+    shape = input.shape[0], w_hh.shape[1]
+    return (
+        input.shape[1] == w_ih.shape[1]
+        and all(tuple(h.shape) == shape for h in hx)
+        and all(b is None or tuple(b.shape) == (w_ih.shape[0],) for b in biases)
+    )
