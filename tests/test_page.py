@@ -203,7 +203,7 @@ class Residual(torch.nn.Module):
 
 
 NOT_DRAWN: dict[str, tuple[Any, Tensor, str]] = {
-    "large": (large(), X, "Its 233 neurons are too many to be drawn one by one (up to 200 are), so here are its "),
+    "large": (large(), X, "Its 233 neurons are too many to be drawn one by one: up to 200 are. Here are its layers."),
     "residual": (Residual(), X, "Its layers do not form a chain, each used once, so it is not drawn neuron by neuron."),
     "dropout": (
         model_of(nn.Linear(2, 3), torch.nn.Dropout(0.5), nn.Linear(3, 1)), X,

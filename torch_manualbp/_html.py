@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from torch_manualbp._extras import require
 from torch_manualbp._text import visible
 
-__all__ = ["code", "folded", "frame", "image", "page", "paragraph", "section", "table"]
+__all__ = ["code", "drawing", "folded", "frame", "image", "page", "paragraph", "section", "table"]
 
 DARK = ", ".join(
     f":is({host}) .manualbp"
@@ -40,7 +40,7 @@ STYLE = (
   & h2 { font-size: 1.4em; } & h3 { font-size: 1.1em; }
   & p { margin: .4em 0; }
   & .soft { color: var(--soft); } & .ok { color: var(--good); } & .fails { color: var(--bad); font-weight: 600; }
-  & .scroll { overflow: auto; max-height: 36rem; margin: .6em 0; }
+  & .scroll, & .wide { overflow: auto; margin: .6em 0; } & .scroll { max-height: 36rem; }
   & table { border: 0; border-collapse: collapse; font-size: inherit; font-variant-numeric: tabular-nums; margin: 0;
     table-layout: auto; }
   & tr, & tbody tr:hover, & tbody tr:nth-child(odd) { background: none; }
@@ -62,7 +62,6 @@ STYLE = (
     font-family: var(--jp-code-font-family, ui-monospace, "DejaVu Sans Mono", Consolas, monospace); }
   & iframe { width: 100%; height: 44rem; border: 1px solid #8886; border-radius: 6px; resize: vertical; }
   & img { max-width: 100%; background: #fff; border-radius: 6px; }
-  & svg { max-width: 100%; height: auto; }
   & .k { color: light-dark(#8a1a6b, #e59adf); } & .c { color: light-dark(#3c6a3c, #93c393); font-style: italic; }
   & .s { color: light-dark(#9a3412, #f0ad7f); } & .m { color: light-dark(#1f5fa8, #7db7f2); }
   & .d { color: light-dark(#5b3fa0, #c3a8ff); }
@@ -177,6 +176,11 @@ def frame(html: str, title: str) -> Markup:
     return Markup('<iframe title="{}" sandbox="allow-scripts allow-downloads" srcdoc="{}"></iframe>').format(
         _safe(title), html
     )
+
+
+def drawing(svg: str) -> Markup:
+    """SVG that is none of the user's, in the colours of what is around; where there is no room it scrolls."""
+    return Markup('<div class="wide">{}</div>').format(Markup(svg.replace(' style="color-scheme: light dark"', "", 1)))
 
 
 def image(png: bytes, words: str, width: float) -> Markup:

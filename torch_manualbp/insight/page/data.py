@@ -87,9 +87,7 @@ def _check(trace: Trace, layers: tuple[Layer, ...]) -> None:
         raise NotDrawableError("The batch is empty, so there are no numbers to draw.")
     units = layers[0].weight.tensor.shape[1] + sum(layer.weight.tensor.shape[0] for layer in layers)
     if units > MOST_UNITS:
-        raise NotDrawableError(
-            f"Its {units} neurons are too many to be drawn one by one (up to {MOST_UNITS} are), so here are its layers."
-        )
+        raise NotDrawableError(f"Its {units} neurons are too many to be drawn one by one: up to {MOST_UNITS} are.")
 
 
 def _column(layer: Layer, step: Step, samples: int) -> dict[str, Any]:

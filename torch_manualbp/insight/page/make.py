@@ -130,7 +130,7 @@ def _network(
             passed = trace(*copy.deepcopy((model, loss)), x, y)  # batch norm would count the pass
         return network_data(passed, step, cost=cost, samples=samples), ""
     except NotDrawableError as error:
-        return None, str(error)
+        return None, f"{error} Here are its layers."
     except NotDerivableError as error:
         places = "; ".join(f"{path or 'the model itself'}: {what}" for path, what, _ in error.problems)
         return None, f"It is not drawn neuron by neuron: {places}."
