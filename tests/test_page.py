@@ -202,6 +202,16 @@ class Residual(torch.nn.Module):
         return out
 
 
+class Spectrum(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(torch.fft.fft(x).abs())
+        return out
+
+
 NOT_DRAWN: dict[str, tuple[Any, Tensor, str]] = {
     "large": (large(), X, "Its 233 neurons are too many to be drawn one by one: up to 200 are. Here are its layers."),
     "residual": (Residual(), X, "Its layers do not form a chain, each used once, so it is not drawn neuron by neuron."),
@@ -213,8 +223,9 @@ NOT_DRAWN: dict[str, tuple[Any, Tensor, str]] = {
     "gate": (model_of(nn.Linear(2, 6), nn.GLU(), nn.Linear(3, 1)), X, "GLU has fewer outputs than inputs"),
     "convolution": (
         model_of(torch.nn.Conv1d(1, 3, 2), nn.ReLU(), torch.nn.Flatten(), nn.Linear(3, 1)), X.unsqueeze(1),
-        "It is not drawn neuron by neuron: 0: torch.nn.functional.conv1d has no rule.",
+        "Its layers do not form a chain, each used once, so it is not drawn neuron by neuron.",
     ),
+    "spectrum": (Spectrum(), X, "It is not drawn neuron by neuron: the model itself: torch.fft.fft has no rule."),
     "sequence": (small(), X.expand(2, 3, 2), "Its data are not rows of real numbers, so it is not drawn neuron by"),
 }  # fmt: skip
 

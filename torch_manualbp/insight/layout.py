@@ -87,7 +87,7 @@ def layout_of(network: Mapping[str, Any]) -> Layout:
     few = {c for c in range(1, gaps + 1) if counts[c - 1] * counts[c] <= MOST_LINES}
     best: tuple[int, Layout] | None = None
     for down in DOWNS:
-        found = {c: across for c in few if (across := _labelled_gap(network, counts, c, down, widths))}
+        found = {c: gap for c in few if (gap := _labelled_gap(network, counts, c, down, widths)) is not None}
         if best is None or len(found) > best[0]:
             layout = _placed(counts, [found.get(c, narrow) for c in range(1, gaps + 1)], down, RADIUS)
             lines = {line: width for line, width in widths.items() if line[0] in found}

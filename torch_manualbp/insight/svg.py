@@ -112,8 +112,8 @@ def _column(network: Mapping[str, Any], layout: Layout, c: int, sample: int) -> 
         else:
             _, value = numbers[-1]
             kind = _sign(value)
-            fill = {"fill": COLOURS[kind], "fill_opacity": tint(value)}
-            yield _element("circle", class_=f"tint {kind}", cx=x, cy=y, r=layout.radius, **fill)
+            place = {"cx": x, "cy": y, "r": layout.radius, "fill_opacity": tint(value)}
+            yield _element("circle", **place, fill=COLOURS[kind], class_=f"tint {kind}")
 
 
 def _cost(network: Mapping[str, Any], layout: Layout, sample: int) -> Iterator[Markup]:
@@ -147,7 +147,7 @@ def _text(x: float, y: float, said: str, kind: str = "", size: float = 12.5) -> 
     return _element("text", said, x=x, y=y, text_anchor="middle", font_size=size, fill=fill, class_=kind)
 
 
-def _element(tag: str, content: str | Markup = "", **attributes: Any) -> Markup:
+def _element(tag: str, content: str | Markup = "", /, **attributes: Any) -> Markup:
     """With ``class_`` for class and ``font_size`` for font-size."""
     given = ((name.strip("_").replace("_", "-"), v) for name, v in attributes.items() if v != "")
     written = (Markup(' {}="{}"').format(name, round(v, 2) if isinstance(v, float) else v) for name, v in given)
