@@ -84,6 +84,7 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "transpose swapaxes swapdims": [(cube, 0, -1)],
     "t": [(x,), (vector,)],
     "T": [(x,)],
+    "mH": [(cube,)],
     "mT": [(cube,)],
     "permute": [(cube, (1, 0, -1))],
     "movedim moveaxis": [(cube, 0, -1), (cube, (0, 1), (1, 2))],
@@ -136,6 +137,7 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "float double half bfloat16": [(x,)],
     "to": [(x, torch.float32), (x, With(dtype=torch.float16)), (x, rows.float()), (x, "cpu"), (x, With(copy=True))],
     "type": [(x, torch.float32), (x, "torch.FloatTensor")],
+    "sum_to_size": [(x, (1, x.shape[-1])), (cube, cube.shape[1:])],
     "type_as": [(x, make(3).float())],
     # layers
     "linear": [(x, learns(2, 4), learns(2))],

@@ -17,7 +17,6 @@ from torch.nn import Module
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import SGD
-from torch.utils.checkpoint import checkpoint
 
 from torch_manualbp import Rule, TrainStep, nn
 from torch_manualbp.derive import NotDerivableError
@@ -114,9 +113,11 @@ def _learns_a_buffer(m: Any, h: Tensor, x: Tensor) -> Tensor:
     return h
 
 
-def _differentiates(m: Any, h: Tensor, x: Tensor) -> Tensor:
+def _differentiates_at_once(m: Any, h: Tensor, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
-    (g,) = torch.autograd.grad(m.fc(x).sum(), x, create_graph=True)
+    z = m.fc(x)
+    upstream = torch.eye(z.numel(), dtype=z.dtype).reshape(-1, *z.shape)
+    (g,) = torch.autograd.grad(z, x, upstream, create_graph=True, is_grads_batched=True)
     return h + g.sum()
 
 
@@ -143,11 +144,11 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     "a generator": (lambda m, h, x: h * torch.rand(1, generator=m.generator), "a generator of its own"),
     # what the tape cannot follow
     "a Function": (lambda m, h, x: straight(h), "the Function Straight is autograd's"),
-    "a reentrant checkpoint": (lambda m, h, x: checkpoint(m.fc, x, use_reentrant=True), "CheckpointFunction"),
     "a rule that reads numbers": (lambda m, h, x: Choosing.apply(h), r"its rule calls torch\.Tensor\.item"),
     "TorchScript": (lambda m, h, x: scripted(h), "sigmoid"),
     "vmap": (lambda m, h, x: torch.vmap(m.fc)(x), r"under a transform of torch\.func"),
-    "autograd inside": (_differentiates, "is autograd's"),
+    "backward inside": (lambda m, h, x: h * (h.sum().backward() is None), "is autograd's"),
+    "several gradients at once": (_differentiates_at_once, "is_grads_batched"),
     "a foreign parameter": (lambda m, h, x: h * foreign, "a parameter that is not the model's"),
     "a view that is written": (_with_view, "through another view"),
     "a part that is written": (lambda m, h, x: h[:, :1].zero_() + h, "in place"),

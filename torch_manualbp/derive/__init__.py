@@ -2,6 +2,7 @@
 
 - ``operations``: which rules compute the functions of torch that a model calls
 - ``tape``: runs the rules forward and backward in autograd's place, and records their torch calls
+- ``inner``, ``foreign``: gradients inside of a forward, and Functions that are no rules
 - ``draws``, ``effects``: random numbers meanwhile, and what a forward does besides computing
 - ``tracers``: what libraries leave out where a tracer is at work
 - ``program``, ``recording``: those calls, on named values, and which of these are what

@@ -15,13 +15,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.checkpoint import CheckpointFunction
 
 from torch_manualbp._torch import pytree
 from torch_manualbp.derive.buffers import Kept
@@ -93,10 +94,26 @@ def reference(
     Args:
         noting: the context that forward and loss run in.
     """
-    with Kept(named_tensors(model, loss)) as kept:
+    with Kept(named_tensors(model, loss)) as kept, _checkpoints_as_they_stand():
         found = _reference(model, loss, inputs, target, parameters, draws, share, noting)
     found.buffers = kept.changed
     return found
+
+
+@contextmanager
+def _checkpoints_as_they_stand() -> Iterator[None]:
+    """A block in which a reentrant checkpoint runs what it is given and no more: it takes no ``autograd.grad``."""
+
+    def apply(run: Callable[..., Any], preserves_random_state: bool, *args: Any) -> Any:
+        learns = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+        with nullcontext() if learns else torch.no_grad():
+            return run(*args)
+
+    setattr(CheckpointFunction, "apply", staticmethod(apply))  # noqa: B010 # no assignment, for type checkers
+    try:
+        yield
+    finally:
+        delattr(CheckpointFunction, "apply")
 
 
 def _reference(
@@ -208,7 +225,7 @@ class Case:
         modules = [(name, module) for name, module in layers if name in deltas]
         handles = [module.register_forward_hook(keeps(name)) for name, module in modules]
         try:
-            with Kept(named_tensors(self.model, self.loss)):
+            with Kept(named_tensors(self.model, self.loss)), _checkpoints_as_they_stand():
                 C, _ = loss_by_autograd(self.model, self.loss, self.inputs, self.target, self.draws)
                 upstream = torch.full_like(C, self.share)
                 with torch.autocast(C.device.type, enabled=False):

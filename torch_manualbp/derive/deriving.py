@@ -12,12 +12,14 @@ is refused, and stays changed.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -29,9 +31,11 @@ from torch_manualbp.derive.check import Case, Reference, differences, named_resu
 from torch_manualbp.derive.derived import Derived, How, heading_of
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.derive.effects import DRAWS, Restored, has_hooks_on_the_way, refuse_scripted, wrappers
+from torch_manualbp.derive.foreign import mistakes_of
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.reads import Executed, Reads
 from torch_manualbp.derive.recording import Recording, named_tensors, path_of_loss, record
+from torch_manualbp.derive.refusals import Problem
 from torch_manualbp.derive.tape import NotDerivableError, one_at_a_time
 from torch_manualbp.derive.tracers import Asked, MayGoAnotherWay
 from torch_manualbp.kernels.products import onednn_linear
@@ -103,10 +107,15 @@ def derived_program(
             with Asked(says=True):  # what code runs there is noted, too
                 reference(model, loss, inputs, target, {}, draws, how.share, executed)
             reads, recording = recorded(as_traced=True)
+        changed = reads.changes()
+        if recording.functions:
+            _look_at(recording.functions)
+            for function, _, _ in recording.functions:
+                backward = inspect.unwrap(function.backward)
+                executed.codes.setdefault(backward.__code__, backward.__globals__)
+            reads = Reads(roots, executed, map(id, named.values()))  # with what the Functions' backward reads
         seeds = [("", f"forward sets torch's seed by {seed}", "set seeds outside of it") for seed in executed.seeds]
-        changes = [
-            (at.path, f"forward changes {at.text}", "keep such state out of a derived step") for at in reads.changes()
-        ]
+        changes = [(at.path, f"forward changes {at.text}", "keep such state out of a derived step") for at in changed]
         if seeds or changes:
             raise NotDerivableError([*seeds, *changes])
         go_on(doing="planning")
@@ -127,6 +136,22 @@ def derived_program(
             _hold(case, program, recording, expected, how)
             go_on(doing="writing it")
         return program(recording, how), reads
+
+
+def _look_at(functions: tuple[tuple[type[Function], tuple[Any, ...], Problem], ...]) -> None:
+    """Verify the autograd.Functions of a program, which are no rules.
+
+    Raises:
+        NotDerivableError: the backward of some is not the derivative of their forward.
+    """
+    problems = []
+    for function, args, place in functions:
+        if wrong := mistakes_of(function, args):
+            what = f"the Function {function.__name__} is autograd's, and verification finds it wrong ({wrong})"
+            problems.append(Problem((place[0], what, "make it a torch_manualbp.Rule, if it is meant so")))
+            problems[-1].line = place.line
+    if problems:
+        raise NotDerivableError(problems)
 
 
 def _hold(

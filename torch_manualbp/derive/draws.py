@@ -28,6 +28,11 @@ class Draws(TorchDispatchMode):
         self._begin = {} if begin is None else begin
         self._generators: dict[torch.device, Generator] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled under this mode, and torch would import its compiler, which takes a second."""
+        return False
+
     def again(self) -> Draws:
         """A mode that draws the same numbers once more."""
         return Draws(self._begin)

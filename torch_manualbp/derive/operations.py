@@ -125,6 +125,12 @@ def _mT(input: Tensor) -> Tensor:
     return rules.Transpose.apply(input, -2, -1)
 
 
+def _mH(input: Tensor) -> Tensor:
+    if input.is_complex():
+        raise NoRule("mH of complex numbers has no rule; write input.mT.conj()")
+    return _mT(input)
+
+
 def _permute(input: Tensor, *dims: Any, **kwargs: Any) -> Tensor:
     return rules.Permute.apply(input, _integers(*dims, *kwargs.values()))
 
@@ -240,6 +246,11 @@ class _Steps(TorchDispatchMode):
         self.number: Tensor | None = None
         """The tensor without dimensions, of those that are given, whose number torch selects by."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled under this mode, and torch would import its compiler, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         step, args_of_step = function.overloadpacket.__name__, args[1:]
         if step == "_local_scalar_dense":
@@ -320,6 +331,14 @@ def _mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch
 def _dims(dim: Any) -> tuple[int, ...] | None:
     """The dimensions to sum over; torch takes none at all for all of them."""
     return None if dim is None else _integers(dim) or None
+
+
+def _sum_to_size(input: Tensor, *size: Any) -> Tensor:
+    size = _integers(*size)
+    lead = input.dim() - len(size)
+    dims = (*range(lead), *(lead + i for i, n in enumerate(size) if n == 1 and input.shape[lead + i] != 1))
+    summed = rules.Sum.apply(input, dims, True) if dims else input
+    return rules.Reshape.apply(summed, size) if lead else summed
 
 
 # Dropout
@@ -461,6 +480,7 @@ _SPELLED: Mapping[Function, str] = {
     _getitem: "__getitem__",
     _sum: "sum",
     _mean: "mean",
+    _sum_to_size: "sum_to_size",
     _torch_dropout: "dropout",
     _to: "to",
     _type: "type",
@@ -523,7 +543,7 @@ def _operations() -> dict[Any, Function]:
             table[f] = _callable_as(name, _reshaping(f))
     for name, dtype in _CASTS.items():
         table[getattr(Tensor, name)] = _callable_as(name, _casting(dtype))
-    for name, function in (("T", _T), ("mT", _mT)):
+    for name, function in (("T", _T), ("mT", _mT), ("mH", _mH)):
         table[getattr(Tensor, name).__get__] = _callable_as(name, function)
     table[torch.where], table[Tensor.where] = _callable_as("where", _where), _callable_as("where", _where_of)
     table[F.dropout] = _callable_as("dropout", _dropout)

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import Module
 
 from torch_manualbp._torch import pytree
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.derive.effects import DRAWS
 from torch_manualbp.derive.program import Program, Value
+from torch_manualbp.derive.refusals import Problem
 from torch_manualbp.derive.runner import RuleRunner
 from torch_manualbp.derive.tape import NotDerivableError, Tape, identifier
 from torch_manualbp.derive.tracers import Asked
@@ -76,6 +78,9 @@ class Recording:
 
     past: Past | None = None
     """What the article is made of."""
+
+    functions: tuple[tuple[type[Function], tuple[Any, ...], Problem], ...] = ()
+    """The autograd.Functions that are no rules, with the arguments that they had, and where."""
 
     def copied(self) -> Recording:
         """The same of another program, which can be planned apart."""
@@ -252,7 +257,8 @@ def _recorded(
         raise
     output = pytree.tree_map_only(Tensor, program.value, output)
     order = [program.value(t) for t in named.values()]
-    return recording_of(tape, value, past.inputs, order, output, path, tape.device, past)
+    recording = recording_of(tape, value, past.inputs, order, output, path, tape.device, past)
+    return replace(recording, functions=tuple(tape.functions))
 
 
 def own_loss(runner: RuleRunner, C: Tensor) -> Value:

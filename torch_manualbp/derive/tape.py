@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Module
 from torch.overrides import resolve_name
+from torch.utils.checkpoint import CheckpointFunction
 
 from torch_manualbp._torch import is_transformed, pytree, without_torch_function
 from torch_manualbp.catalogue.called import activation_of, function_of_entries
@@ -29,7 +30,9 @@ from torch_manualbp.derive.effects import (
     watched,
     wrappers,
 )
+from torch_manualbp.derive.foreign import rule_of
 from torch_manualbp.derive.history import Application
+from torch_manualbp.derive.inner import gradients_inside
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.program import (
     CONSTANT,
@@ -78,9 +81,7 @@ LAYOUT = words("is_contiguous stride view rrelu rrelu_ as_strided")
 """What depends on the order in which the numbers lie."""
 
 ASKED_OF_AUTOGRAD = words("requires_grad is_leaf grad_fn")
-AUTOGRADS = words(
-    "backward grad requires_grad_ register_hook register_post_accumulate_grad_hook retain_grad retains_grad"
-)
+AUTOGRADS = words("backward grad register_hook register_post_accumulate_grad_hook retain_grad retains_grad")
 """What needs the graph."""
 
 MEMORY = words(
@@ -114,6 +115,9 @@ class Tape(RuleRunner):
         self.problems: list[tuple[str, str, str]] = []
         self.at_call: Callable[[str], None] = _nothing
         """What is called at each call of torch with the path of the module."""
+
+        self.functions: list[tuple[type[Function], tuple[Any, ...], Problem]] = []
+        """The Functions that are no rules, with the arguments that they had, and where."""
 
         self.asked = Asked(says=True)
         """What code that asks hears about tracers."""
@@ -192,13 +196,27 @@ class Tape(RuleRunner):
     def _suspect(self) -> None:
         self.may_draw = True
 
-    def refuse_function(self, cls: type[Function], args: tuple[Any, ...]) -> Any:
-        """Refuse a Function that this thread calls where no rule does. Returns what it makes."""
+    def apply_function(self, cls: type[Function], args: tuple[Any, ...]) -> Any:
+        """Run a Function that is no rule, and that no rule calls. Its backward is looked at afterwards."""
         apply = _apply.__get__(None, cls)
         if self._is_in_rule:
             return apply(*args)
-        self._refuse(f"the Function {cls.__name__} is autograd's", "make it a torch_manualbp.Rule")
-        return self._go_on(apply(*args), args)
+        learns = tuple(isinstance(arg, Tensor) and self._learns_from(arg) for arg in args)
+        if issubclass(cls, CheckpointFunction):  # whose backward runs the same forward again
+            with contextlib.nullcontext() if any(learns) else torch.no_grad():
+                return args[0](*args[2:])
+        if not any(learns):
+            with torch.no_grad():
+                return apply(*args)
+        with without_torch_function():
+            given = tuple(arg.detach().clone() if isinstance(arg, Tensor) else arg for arg in args)
+        try:
+            output = self.apply(rule_of(cls, learns), args)
+        except NotImplementedError as error:
+            self._refuse(f"the Function {cls.__name__} is autograd's: {error}", "make it a torch_manualbp.Rule")
+            return self._go_on(apply(*args), args)
+        self.functions.append((cls, given, Problem.here(self._paths[-1], cls.__name__, "")))
+        return output
 
     def _refuse_at(self, path: str, what: str, todo: str) -> None:
         self.problems.append((path, what, todo))
@@ -270,6 +288,10 @@ class Tape(RuleRunner):
             return self._write(args[0], args[1])
         if name in ("detach", "data"):
             return self._detached(args[0])
+        if name == "requires_grad_" or (name == "__set__" and function.__self__.__name__ == "requires_grad"):
+            return self._ask_for_gradient(args[0], *args[1:], **kwargs)
+        if function is torch.autograd.grad:
+            return self._differentiate(args, kwargs)
         if name == "__set__":
             self._refuse(f"sets the {function.__self__.__name__} of a tensor", "make a new tensor")
             return None
@@ -301,6 +323,26 @@ class Tape(RuleRunner):
             return function(*args, **kwargs)
         return self._plainly(function, args, kwargs)
 
+    def _ask_for_gradient(self, tensor: Tensor, requires_grad: bool = True) -> Tensor:
+        value = self.program.value(tensor)
+        if value.memory.origin == PARAMETER and requires_grad != (value in self._learns):
+            what = "starts or stops in forward to learn a parameter or buffer"
+            self._refuse(what, "call requires_grad_ outside of the step")
+        elif requires_grad:
+            self._learns.add(value)
+        elif value in self._learns:
+            self._refuse("sets the requires_grad of a tensor to False", "write detach")
+        return tensor
+
+    def _differentiate(self, args: Any, kwargs: Any) -> Any:
+        try:
+            with self:
+                return gradients_inside(self, *args, **kwargs)
+        except NotImplementedError as error:
+            self._refuse(f"torch.autograd.grad with {error}", "call it once for each of them")
+            inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+            return tuple(self._go_on(torch.zeros_like(t), t) for t in leaves_of(inputs, Tensor))
+
     def _ruled(self, function: Any, by_rules: Any, args: Any, kwargs: Any) -> Any:
         """Call what makes rules of ``function``."""
         z = self.program.value(args[0]) if args and isinstance(args[0], Tensor) else None
@@ -322,6 +364,7 @@ class Tape(RuleRunner):
         needs_gradient = self._need_gradient(args, kwargs) and name not in SHAPED
         given = list(leaves_of((args, kwargs), Tensor))
         versions, shapes = [t._version for t in given], [t.shape for t in given]
+        asks_for_gradient = kwargs.pop("requires_grad", False)
         try:
             with torch.no_grad(), torch.autocast(self.device, enabled=False):
                 output = self.program.call(function, args, kwargs)
@@ -329,6 +372,8 @@ class Tape(RuleRunner):
             what, _, todo = str(error).partition("; ")
             self._refuse(f"{_named(function)}: {what}", todo)
             raise NotDerivableError(self.problems) from None
+        if asks_for_gradient:
+            self._learns.add(self.program.value(output))
         if name.endswith("_") and shapes != [t.shape for t in given]:
             self._refuse(f"{_named(function)} changes the shape of a tensor in place", "write it out of place")
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
@@ -510,7 +555,7 @@ def _refuse_or_apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
     # What imports meanwhile, as torch does on demand, may keep this for good.
     tape = recorder()
     if isinstance(tape, Tape) and not kwargs:
-        return tape.refuse_function(cls, args)
+        return tape.apply_function(cls, args)
     return _apply.__get__(None, cls)(*args, **kwargs)
 
 
