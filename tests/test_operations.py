@@ -158,6 +158,11 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
         (make.indices(3, 2, 5), x, With(padding_idx=-1)),
         (rows, x, With(scale_grad_by_freq=True)),
     ],
+    "scaled_dot_product_attention": [
+        (cube, learns(2, 5, 4), learns(2, 5, 3)),
+        (learns(2, 3, 4), learns(2, 5, 4), learns(2, 5, 4), learns(3, 5), 0.3),
+        (cube, cube, cube, None, 0.0, True, With(scale=0.5)),
+    ],
     "embedding_bag": [
         (make.indices(3, 2, 5), x),
         (rows, x, torch.tensor([0, 2, 2]), With(mode="sum", per_sample_weights=learns(5))),

@@ -51,6 +51,7 @@ def allowances(entry: Any) -> dict[str, Any]:
     name = name_of(entry)
     return {
         "finite_where_torch_is_not": name in upstream.FINITE_WHERE_TORCH_IS_NOT,
+        "gradients_in_any_order": name in upstream.GRADIENTS_IN_ANY_ORDER,
         "exact": 2e-8 if name in upstream.SINGLE_IN_TORCH else EXACT,
         "lost": 0.01 if name in upstream.WITHOUT_DIGITS else math.inf,
     }

@@ -32,6 +32,11 @@ def table(operations: Sequence[Operation] = CATALOGUE) -> str:
             row = rows.setdefault(layer, [f"`{layer}`", "", *_formula(getattr(nn, layer)), f"`torch.nn.{layer}`"])
             if f"`{function}`" not in row[1]:
                 row[1] += f"{', ' if row[1] else ''}`{function}`"
+        if not operation.layers:
+            for name in operation.functions.split():
+                if name in functional.__all__:
+                    formula = _formula(getattr(functional, name))
+                    rows.setdefault(f"F.{name}", ["", f"`{name}`", *formula, f"`torch.nn.functional.{name}`"])
     cells = [COLUMNS, ["---"] * len(COLUMNS), *([cell.replace("|", r"\|") for cell in row] for row in rows.values())]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
@@ -67,6 +72,10 @@ def _missing_of(operation: Operation) -> Iterator[str]:
             yield f"{row} names the layer {name}: write nn.{name}."
         elif FORMULA.search(_paragraph(getattr(nn, name))) is None:
             yield f"nn.{name}: its docstring says no `forward ⇒ backward. Kept: what.`"
+    if not operation.layers:
+        for name in set(operation.functions.split()) & set(functional.__all__):
+            if FORMULA.search(_said(getattr(functional, name))) is None:
+                yield f"functional.{name}: its docstring says no `forward ⇒ backward. Kept: what.`"
     if operation.layers and not operation.functions:
         yield f"{row} names the layer {operation.layers} and no function that it calls."
 
@@ -79,18 +88,20 @@ def _is_ours(value: Any) -> bool:
     return isinstance(value, type) and value.__module__.startswith(f"{nn.__name__}.")
 
 
-def _formula(layer: Any) -> tuple[str, ...]:
-    found = FORMULA.search(_paragraph(layer))
+def _formula(thing: Any) -> tuple[str, ...]:
+    found = FORMULA.search(_paragraph(thing) if isinstance(thing, type) else _said(thing))
     return ("", "", "") if found is None else found.groups()
 
 
 def _paragraph(layer: Any) -> str:
     """What stands around the ⇒, in one line; of a layer that says nothing that of the one it becomes."""
-    for cls in filter(_is_ours, layer.__mro__):
-        for paragraph in inspect.cleandoc(cls.__doc__ or "").split("\n\n"):
-            if "⇒" in paragraph:
-                return " ".join(paragraph.split())
-    return ""
+    return next(filter(None, map(_said, filter(_is_ours, layer.__mro__))), "")
+
+
+def _said(thing: Any) -> str:
+    """The paragraph of its docstring with the ⇒, in one line."""
+    paragraphs = inspect.cleandoc(thing.__doc__ or "").split("\n\n")
+    return next((" ".join(paragraph.split()) for paragraph in paragraphs if "⇒" in paragraph), "")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ A rule is tested, named in tables and found by the derived step by being listed 
 from collections.abc import Mapping
 
 from torch_manualbp.catalogue.activation import ACTIVATIONS
+from torch_manualbp.catalogue.attention import ATTENTION
 from torch_manualbp.catalogue.convolution import CONVOLUTIONS
 from torch_manualbp.catalogue.embedding import EMBEDDING
 from torch_manualbp.catalogue.entrywise import ENTRYWISE
@@ -29,6 +30,7 @@ FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "embedding": EMBEDDING,
     "convolutions": CONVOLUTIONS,
     "paddings": PADDINGS,
+    "attention": ATTENTION,
     "activations": ACTIVATIONS,
     "losses": LOSSES,
     "losses of margins": MARGINS,

@@ -441,13 +441,22 @@ def _twin(name: str) -> Function:
     ours = getattr(functional, name)
     signature = inspect.signature(ours)
 
+    is_running = False
+
     @functools.wraps(ours)
     def twin(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal is_running
+        if is_running:  # ours hands on to torch's what it does not take, or what torch refuses
+            raise NoRule(f"{name} of these arguments has no rule")
         given = signature.bind(*args, **kwargs)
         if reason := _leaves_to_autograd(name, given.arguments):
             raise NoRule(f"{name} with {reason}=… has no rule; leave it away, or write it out in operations that have")
         given.arguments.pop("inplace", None)
-        return ours(*given.args, **given.kwargs)
+        try:
+            is_running = True  # one tape runs at a time
+            return ours(*given.args, **given.kwargs)
+        finally:
+            is_running = False
 
     return twin
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch.nn import functional as _torch_functional
 
 from torch_manualbp.functional import activation as _activation
+from torch_manualbp.functional import attention as _attention
 from torch_manualbp.functional import convolution as _convolution
 from torch_manualbp.functional import embedding as _embedding
 from torch_manualbp.functional import linear as _linear
@@ -20,6 +21,7 @@ from torch_manualbp.functional import margin as _margin
 from torch_manualbp.functional import norm as _norm
 from torch_manualbp.functional import recurrent as _recurrent
 from torch_manualbp.functional.activation import *  # noqa: F403
+from torch_manualbp.functional.attention import *  # noqa: F403
 from torch_manualbp.functional.convolution import *  # noqa: F403
 from torch_manualbp.functional.embedding import *  # noqa: F403
 from torch_manualbp.functional.linear import *  # noqa: F403
@@ -32,6 +34,7 @@ __all__ = (
     _linear.__all__
     + _convolution.__all__
     + _embedding.__all__
+    + _attention.__all__
     + _activation.__all__
     + _loss.__all__
     + _margin.__all__

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from torch_manualbp.rules import (
     activation,
+    attention,
     convolution,
     embedding,
     entrywise,
@@ -35,6 +36,7 @@ from torch_manualbp.rules import (
     structure,
 )
 from torch_manualbp.rules.activation import *  # noqa: F403
+from torch_manualbp.rules.attention import *  # noqa: F403
 from torch_manualbp.rules.convolution import *  # noqa: F403
 from torch_manualbp.rules.elementwise import Elementwise
 from torch_manualbp.rules.embedding import *  # noqa: F403
@@ -50,5 +52,17 @@ from torch_manualbp.rules.structure import *  # noqa: F403
 
 __all__ = ["AlongDimension", "Diagonal", "Elementwise", "Jacobian", "Product", "Rule"]
 if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
-    for _family in (activation, convolution, embedding, entrywise, linear, loss, norm, padding, recurrent, structure):
+    for _family in (
+        activation,
+        attention,
+        convolution,
+        embedding,
+        entrywise,
+        linear,
+        loss,
+        norm,
+        padding,
+        recurrent,
+        structure,
+    ):
         __all__ += _family.__all__

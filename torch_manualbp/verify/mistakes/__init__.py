@@ -16,6 +16,7 @@ for topic in (
     "convolution",
     "activation",
     "along",
+    "attention",
     "embedding",
     "loss",
     "margin",

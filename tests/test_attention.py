@@ -1,0 +1,136 @@
+"""Attention: what the contract and PyTorch's databases do not ask."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torch_manualbp
+from torch_manualbp import functional
+from torch_manualbp.catalogue import Make
+
+make = Make()
+
+
+def run(function: Any, *tensors: Tensor | None, **options: Any) -> list[Tensor]:
+    """The output and the gradients of all that learn, and a random number drawn after them."""
+    leaves = [t if t is None else t.clone().requires_grad_(t.is_floating_point()) for t in tensors]
+    torch.manual_seed(3)
+    o = function(*leaves, **options)
+    gradients = torch.autograd.grad(o, [t for t in leaves if t is not None and t.requires_grad], torch.ones_like(o))
+    return [o.detach(), *gradients, torch.rand(1)]
+
+
+CALLS: dict[str, tuple[tuple[Tensor | None, ...], dict[str, Any]]] = {
+    "four dimensions": ((make(2, 3, 5, 4), make(2, 3, 6, 4), make(2, 3, 6, 4)), {}),
+    "groups": ((make(2, 6, 5, 4), make(2, 3, 6, 4), make(2, 3, 6, 4)), {"enable_gqa": True, "is_causal": True}),
+    "groups, mask": (
+        (make(2, 6, 5, 4), make(2, 3, 6, 4), make(2, 3, 6, 4), make(2, 6, 5, 6)),
+        {"enable_gqa": True, "dropout_p": 0.3},
+    ),
+    "groups, one mask": (
+        (make(2, 6, 5, 4), make(2, 2, 6, 4), make(2, 2, 6, 4), make(2, 1, 5, 6) > 0),
+        {"enable_gqa": True, "scale": 0.3},
+    ),
+    "broadcast": ((make(2, 3, 5, 4), make(3, 6, 4), make(1, 1, 6, 4)), {}),
+    "nothing passes": ((make(5, 4), make(6, 4), make(6, 3)), {"dropout_p": 1.0}),
+    "nobody is there": ((make(2, 0, 4), make(2, 6, 4), make(2, 6, 3)), {}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_is_torchs(name: str) -> None:
+    tensors, options = CALLS[name]
+    results = [run(f.scaled_dot_product_attention, *tensors, **options) for f in (functional, F)]
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_dropout_draws_as_torch_does(p: float, dtype: torch.dtype) -> None:
+    """And what is drawn after it is the same."""
+    tensors = (make(2, 3, 64, 8).to(dtype), make(2, 3, 67, 8).to(dtype), make(2, 3, 67, 8).to(dtype))
+    ours = run(functional.scaled_dot_product_attention, *tensors, dropout_p=p)
+    theirs = run(F.scaled_dot_product_attention, *tensors, dropout_p=p)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    assert torch.equal(ours[-1], theirs[-1])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ((make(5, 4), make(6, 3), make(6, 3)), {}),
+        ((make(5, 4), make(6, 4).float(), make(6, 4)), {}),
+        ((make(4), make(6, 4), make(6, 4)), {}),
+        ((make(5, 4), make(6, 4), make(6, 4), make(3, 6)), {}),
+        ((make(5, 4), make(6, 4), make(6, 4), make(5, 6)), {"is_causal": True}),
+        ((make(5, 4), make(6, 4), make(6, 4)), {"dropout_p": 1.5}),
+        ((make(2, 5, 5, 4), make(2, 3, 6, 4), make(2, 3, 6, 4)), {"enable_gqa": True}),
+    ],
+    ids=["features", "dtypes", "dimensions", "mask", "two masks", "p", "groups"],
+)
+def test_refuses_what_torch_refuses(call: Any) -> None:
+    messages = []
+    for function in (functional.scaled_dot_product_attention, F.scaled_dot_product_attention):
+        with pytest.raises((RuntimeError, ValueError)) as raised:
+            function(*call[0], **call[1])
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, n: int = 8, heads: int = 2, **options: Any) -> None:
+        super().__init__()
+        self.heads, self.options = heads, options
+        # Without a bias: that of the keys has no influence, and AdamW makes whole steps of what rounding says it has.
+        self.qkv, self.proj = nn.Linear(n, 3 * n, bias=False), nn.Linear(n, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, n = x.shape
+        q, k, v = (t.view(batch, length, self.heads, -1).transpose(1, 2) for t in self.qkv(x).split(n, dim=2))
+        if self.options.get("enable_gqa"):
+            k, v = k[:, :1], v[:, :1]
+        o = F.scaled_dot_product_attention(q, k, v, **self.options)
+        out: Tensor = self.proj(o.transpose(1, 2).reshape(batch, length, n))
+        return out
+
+
+def assert_derives(model: nn.Module, inputs: tuple[Tensor, ...], y: Tensor, steps: int = 3) -> Any:
+    """A derived step is stock's, at 1e-12, from the same random state."""
+    stock, loss = copy.deepcopy(model), nn.MSELoss()
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (model, stock)]
+    step = torch_manualbp.TrainStep(model, loss, optimizers[0])
+    for i in range(steps):
+        torch.manual_seed(i)
+        step(inputs, y)
+        torch.manual_seed(i)
+        optimizers[1].zero_grad()
+        loss(stock(*inputs), y).backward()
+        optimizers[1].step()
+    for ours, theirs in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    return step
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "causal, dropout": {"is_causal": True, "dropout_p": 0.2},
+    "groups": {"enable_gqa": True, "scale": 0.4},
+    "mask": {"attn_mask": torch.ones(6, 6, dtype=torch.bool).tril(1)},
+    "mask of numbers": {"attn_mask": torch.linspace(-1, 1, 36, dtype=torch.float64).view(6, 6)},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_derived_step_is_autograds(name: str) -> None:
+    torch.manual_seed(0)
+    assert_derives(SelfAttention(**OPTIONS[name]).double(), (make(3, 6, 8),), make(3, 6, 8))
