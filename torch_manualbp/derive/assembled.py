@@ -46,6 +46,11 @@ class How:
     keep_deltas: bool = False
     keep_output: bool = False
     keep_layers: bool = False
+    freeze_others: bool = False
+    """Whether parameters that the optimizer does not hold are constants."""
+
+    evaluates: bool = False
+    """Whether it ends at the loss."""
 
     @property
     def skips(self) -> str:
@@ -211,8 +216,8 @@ def _groups(optimizer: Optimizer, learnt: list[Tensor], names: dict[int, str], f
     missing = [names[id(p)] for p in learnt if id(p) not in held]
     if missing:
         raise ValueError(
-            f"the optimizer does not hold {', '.join(missing)}: give it all parameters that learn, or freeze these "
-            "with requires_grad_(False)"
+            f"the optimizer does not hold {', '.join(missing)}: give it all parameters that learn, freeze these with "
+            "requires_grad_(False), or take them for constants by freeze_others=True"
         )
     ids = {id(p) for p in learnt}
     groups = optimizer.param_groups
@@ -269,8 +274,9 @@ def heading_of(model: Module, loss: Any, optimizer: Optimizer, how: How) -> list
         if how.folds
         else f"up to the gradients, which {type(optimizer).__name__} takes"
     )
+    title = f"The loss of {type(model).__name__} on {name}" if how.evaluates else ""
     return [
-        f"One training step of {type(model).__name__} on {name} {what}.",
+        f"{title or f'One training step of {type(model).__name__} on {name} {what}'}.",
         "",
         "Derived by torch_manualbp from the formulas of its rules; every line has the shape of what it makes.",
     ]

@@ -77,7 +77,11 @@ def derived_program(
             raise NotDerivableError(spread)
         named = named_tensors(model, loss)
         draws = Draws()
-        parameters = {name: t for name, t in named.items() if t.requires_grad}
+        parameters = {name: t for name, t in named.items() if t.requires_grad and not how.evaluates}
+        frozen: set[int] = set()
+        if how.freeze_others:
+            frozen = set(map(id, named.values())) - {id(p) for group in optimizer.param_groups for p in group["params"]}
+            parameters = {name: t for name, t in parameters.items() if id(t) not in frozen}
         executed = Executed()
         expected = None
         if not has_hooks_on_the_way(root for _, root in roots):  # which the recording refuses, and are not to be called
@@ -98,8 +102,22 @@ def derived_program(
                 todo = "have it read numbers from a few attributes"
                 raise NotDerivableError([(reads.beyond.path, what + reads.beyond.text, todo)])
             knows_draws = expected is not None and not executed.may_draw_by_numpy()
-            data = (model, loss, named, reads.held, inputs, target)
-            return reads, record(*data, draws, how.share, how.compile, go_on, knows_draws, as_traced)
+            return reads, record(
+                model,
+                loss,
+                named,
+                reads.held,
+                inputs,
+                target,
+                draws,
+                share=how.share,
+                pure=how.compile,
+                at_call=go_on,
+                knows_draws=knows_draws,
+                as_traced=as_traced,
+                frozen=frozen,
+                evaluates=how.evaluates,
+            )
 
         try:
             reads, recording = recorded(as_traced=False)
@@ -162,7 +180,7 @@ def _hold(
     Raises:
         NotDerivableError: something differs from autograd by more than rounding.
     """
-    plain = How(folds=False, share=how.share, keep_output=True)
+    plain = How(folds=False, share=how.share, keep_output=True, evaluates=how.evaluates)
 
     twin = recording.copied()
     for call in twin.program.calls:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,7 +116,8 @@ class Past:
     path: str
     """That of the loss."""
 
-    share: float
+    share: float | None
+    """∂C/∂C; None where nobody went back."""
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -170,6 +171,8 @@ def record(
     at_call: Callable[[str], None] | None = None,
     knows_draws: bool = False,
     as_traced: bool = True,
+    frozen: Collection[int] = (),
+    evaluates: bool = False,
 ) -> Recording:
     """Run forward, loss and backward on copies of the data, and record the calls of torch.
 
@@ -182,6 +185,8 @@ def record(
         at_call: called at each call of torch, with the path of the module.
         knows_draws: whether forward is known to draw none of Python's and NumPy's random numbers.
         as_traced: whether code that asks hears that a tracer is at work.
+        frozen: the ids of parameters that are constants although they ask for a gradient.
+        evaluates: whether it is the loss alone that is wanted.
 
     Raises:
         MayGoAnotherWay: it reads numbers where it hears of no tracer, and has asked.
@@ -194,7 +199,9 @@ def record(
         tape.program.draws, tape.knows_draws = draws.again(), knows_draws
         tape.at_call, tape.takes_names = at_call or tape.at_call, True
         tape.asked = Asked(says=as_traced)
-        return _recorded(tape, model, loss, named, held, inputs, target, share)
+        for name, tensor in named.items():
+            tape.parameter(tensor, _letter(name), id(tensor) in frozen)
+        return _recorded(tape, model, loss, named, held, inputs, target, share, evaluates)
 
     for _ in range(3):  # since another thread will hardly draw Python's random numbers each time
         tape = Tape("pure" if pure else "lean", device)
@@ -220,10 +227,9 @@ def _recorded(
     inputs: Any,
     target: Any,
     share: float,
+    evaluates: bool,
 ) -> Recording:
     program = tape.program
-    for name, tensor in named.items():
-        tape.parameter(tensor, _letter(name))
     for name, tensor in held.items():
         tape.held(tensor, _letter(name))
     copies: dict[int, Tensor] = {}
@@ -240,16 +246,18 @@ def _recorded(
         if tape.problems:
             raise NotDerivableError(tape.problems)
         one_number(C)
-        if not tape.learns_from(C):
+        if not evaluates and not tape.learns_from(C):
             raise NotDerivableError([(path, *NOTHING_LEARNT)])
-        past = Past(tape, len(program.calls), C, output, (*given, *given_target), {**named, **held}, path, share)
-        with tape.running():
-            program.section, program.title = "backward", ()
-            tape.backward(C, share)
-        if tape.problems:
-            raise NotDerivableError(tape.problems)
-        if not tape.gradients:
-            raise NotDerivableError([(path, *NOTHING_LEARNT)])
+        data = (*given, *given_target)
+        past = Past(tape, len(program.calls), C, output, data, {**named, **held}, path, None if evaluates else share)
+        if not evaluates:
+            with tape.running():
+                program.section, program.title = "backward", ()
+                tape.backward(C, share)
+            if tape.problems:
+                raise NotDerivableError(tape.problems)
+            if not tape.gradients:
+                raise NotDerivableError([(path, *NOTHING_LEARNT)])
         value = own_loss(tape, C)
     except Exception as error:
         if tape.problems and not isinstance(error, NotDerivableError):

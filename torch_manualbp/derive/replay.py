@@ -53,8 +53,9 @@ def _recording(replay: Replay) -> Recording:
         with torch.no_grad(), replay.program.draws, replay:  # watched by a mode, a formula runs as it stands
             for item in history.items:
                 replay.again(item)
-            replay.program.section, replay.program.title = "backward", ()
-            replay.backward(replay.tensor(history.C), history.share)
+            if history.share is not None:
+                replay.program.section, replay.program.title = "backward", ()
+                replay.backward(replay.tensor(history.C), history.share)
         C = own_loss(replay, replay.tensor(history.C))
     finally:
         torch.set_default_dtype(dtype)

@@ -138,6 +138,8 @@ class TrainStep:
         skip_nonfinite: update nothing where the loss is NaN or infinite, and count it in ``skipped``.
         accumulate: average the gradients of so many calls, and update at the last of them.
         clip_norm: scale the gradient to this norm where it is longer, as ``torch.nn.utils.clip_grad_norm_``.
+        freeze_others: take parameters that the optimizer does not hold for constants, such as a discriminator's in the
+            step of its generator.
         clip_value: clamp every entry of the gradient to ± this, as ``torch.nn.utils.clip_grad_value_``.
         check: compare every program with autograd before it changes a parameter, and its loss with the model's own at
             its runs 2, 10, 100, 1,000, …; with ``"every"`` derive and compare it anew each ``check_every`` runs, too.
@@ -164,6 +166,7 @@ class TrainStep:
         accumulate: int = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        freeze_others: bool = False,
         check: bool | Literal["every"] = True,
         check_every: int = 100,
     ) -> None:
@@ -194,6 +197,7 @@ class TrainStep:
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.clip_value = clip_value
+        self.freeze_others = freeze_others
         self.check = check
         self.check_every = check_every
         self.deltas: dict[str, Tensor] = {}
@@ -328,6 +332,17 @@ class TrainStep:
             with Uninterrupted():
                 return self._run(entry, inputs, target)
 
+    def evaluate(self, inputs: Any, target: Any) -> Tensor:
+        """The loss by the same rules, in the mode that the model is in, without gradients or an update.
+
+        With ``keep_output`` the model's output is in ``output``. What forward writes to buffers is written: call
+        ``model.eval()`` before it.
+        """
+        with self._lock:
+            entry = self._find(inputs, target, None, evaluates=True)
+            with Uninterrupted():
+                return self._run(entry, inputs, target)
+
     def derive(self, inputs: Any, target: Any, program: bool = False) -> str:
         """The source, or the program, of the step on such data, without doing it."""
         with self._lock:
@@ -401,7 +416,7 @@ class TrainStep:
         else:
             gradients = []
         C: Tensor = result
-        if not derived.how.folds:
+        if not derived.how.folds and not derived.how.evaluates:
             self._leave(derived, gradients or grads, C)
         if expected is not None and not is_close(C, expected, derived.rounded):
             self._programs.remove(entry)
@@ -449,7 +464,15 @@ class TrainStep:
             what = f"derived anew at run {entry.runs}, the program has {line}"
             raise NotDerivableError([("", what, "keep what forward reads in attributes, or in tensors")])
 
-    def _find(self, inputs: Any, target: Any, structure: Any, adds: bool = False, share: float = 1.0) -> _Entry:
+    def _find(
+        self,
+        inputs: Any,
+        target: Any,
+        structure: Any,
+        adds: bool = False,
+        share: float = 1.0,
+        evaluates: bool = False,
+    ) -> _Entry:
         """The program for this call, derived if there is none yet."""
         form = [
             _form(inputs),
@@ -464,6 +487,7 @@ class TrainStep:
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
             (id(self.model), id(self.loss), id(self.optimizer)),
             (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),
+            (self.freeze_others, evaluates),
         ]
         entries = self._programs
         for i in range(len(entries) - 1, -1, -1):
@@ -472,8 +496,11 @@ class TrainStep:
                 if i != len(entries) - 1:
                     entries.append(entries.pop(i))
                 return entry
-        kept = {name: getattr(self, name) for name in KEPT}
-        how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, **kept)
+        if evaluates:
+            how = How(False, compile=self.compile, keep_output=self.keep_output, evaluates=True)
+        else:
+            kept = {name: getattr(self, name) for name in (*KEPT, "freeze_others")}
+            how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, **kept)
         if structure is not None and has_odd_state(self.optimizer):
             raise OddStateError
         derived, reads = derived_program(self.model, self.loss, self.optimizer, inputs, target, how, bool(self.check))

@@ -147,11 +147,12 @@ class Tape(RuleRunner):
 
     # Forward
 
-    def parameter(self, parameter: Tensor, name: str) -> None:
-        """Make a parameter or buffer of the model known."""
+    def parameter(self, parameter: Tensor, name: str, is_frozen: bool = False) -> None:
+        """Make a parameter or buffer of the model known; a frozen one is a constant although it asks for a gradient."""
         value = self.program.add(parameter, PARAMETER, name)
         if parameter.requires_grad:
-            self._learns.add(value)
+            if not is_frozen:
+                self._learns.add(value)
         else:
             self._buffers[name] = parameter
         is_alone = value.memory not in self._may_be_changed and value.is_whole
