@@ -24,6 +24,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Bilinear": (4, 3, 2),
     "Embedding": (6, 4),
     "EmbeddingBag": (6, 4),
+    **{f"{kind}{d}d": (4,) for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)},
+    "GroupNorm": (2, 4),
     "LayerNorm": (4,),
     **{
         f"{lazy}Conv{transposed}{n}d": (4, 3, 2)[len(lazy) // 4 :]
@@ -40,6 +42,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "LSTMCell": (4, 3),
     "RNN": (4, 3),
     "RNNCell": (4, 3),
+    "SyncBatchNorm": (4,),
     "Softmax": (-1,),
     "LogSoftmax": (-1,),
     "Softmin": (-1,),

@@ -174,6 +174,17 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "glu": [(x,)],
     "softmax log_softmax softmin": [(x, -1), (x, 0), (x, With(dim=0, dtype=torch.float32))],
     # normalisations
+    "batch_norm": [
+        (x, None, None, vector, learns(4), True),
+        (x, make(4), make.positive(4), None, None, True, 0.3),
+        (x, make(4), make.positive(4), vector, None, False, 0.1, 0.1),
+    ],
+    "group_norm": [(x, 1, vector, learns(4)), (learns(2, 4, 3), 2)],
+    "instance_norm": [
+        (cube, None, None, learns(3), learns(3)),
+        (cube, make(3), make.positive(3), With(momentum=0.3)),
+        (cube, make(3), make.positive(3), With(use_input_stats=False)),
+    ],
     "layer_norm": [(x, (4,)), (x, (3, 4), y, learns(3, 4), 0.1), (x, (4,), vector)],
     "rms_norm": [(x, (4,)), (x, (3, 4), y, 0.1), (x, [4], vector)],
     # recurrence

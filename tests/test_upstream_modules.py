@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")  # torch's, of KLDivLoss's own default
 
 EVERY = (*upstream.MODULES, *upstream.OWN_MODULES)
-WITH_PARAMETERS = {"Linear", "Bilinear", "LayerNorm", "PReLU", "RMSNorm"}
+NORMS = {f"{kind}Norm{d}d" for kind in ("Batch", "Instance") for d in (1, 2, 3)}
+WITH_PARAMETERS = {"Linear", "Bilinear", "GroupNorm", "LayerNorm", "PReLU", "RMSNorm", *NORMS}
 WITH_PARAMETERS |= {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}
 """Classes whose constructor takes ``device`` and ``dtype``, for their parameters."""
 
@@ -228,10 +229,13 @@ class TestModule(TestCase):
                 with self.assertRaisesRegex(error.error_type, error.error_regex):
                     module_info.module_cls(*constructor.args, **constructor.kwargs)
                 continue
-            layer = module_info.module_cls(*constructor.args, **constructor.kwargs)
-            forward = error.module_error_input.forward_input
-            with self.assertRaisesRegex(error.error_type, error.error_regex):
-                layer.train(training)(*forward.args, **forward.kwargs)
+            forward, said = error.module_error_input.forward_input, []
+            for cls in (upstream.torch_class(module_info), module_info.module_cls):
+                layer = cls(*constructor.args, **constructor.kwargs)
+                with self.assertRaises(error.error_type) as raised:
+                    layer.train(training)(*forward.args, **forward.kwargs)
+                said.append(str(raised.exception))
+            self.assertEqual(*said)
 
     @modules(EVERY, allowed_dtypes=[torch.float32])
     def test_to(self, device: str, dtype: torch.dtype, module_info: Any, training: bool) -> None:

@@ -118,16 +118,19 @@ GRADIENTS_IN_ANY_ORDER = {
 }
 """Where the gradients' strides are not torch's."""
 
+NORMS = tuple(f"{kind}Norm{d}d" for kind in ("Batch", "Instance") for d in (1, 2, 3))
+OF_DIFFERENCES = ("LayerNorm", *NORMS, *(f"nn.functional.{kind}_norm" for kind in ("batch", "group", "instance")))
+
 CANCELS = {
     "GELU": "the derivative crosses 0, and what is left of its digits there is an accident",
-    "LayerNorm": "the gradient is a difference from a mean of itself",
+    **dict.fromkeys(OF_DIFFERENCES, "∂C/∂z is a difference from means of itself, ∂C/∂w a sum of differences"),
     "Softmax": "the gradient is a difference from a mean of itself",
 }
 """Where the median error of all inputs is compared, and not the worst."""
 
 WITHOUT_DIGITS = {
-    "LayerNorm": "of two entries the gradient is ε r² of its terms, less than float32's last digit",
-    "nn.functional.layer_norm": "of two entries the gradient is ε r² of its terms, less than float32's last digit",
+    name: "of two entries the gradient is ε r² of its terms, less than float32's last digit"
+    for name in ("LayerNorm", "nn.functional.group_norm", "nn.functional.layer_norm")
 }
 """Where a call of which torch's own gradient has lost all but two digits is not compared in low precision."""
 

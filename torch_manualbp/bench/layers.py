@@ -133,6 +133,17 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
                 name, f"{rows}×{features}", _built(name, features, dtype=dtype), inputs((rows, features)), bounds
             )
 
+    images = (32, 64, 28, 28)
+    builds = {"BatchNorm2d": (64,), "GroupNorm": (8, 64), "InstanceNorm2d": (64,)}
+    for name in ours_of([*builds]):
+        kwargs = {"affine": True} if name == "InstanceNorm2d" else {}
+        yield Case(name, "32×64×28×28", _built(name, *builds[name], dtype=dtype, **kwargs), inputs(images), (1.5, 1.15))
+    if ours_of(["BatchNorm2d"]):
+        evaluated = _built("BatchNorm2d", 64, dtype=dtype)
+        yield Case(
+            "BatchNorm2d, evaluation", "32×64×28×28", lambda nn: evaluated(nn).eval(), inputs(images), (1.5, 1.15)
+        )
+
     yield from _losses(4096, 1000, learns, randn, dtype)
 
 

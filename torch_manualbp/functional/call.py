@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 import torch_manualbp.kernels  # noqa: F401 # which evaluates the formulas
 from torch_manualbp._torch import is_autocast_enabled, is_transformed, legacy_reduction_name
-from torch_manualbp.rules.rule import Rule, output_of
+from torch_manualbp.rules.rule import Rule, RuleWithByproducts, output_of
 
 __all__ = [
     "in_full_precision",
@@ -22,6 +22,7 @@ __all__ = [
     "overridable",
     "run",
     "run_in_place",
+    "run_with_byproducts",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,15 +46,24 @@ def overridable(function: F) -> F:
 
 def run(rule: type[Rule], *args: Any) -> Any:
     """``rule.apply(*args)``, or where no Function can run, its forward alone, which torch differentiates itself."""
-    input = args[0]
+    if _is_forward_alone(args[0]):
+        return output_of(rule, rule.forward(*args))
+    return output_of(rule, rule.apply(*(_distinct(args) if torch.compiler.is_compiling() else args)))
+
+
+def run_with_byproducts(rule: type[RuleWithByproducts], *args: Any) -> Any:
+    """The same with all that the rule's forward returns."""
+    if _is_forward_alone(args[0]):
+        return rule.forward(*args)
+    return rule.with_byproducts(*(_distinct(args) if torch.compiler.is_compiling() else args))
+
+
+def _is_forward_alone(input: Any) -> bool:
+    """Whether ragged and sparse tensors have other formulas, or torch.compile cannot vmap over a Function, or
+    torch.export(strict=True) would take its forward for a constant."""
     if isinstance(input, Tensor) and (input.layout is not torch.strided or input.is_nested):
-        return output_of(rule, rule.forward(*args))  # ragged and sparse tensors have other formulas
-    if torch.compiler.is_compiling():
-        if is_transformed() or _is_exporting():
-            # torch.compile cannot vmap over a Function, and torch.export(strict=True) takes its forward for a constant.
-            return output_of(rule, rule.forward(*args))
-        args = _distinct(args)
-    return output_of(rule, rule.apply(*args))
+        return True
+    return torch.compiler.is_compiling() and (is_transformed() or _is_exporting())
 
 
 def in_low_precision(rule: type[Rule], *args: Any) -> Any:

@@ -145,7 +145,8 @@ class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
     """A rule that keeps tensors which its forward makes on the way, as log p of a cross-entropy.
 
     They must be outputs: a second derivative sees nothing behind a kept tensor that is neither an output nor an
-    argument. ``apply`` returns the first output alone, or the first ``outputs``, everywhere. The rule is written with
+    argument. ``apply`` returns the first output alone, or the first ``outputs``, everywhere, and ``with_byproducts`` all
+    of them. The rule is written with
 
     - ``forward(*args)``, which returns a tuple: the outputs, then the byproducts; or the output alone, where it has
       none to keep;
@@ -176,11 +177,14 @@ class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if is_compiling():
-            return output_of(cls, cls._traced.apply(*args))
-        outputs = super().apply(*args)
+        outputs = cls.with_byproducts(*args)
         # torch.func calls the twin's apply in its turn, and its own backward and jvp are of all outputs.
         return outputs if cls._is_twin else output_of(cls, outputs)
+
+    @classmethod
+    def with_byproducts(cls, *args: Any) -> Any:
+        """Run the rule on all arguments of its ``forward``, and return the byproducts, too, if it has any."""
+        return cls._traced.apply(*args) if is_compiling() else super().apply(*args)
 
 
 def output_of(rule: Any, result: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from torch_manualbp.rules.norm import rows
+from torch_manualbp.rules.norm import batch, channels, rows
+from torch_manualbp.rules.norm.batch import *  # noqa: F403
+from torch_manualbp.rules.norm.channels import *  # noqa: F403
 from torch_manualbp.rules.norm.rows import *  # noqa: F403
 
 if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
-    __all__ = [name for module in (rows,) for name in module.__all__]
+    __all__ = [name for module in (batch, channels, rows) for name in module.__all__]

@@ -19,16 +19,19 @@ import math
 import torch
 from torch import Tensor
 
-from torch_manualbp.rules.rule import formula, widened
+from torch_manualbp.rules.rule import formula, in_dtype, widened
 
 __all__ = [
     "affine",
     "by_statistics",
+    "gradient_in",
     "is_low",
     "jacobian_product",
     "mean",
+    "mean_and_deviation",
     "normalized",
     "normalized_gradients",
+    "tangent",
     "total",
 ]
 
@@ -105,3 +108,32 @@ def total(t: Tensor, dims: Dims) -> Tensor:
 def is_low(t: Tensor) -> bool:
     """Whether its dtype has too few digits for statistics that a formula goes on from."""
     return t.dtype in (torch.float16, torch.bfloat16)
+
+
+def mean_and_deviation(z: Tensor, dims: Dims, eps: float) -> tuple[Tensor, Tensor]:
+    """μ and r = 1 / √(v + ε)."""
+    z = widened(z)
+    mu = mean(z, dims)
+    return mu, torch.rsqrt(mean((z - mu).square(), dims) + eps)
+
+
+def tangent(
+    dz: Tensor | None,
+    dw: Tensor | None,
+    db: Tensor | None,
+    z: Tensor,
+    mu: Tensor | None,
+    r: Tensor,
+    w: Tensor | None,
+    dims: Dims,
+) -> tuple[Tensor, Tensor]:
+    """The tangent of a = w ẑ + b, and ẑ."""
+    z_hat = normalized(z, mu, r)
+    da = z_hat * (0 if dw is None else widened(dw))
+    if dz is not None:
+        da = da + affine(jacobian_product(widened(dz), z_hat, r, dims, is_centred=mu is not None), w, None)
+    return (da if db is None else da + widened(db)).to(z.dtype), z_hat
+
+
+def gradient_in(dtype: torch.dtype, gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else in_dtype(dtype, gradient)

@@ -10,14 +10,16 @@ from torch import Tensor
 from torch_manualbp.rules.norm.normalized import (
     affine,
     by_statistics,
+    gradient_in,
     is_low,
-    jacobian_product,
     mean,
+    mean_and_deviation,
     normalized,
     normalized_gradients,
+    tangent,
     total,
 )
-from torch_manualbp.rules.rule import RuleWithByproducts, in_dtype, widened
+from torch_manualbp.rules.rule import RuleWithByproducts, widened
 
 __all__ = ["LayerNorm", "RMSNorm"]
 
@@ -49,7 +51,7 @@ class LayerNorm(RuleWithByproducts):
 
     @staticmethod
     def composite(z: Tensor, shape: Shape, w: Tensor | None, b: Tensor | None, eps: float) -> Any:
-        mu, r = _mean_and_deviation(z, _last(shape), eps)
+        mu, r = mean_and_deviation(z, _last(shape), eps)
         a = affine(normalized(z, mu, r), w, b).to(z.dtype)
         return a if is_low(z) else (a, mu, r)
 
@@ -66,19 +68,25 @@ class LayerNorm(RuleWithByproducts):
         needs_dz, _, needs_dw, needs_db, _ = ctx.needs_input_grad
         dz = dw = db = None
         if needs_dz or needs_dw:
-            mu, r = statistics or _mean_and_deviation(z, ctx.dims, ctx.eps)
+            mu, r = statistics or mean_and_deviation(z, ctx.dims, ctx.eps)
             if da is not None:
                 dz, dw = normalized_gradients(da, z, mu, r, w, ctx.dims, ctx.shared, needs_dz, needs_dw)
             dz = by_statistics(dz, dmu, dr, z, mu, r, ctx.dims) if needs_dz else None
         if needs_db and da is not None:
             db = total(widened(da), ctx.shared)
-        return _as(ctx.dtypes[0], dz), None, _as(ctx.dtypes[1], dw), _as(ctx.dtypes[2], db), None
+        return (
+            gradient_in(ctx.dtypes[0], dz),
+            None,
+            gradient_in(ctx.dtypes[1], dw),
+            gradient_in(ctx.dtypes[2], db),
+            None,
+        )
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor | None, _: None, dw: Tensor | None, db: Tensor | None, __: None) -> Any:
         w, z, *statistics = ctx.saved_tensors
-        mu, r = statistics or _mean_and_deviation(z, ctx.dims, ctx.eps)
-        da, z_hat = _tangent(dz, dw, db, z, mu, r, w, ctx.dims)
+        mu, r = statistics or mean_and_deviation(z, ctx.dims, ctx.eps)
+        da, z_hat = tangent(dz, dw, db, z, mu, r, w, ctx.dims)
         if not statistics:
             return da
         if dz is None:
@@ -123,13 +131,13 @@ class RMSNorm(RuleWithByproducts):
         if da is not None:
             dz, dw = normalized_gradients(da, z, None, r, w, ctx.dims, ctx.shared, needs_dz, needs_dw)
         dz = by_statistics(dz, None, dr, z, None, r, ctx.dims) if needs_dz else None
-        return _as(ctx.dtypes[0], dz), None, _as(ctx.dtypes[1], dw), None
+        return gradient_in(ctx.dtypes[0], dz), None, gradient_in(ctx.dtypes[1], dw), None
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor | None, _: None, dw: Tensor | None, __: None) -> Any:
         w, z, *statistics = ctx.saved_tensors
         (r,) = statistics or (_root_mean_square(z, ctx.dims, ctx.eps),)
-        da, z_hat = _tangent(dz, dw, None, z, None, r, w, ctx.dims)
+        da, z_hat = tangent(dz, dw, None, z, None, r, w, ctx.dims)
         if not statistics:
             return da
         return da, torch.zeros_like(r) if dz is None else -r * r * mean(z_hat * dz, ctx.dims)
@@ -138,13 +146,6 @@ class RMSNorm(RuleWithByproducts):
 def _last(shape: Shape) -> tuple[int, ...]:
     """The dimensions that are normalised."""
     return tuple(range(-len(shape), 0))
-
-
-def _mean_and_deviation(z: Tensor, dims: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
-    """μ and r = 1 / √(v + ε)."""
-    z = widened(z)
-    mu = mean(z, dims)
-    return mu, torch.rsqrt(mean((z - mu).square(), dims) + eps)
 
 
 def _root_mean_square(z: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
@@ -167,28 +168,6 @@ def _keep(
     ctx.dims, ctx.shared = _last(shape), tuple(range(z.dim() - len(shape)))
     ctx.dtypes = [None if t is None else t.dtype for t in (z, *parameters)]
     ctx.set_materialize_grads(False)
-
-
-def _tangent(
-    dz: Tensor | None,
-    dw: Tensor | None,
-    db: Tensor | None,
-    z: Tensor,
-    mu: Tensor | None,
-    r: Tensor,
-    w: Tensor | None,
-    dims: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:
-    """The tangent of a = w ẑ + b, and ẑ."""
-    z_hat = normalized(z, mu, r)
-    da = z_hat * (0 if dw is None else widened(dw))
-    if dz is not None:
-        da = da + affine(jacobian_product(widened(dz), z_hat, r, dims, is_centred=mu is not None), w, None)
-    return (da if db is None else da + widened(db)).to(z.dtype), z_hat
-
-
-def _as(dtype: torch.dtype, gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else in_dtype(dtype, gradient)
 
 
 def _conjugate(t: Any) -> Any:

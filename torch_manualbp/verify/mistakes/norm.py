@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch_manualbp.rules import LayerNorm, RMSNorm
+import torch
+
+from torch_manualbp.rules import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningBatchNorm
 from torch_manualbp.rules.norm.normalized import normalized
 from torch_manualbp.verify.mistakes.mistake import breaks
 
@@ -72,3 +74,77 @@ class ScaleNotSummed(RMSNorm):
     def backward(ctx: Any, da: Any, dr: Any = None) -> Any:
         dz, shape, dw, eps = RMSNorm.backward(ctx, da, dr)
         return dz, shape, None if dw is None else da * dw, eps
+
+
+@breaks("matrix", "first derivatives", "gradcheck")
+class StatisticsTakenForConstants(BatchNorm):
+    """A batch norm's gradient in evaluation, w r ∂C/∂a."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Any, dmu: Any = None, dv: Any = None) -> Any:
+        w, _, _, v = ctx.saved_tensors
+        _, *others = BatchNorm.backward(ctx, da, dmu, dv)
+        return None if v is None else da * torch.rsqrt(v + ctx.eps) * w, *others
+
+
+@breaks("images", "first derivatives")
+class OverSamplesAlone(BatchNorm):
+    """The means of an image's channel go over its places, too."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Any, dmu: Any = None, dv: Any = None) -> Any:
+        dims, ctx.dims = ctx.dims, (0,)
+        try:
+            return BatchNorm.backward(ctx, da, dmu, dv)
+        finally:
+            ctx.dims = dims
+
+
+@breaks("matrix", "second derivatives", "Hessian-vector products")
+class VarianceTakenForAConstant(BatchNorm):
+    """The gradient is right, and its own derivative by v is left away."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Any, dmu: Any = None, dv: Any = None) -> Any:
+        return BatchNorm.backward(ctx, da, dmu, None)
+
+
+@breaks("matrix", "first derivatives")
+class EpsilonForgotten(RunningBatchNorm):
+    """1 / √v: of a variance of 1 a difference of 5e-6."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Any) -> Any:
+        eps, ctx.eps = ctx.eps, 0.0
+        try:
+            return RunningBatchNorm.backward(ctx, da)
+        finally:
+            ctx.eps = eps
+
+
+@breaks("images", "first derivatives")
+class AllChannelsInOneGroup(GroupNorm):
+    """The means go over all groups."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Any, dmu: Any = None, dr: Any = None) -> Any:
+        w, z, mu, r = ctx.saved_tensors
+        _, *others = GroupNorm.backward(ctx, da, dmu, dr)
+        z_hat = (z.unflatten(1, (ctx.groups, -1)) - mu[:, :, None, None, None]) * r[:, :, None, None, None]
+        g = da * w[:, None, None]
+        along = (z_hat.flatten(1, 2) * g).mean((1, 2, 3), keepdim=True)
+        centred = (g - g.mean((1, 2, 3), keepdim=True) - z_hat.flatten(1, 2) * along).unflatten(1, (ctx.groups, -1))
+        return (centred * r[:, :, None, None, None]).flatten(1, 2), *others
+
+
+@breaks("images", "first derivatives")
+class OverTheBatch(InstanceNorm):
+    """A batch norm's means."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Any, dmu: Any = None, dv: Any = None) -> Any:
+        dims, ctx.dims = ctx.dims, (0, *ctx.dims)
+        try:
+            return InstanceNorm.backward(ctx, da, dmu, dv)
+        finally:
+            ctx.dims = dims
