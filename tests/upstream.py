@@ -128,10 +128,10 @@ CANCELS = {
 }
 """Where the median error of all inputs is compared, and not the worst."""
 
-WITHOUT_DIGITS = {
-    name: "of two entries the gradient is ε r² of its terms, less than float32's last digit"
-    for name in ("LayerNorm", "nn.functional.group_norm", "nn.functional.layer_norm")
-}
+WITHOUT_DIGITS = dict.fromkeys(
+    ("LayerNorm", "nn.functional.group_norm", "nn.functional.layer_norm"),
+    "of two entries the gradient is ε r² of its terms, less than float32's last digit",
+)
 """Where a call of which torch's own gradient has lost all but two digits is not compared in low precision."""
 
 KNOWN_DIFFERENCES: dict[tuple[str, str], str] = {}

@@ -134,6 +134,7 @@ NORMS: tuple[Operation, ...] = (
         _running_batch_norm,
         _running_batch_norm_samples,
         functions="batch_norm",
+        layers="BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm",
         constants=frozenset({1, 2}),
         cancels=True,
         exempt={

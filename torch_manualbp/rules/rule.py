@@ -145,8 +145,8 @@ class RuleWithByproducts(Rule, metaclass=_CalledByItsApply):
     """A rule that keeps tensors which its forward makes on the way, as log p of a cross-entropy.
 
     They must be outputs: a second derivative sees nothing behind a kept tensor that is neither an output nor an
-    argument. ``apply`` returns the first output alone, or the first ``outputs``, everywhere, and ``with_byproducts`` all
-    of them. The rule is written with
+    argument. ``apply`` returns the first output alone, or the first ``outputs``, everywhere; ``with_byproducts`` all of
+    them. The rule is written with
 
     - ``forward(*args)``, which returns a tuple: the outputs, then the byproducts; or the output alone, where it has
       none to keep;
