@@ -208,7 +208,8 @@ def test_a_budget_leaves_out_what_it_has_no_time_for() -> None:
     report = verify(Square, Z, budget_s=0.0)
     assert {row.verdict for row in report.rows} == {"left out"}
     assert {row.hint for row in report.rows} == {"the budget of time is spent"}
-    assert report.ok
+    assert report.verdict == "not verified"
+    assert not report.ok
 
 
 def test_the_report_in_json_and_as_a_table() -> None:

@@ -229,10 +229,163 @@ def compiled_to_twice(z: Tensor) -> Tensor:
     return z.sinh() * (2 if torch.compiler.is_compiling() else 1)
 
 
+class KeepsTheLast(Sinh):
+    last: Tensor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        (KeepsTheLast.last,) = inputs
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        return da * KeepsTheLast.last.cosh()
+
+
+class AlsoAddsToGrad(Sinh):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (z,) = ctx.saved_tensors
+        right = Sinh.backward(ctx, da)
+        if z.is_leaf:
+            z.grad = right.detach().clone() if z.grad is None else z.grad + right.detach()
+        return right
+
+
+class TwiceWhereShared(Scale):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        z, y = ctx.saved_tensors
+        return da * y * (2 if z.data_ptr() == y.data_ptr() else 1), da * z
+
+
+class ReadsNewMemory(Sinh):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        return Sinh.backward(ctx, da) + torch.empty_like(da).isnan()
+
+
+class TakesMemoryAsItLies(Sinh):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (z,) = ctx.saved_tensors
+        lies = z.permute(0, 2, 3, 1).reshape(z.shape) if not z.is_contiguous() else z
+        return da * lies.cosh()
+
+
+class InTheirDtypes(Function):
+    """a = z w, of a z in bfloat16 and a w in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(z, w)
+        return (z * w).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, Tensor]:
+        z, w = ctx.saved_tensors
+        return (da * w).to(z.dtype), (da.to(w.dtype) * z).sum(0)
+
+
+class RoundedToTheOthers(InTheirDtypes):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, Tensor]:
+        dz, dw = InTheirDtypes.backward(ctx, da)
+        return dz, dw.to(dz.dtype)
+
+
+class Halved(Sinh):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        return Sinh.backward(ctx, da) / 2
+
+
+class InTraining(torch.nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        apply: Any = Sinh.apply if self.training else Halved.apply
+        return apply(z)
+
+
+class AsksTheCompiler(Sinh):
+    factor = 1
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (z,) = ctx.saved_tensors
+        return da * z.cosh().clone() if torch.compiler.is_compiling() else da * z.cosh()
+
+
+class TwiceIfCompiled(Sinh):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (z,) = ctx.saved_tensors
+        return da * z.cosh() * (2 if torch.compiler.is_compiling() else 1)
+
+
+class LeavesOutTheLastRows(Sinh):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        whole = da.shape[0] // 4 * 4 or da.shape[0]
+        return torch.cat([Sinh.backward(ctx, da)[:whole], 0 * da[whole:]])
+
+
+class TwoDimensionsAlone(Sinh):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        return Sinh.backward(ctx, da) * (1 if da.dim() == 2 else 2)
+
+
+class AlongDimension(Function):
+    """a = Σ z along a dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, dim: int) -> Tensor:
+        ctx.shape, ctx.dim = z.shape, dim
+        return z.sum(dim, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
+        return da.expand(ctx.shape), None
+
+
+class LastDimensionAlone(AlongDimension):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
+        return da.expand(ctx.shape) * (1 if ctx.dim == -1 else 2), None
+
+
+class ShortcutForSmallNumbers(Sinh):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        (z,) = ctx.saved_tensors
+        return torch.where(z.abs() < 1e-4, 2 * da, Sinh.backward(ctx, da))
+
+
+class SumOfRows(Function):
+    """a = Σ w over the rows of z, of a w that is expanded to them."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return (z - z.mean(0)) * 1
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Tensor:
+        return da - da.mean(0)
+
+
+class SumsInFewDigits(SumOfRows):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Tensor:
+        total = 0 * da[0]
+        for row in da + 1:
+            total = total + row
+        return da - (total / len(da) - 1)
+
+
 Z = (make(5, 4),)
 PAIR = (make(5, 4), make(5, 4) + 1)
 
-PLANTED: dict[str, tuple[Any, Any, tuple[Tensor, ...]]] = {  # the check: what is wrong, what is right, inputs
+PLANTED: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {  # the check: what is wrong, what is right, inputs
     "structure": (Float64Returned, Sinh, Z),
     "values, float64": (NineTenThousandths, Sinh, Z),
     "values, float32": (RoundedInTheMiddle, Sinh, Z),
@@ -255,6 +408,19 @@ PLANTED: dict[str, tuple[Any, Any, tuple[Tensor, ...]]] = {  # the check: what i
     "functorch": (WrongInTransforms, Sinh, Z),
     "checkpoint": (ForwardsCounted, Sinh, Z),
     "autocast": (linear_as_it_is, torch.nn.functional.linear, (make(5, 4), make(3, 4))),
+    "two forwards": (KeepsTheLast, Sinh, Z),
+    "accumulated gradients": (AlsoAddsToGrad, Sinh, Z),
+    "one tensor twice": (TwiceWhereShared, Scale, PAIR),
+    "poisoned memory": (ReadsNewMemory, Sinh, Z),
+    "channels last": (TakesMemoryAsItLies, Sinh, (make(2, 3, 4, 5),)),
+    "mixed dtypes": (RoundedToTheOthers, InTheirDtypes, (make(64, 4).bfloat16(), make(4).float())),
+    "other mode": (InTraining(), torch.nn.BatchNorm1d(4), Z),
+    "asked whether compiled": (TwiceIfCompiled, AsksTheCompiler, Z),
+    "sizes": (LeavesOutTheLastRows, Sinh, (make(8, 4),)),
+    "dimensions": (TwoDimensionsAlone, Sinh, Z),
+    "options": (LastDimensionAlone, AlongDimension, (*Z, -1)),
+    "numbers": (ShortcutForSmallNumbers, Sinh, Z),
+    "fewer digits": (SumsInFewDigits, SumOfRows, Z),
     "compile": (compiled_to_twice, torch.sinh, Z),
 }
 
@@ -266,8 +432,8 @@ def test_every_check_has_its_mistake() -> None:
 @pytest.mark.parametrize("check", PLANTED)
 def test_a_check_finds_its_mistake(check: str) -> None:
     wrong, right, inputs = PLANTED[check]
-    report = verify(wrong, *inputs, checks=[check], batch=0)
-    assert not report.ok, report
+    report = verify(wrong, *inputs, checks=[check], batch=0, kinks="autograd")
+    assert report.failures, report
     report = verify(right, *inputs, checks=[check], batch=0)
     assert {row.verdict for row in report.rows} == {"ok"}, report
 

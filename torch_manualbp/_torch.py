@@ -12,6 +12,7 @@ from torch._C._functorch import is_batchedtensor as is_mapped
 from torch._C._functorch import is_functorch_wrapped_tensor as is_functorch_wrapped
 from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch._C._functorch import maybe_get_bdim as mapped_dim
+from torch._ops import OpOverload
 from torch._ops import OpOverloadPacket as OverloadPacket
 from torch.autograd import forward_ad
 from torch.nn import _reduction
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "OpOverload",
     "OverloadPacket",
     "TorchDispatchMode",
     "backward_task",

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torch_manualbp._text import one_line
-from torch_manualbp.verify.report import DOES_NOT_APPLY, ERROR, FAILS, OK, Row
+from torch_manualbp.verify.report import DOES_NOT_APPLY, ERROR, FAILS, LEFT_OUT, OK, ROBUSTNESS, VALUE, Row
 
 if TYPE_CHECKING:
     from torch_manualbp.verify.trial import Trial
 
-__all__ = ["Check", "DoesNotApply", "finish", "named", "outcomes", "run"]
+__all__ = ["BudgetSpentError", "Check", "DoesNotApply", "finish", "named", "outcomes", "run"]
 
 
 class DoesNotApply(Exception):
@@ -29,6 +29,12 @@ class DoesNotApply(Exception):
         """Whether the rest of the claim was looked at, and holds."""
         super().__init__("; ".join(self.reasons))
 
+
+class BudgetSpentError(BaseException):
+    """The time that a verification may take is over."""
+
+
+SPENT = "the budget of time is spent"
 
 UNSUPPORTED = (
     *("forward AD", "forward mode", "forward-mode", "jvp", "ForwardAD"),
@@ -58,6 +64,14 @@ class Check:
     rule alone."""
     on_all: bool = False
     """Whether it looks at all samples of a user's target; the others are content with the first few of many."""
+    kind: str = VALUE
+    """What it is where it fails."""
+    error: str = ROBUSTNESS
+    """And where the target raises in it."""
+    varies: bool = False
+    """Whether it looks at other calls than the given one: there is no need to where that is wrong."""
+    compares: bool = False
+    """Whether, where it holds, gradients were compared with right ones."""
 
     @classmethod
     def each(cls, name: str, claim: Callable[..., Any], dtypes: Mapping[str, torch.dtype]) -> tuple[Check, ...]:
@@ -81,16 +95,27 @@ class Check:
                 if reason := trial.exempt(self.name):
                     raise DoesNotApply(reason)
                 for row in self.claim(trial) or ():
-                    yield replace(row, check=self.name)
+                    yield replace(
+                        row,
+                        check=row.check or self.name,
+                        kind=row.kind or self._kind_of(row),
+                        compares=row.compares or (self.compares and row.verdict == OK and bool(row.name)),
+                    )
+        except BudgetSpentError:
+            yield Row("", self.name, LEFT_OUT, hint=SPENT)
         except DoesNotApply as why:
             if why.partly:
                 yield Row("", self.name, OK)
             yield from (Row("", self.name, DOES_NOT_APPLY, hint=reason) for reason in why.reasons)
         except AssertionError as error:
-            yield Row("", self.name, FAILS, hint=one_line(error).removeprefix("AssertionError: "))
+            yield Row("", self.name, FAILS, hint=one_line(error).removeprefix("AssertionError: "), kind=self.kind)
         except Exception as error:
             may_refuse = not trial.has_twin and any(words in str(error) for words in UNSUPPORTED)
-            yield Row("", self.name, DOES_NOT_APPLY if may_refuse else ERROR, hint=one_line(error))
+            kind = "" if may_refuse else self.error
+            yield Row("", self.name, DOES_NOT_APPLY if may_refuse else ERROR, hint=one_line(error), kind=kind)
+
+    def _kind_of(self, row: Row) -> str:
+        return "" if row.ok else self.kind if row.verdict == FAILS else self.error
 
 
 def outcomes(check: Check, trial: Trial) -> tuple[Row, ...]:

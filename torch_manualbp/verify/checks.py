@@ -4,38 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from torch_manualbp.verify.check import Check, named
-from torch_manualbp.verify.claims import kinks, layout, memory, order, special, structure, transforms, values
+from torch_manualbp.verify.claims import (
+    kinks,
+    layout,
+    memory,
+    modes,
+    order,
+    special,
+    structure,
+    transforms,
+    values,
+    varied,
+)
 from torch_manualbp.verify.contract import check
+from torch_manualbp.verify.report import ROBUSTNESS, VALUE
 
 __all__ = ["CHECKS", "FOR_A_MATRIX", "Check", "chosen"]
+
+VALUES: dict[str, Any] = {"on_all": True, "compares": True, "error": VALUE}
 
 FEWER_DIGITS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 CHECKS: tuple[Check, ...] = (
-    Check("structure", structure.raw_backward, on_all=True),
-    Check("values, float64", values.exact, on_all=True),
-    *(replace(c, on_all=True) for c in Check.each("values", values.rounded, FEWER_DIGITS)),
+    Check("structure", structure.raw_backward, on_all=True, kind=ROBUSTNESS),
+    Check("values, float64", values.exact, **VALUES),
+    *(replace(c, **VALUES) for c in Check.each("values", values.rounded, FEWER_DIGITS)),
     Check("frozen tensors", structure.frozen),
     Check("unused outputs", order.unused_outputs),
     Check("finite differences", values.finite_differences),
     Check("adjoint identity", order.forward_mode),
     Check("linearity", order.linearity),
     Check("additivity", order.additivity),
-    Check("second order", order.second_order),
+    Check("second order", order.second_order, kind=ROBUSTNESS),
     Check("kinks", kinks.kinks),
-    Check("special values", special.special_inputs),
+    Check("special values", special.special_inputs, kind=ROBUSTNESS),
     Check("randomness", memory.randomness),
     Check("saved tensors", memory.saved_tensors),
     Check("layout", layout.any_layout),
-    Check("empty batch", layout.without_a_sample),
+    Check("empty batch", layout.without_a_sample, kind=ROBUSTNESS),
     Check("vmap", transforms.vmapped),
     Check("functorch", transforms.functorch),
     Check("checkpoint", memory.checkpointing),
     Check("autocast", transforms.autocast),
+    Check("two forwards", modes.two_forwards),
+    Check("accumulated gradients", modes.accumulated),
+    Check("one tensor twice", modes.one_tensor_twice),
+    Check("poisoned memory", modes.poisoned_memory),
+    Check("channels last", modes.channels_last),
+    Check("mixed dtypes", modes.given_dtypes),
+    Check("other mode", modes.in_the_other_mode, varies=True),
+    Check("asked whether compiled", modes.asks_the_compiler, varies=True),
+    Check("sizes", varied.other_sizes, varies=True),
+    Check("dimensions", varied.other_shapes, varies=True),
+    Check("options", varied.other_options, varies=True),
+    Check("numbers", varied.other_numbers, varies=True),
+    Check("fewer digits", varied.in_fewer_digits, varies=True),
     Check("compile", transforms.compiled, slow=True),
 )
 

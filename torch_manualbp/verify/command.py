@@ -6,8 +6,8 @@
 
 After the colon stands a name in that module, or a call of one with literal arguments: an autograd.Function, a module,
 its class, or a callable; an input is made of numbers and the functions of torch that make tensors. The exit status is 1
-if something is wrong. The self-test has this and torch's own gradcheck look for planted mistakes, and takes about a
-minute."""
+if a value is wrong (with --strict, if anything was found), and 2 if nothing could be compared. The self-test has this
+and torch's own gradcheck look for planted mistakes, and takes a minute or two."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch_manualbp._text import one_line
 from torch_manualbp.verify.checks import CHECKS
 from torch_manualbp.verify.report import Report
 from torch_manualbp.verify.self_test import self_test
-from torch_manualbp.verify.verifier import verify
+from torch_manualbp.verify.verifier import BUDGET_S, verify
 
 __all__ = ["add_arguments", "main", "target_named"]
 
@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--leave-out", action="append", default=[], metavar="NAME", help="not this check")
     add("--reference", metavar="package.module:name", help="what is differentiated in place of the target's forward")
     add("--batch", type=int, metavar="DIM", help="the dimension of samples that do not see each other")
-    add("--budget", type=_seconds, metavar="SECONDS", help="after which no further check is started")
+    add("--budget", type=_seconds, default=BUDGET_S, metavar="SECONDS", help=f"for all of it (default: {BUDGET_S:g})")
+    add("--strict", action="store_true", help="let findings that are no wrong values count, too")
     add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
     add("--self-test", action="store_true", help="say which planted mistakes are caught, by this and by gradcheck")
     add("--json", type=Path, metavar="FILE", help="write the report there")
@@ -76,6 +77,7 @@ def main(options: argparse.Namespace) -> int:
             leave_out=options.leave_out,
             batch=options.batch,
             budget_s=options.budget,
+            strict=options.strict,
             seed=options.seed,
         )
     except (RefusedError, ValueError, TypeError) as error:
@@ -84,7 +86,7 @@ def main(options: argparse.Namespace) -> int:
     _print(report)
     if options.json is not None:
         write(options.json, report.to_json() + "\n")
-    return 0 if report.ok else 1
+    return 2 if report.verdict == "not verified" else 0 if report.ok else 1
 
 
 def _seconds(text: str) -> float:

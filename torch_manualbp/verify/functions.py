@@ -12,16 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd import function as function_module
 from torch.autograd.function import _SingleLevelFunction
+from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
+from torch_manualbp._torch import OpOverload, OverloadPacket
 from torch_manualbp.rules.rule import RuleWithByproducts, output_of
 
 __all__ = [
     "Application",
     "applied_in_forward",
     "in_plain_autograd",
+    "is_custom_operator",
     "is_function",
     "is_old_style",
+    "operator_named",
     "recorded",
     "run_forward",
 ]
@@ -32,6 +37,22 @@ Handler = Callable[[type[Function], Sequence[Any]], Any]
 def is_function(target: Any) -> bool:
     """Whether it is an ``autograd.Function``, a class that is applied and never instantiated."""
     return isinstance(target, type) and issubclass(target, Function)
+
+
+def is_custom_operator(target: Any) -> bool:
+    """Whether it is an operator of ``torch.library``: the object that ``custom_op`` makes, or ``torch.ops.ns.op``."""
+    return isinstance(target, CustomOpDef | OverloadPacket | OpOverload) and not str(target).startswith("aten.")
+
+
+def operator_named(target: Any) -> Any:
+    """The operator that ``"ns::op"`` names; anything else as it is."""
+    if not isinstance(target, str) or "::" not in target:
+        return target
+    namespace, _, name = target.partition("::")
+    try:
+        return getattr(getattr(torch.ops, namespace), name)
+    except AttributeError as error:
+        raise ValueError(f"there is no operator {target!r}: import what registers it first") from error
 
 
 def is_old_style(function: type[Function]) -> bool:
@@ -86,8 +107,24 @@ def in_plain_autograd() -> Iterator[list[type[Function]]]:
         met.append(function)
         return run_forward(function, args)
 
-    with _applied_by(run):
+    with _applied_by(run), _transformed_by(run):
         yield met
+
+
+@contextmanager
+def _transformed_by(handler: Handler) -> Iterator[None]:
+    """Inside of torch.func Functions are not applied, but called with the rules that they have for its transforms."""
+    module: Any = function_module
+    here, before = threading.get_ident(), module.custom_function_call
+
+    def call(cls: type[Function], *args: Any) -> Any:
+        return handler(cls, args) if threading.get_ident() == here else before(cls, *args)
+
+    module.custom_function_call = call
+    try:
+        yield
+    finally:
+        module.custom_function_call = before
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from torch_manualbp.verify.check import Check, named, outcomes
 from torch_manualbp.verify.checks import FOR_A_MATRIX
 from torch_manualbp.verify.command import target_named
 from torch_manualbp.verify.report import DOES_NOT_APPLY, OK, Report, Row
+from torch_manualbp.verify.restore import undisturbed
 from torch_manualbp.verify.subject import Subject
 from torch_manualbp.verify.surroundings import CHECKS, Layer, distributed, layers
 from torch_manualbp.verify.trial import Target
-from torch_manualbp.verify.verifier import undisturbed
 
 __all__ = ["Matrix", "add_arguments", "contract_matrix", "main", "surroundings_matrix", "target_matrix"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,16 +16,40 @@ from torch.nn import Module
 
 from torch_manualbp._text import one_line, visible
 from torch_manualbp._torch import is_batched, is_functorch_wrapped, is_traced_by_make_fx, pytree
+from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.checks import Check, chosen
-from torch_manualbp.verify.report import DOES_NOT_APPLY, LEFT_OUT, Report, Row
+from torch_manualbp.verify.claims.directions import along_directions
+from torch_manualbp.verify.report import DOES_NOT_APPLY, LEFT_OUT, OK, Report, Row
+from torch_manualbp.verify.restore import stopped_after, undisturbed
 from torch_manualbp.verify.subject import Subject, is_number, name_of, name_of_dtype
-from torch_manualbp.verify.trial import Target
-from torch_manualbp.verify.verifier import run_checks, undisturbed
+from torch_manualbp.verify.trial import Options, Target
+from torch_manualbp.verify.verifier import BUDGET_S, list_until_spent, run_checks
 
 __all__ = ["verify_model"]
 
 WHOLE = "whole model: "
 """In front of the name of a check of all layers together, by which operations between layers are looked at as well."""
+
+
+def _slope_of_the_loss(trial: Target) -> Iterator[Row]:
+    """The whole loss changes along a random direction of all parameters as their gradients say, by finite differences
+    of its values; where it does not, each parameter is looked at: what autograd does not see, such as ``w.data``, a
+    statistic that is detached, or a hook, is seen in the values."""
+    try:
+        rows = list(along_directions(trial, trial.exact, count=1, least=LEAST))
+    except DoesNotApply:
+        rows = []
+    if rows and all(row.ok for row in rows):
+        yield from rows
+        return
+    apart = list(along_directions(trial, trial.exact, count=2, least=LEAST))
+    yield from apart if any(not row.ok for row in apart) else (*rows, *apart)
+
+
+LEAST = 1e-3
+"""Relative difference of a slope that is looked at: in a network there are kinks on every way."""
+
+WHOLE_LOSS = Check("finite differences", _slope_of_the_loss, on_all=True)
 
 
 def verify_model(
@@ -36,7 +61,9 @@ def verify_model(
     layers: Sequence[str] | None = None,
     checks: Sequence[str] | str | None = None,
     leave_out: Sequence[str] | str = (),
-    budget_s: float | None = None,
+    budget_s: float = BUDGET_S,
+    kinks: str = "between",
+    strict: bool = False,
     seed: int = 0,
 ) -> Report:
     """Hold the gradients of every layer, and of the whole model, against autograd of the same forward in float64.
@@ -50,19 +77,21 @@ def verify_model(
         target: the second argument of the loss.
         loss: a function of the model's output and the target that returns a number, or a module; it is verified, too.
         layers: paths in the model of the layers to verify (default: all that have no layers in them, and the whole).
-        checks: as of :func:`~torch_manualbp.verify.verify`; by default "structure", and "values" in float64 and in the
-            model's dtype, which cost a few backward passes.
+        checks: as of :func:`~torch_manualbp.verify.verify`; by default "structure", "values" in float64 and in the
+            model's dtype, which cost a few backward passes, and "finite differences" of the whole loss.
         leave_out: names of checks not to run.
-        budget_s: seconds after which no further check is started; the report says which were left out.
+        budget_s: seconds for all of it; the report says what was left out.
+        kinks: which derivative a kink has: any "between" those of both sides, or the one of "autograd".
+        strict: whether findings that are no wrong values make the report not ok.
         seed: where random numbers start from in every run.
 
     Raises:
         ValueError: nothing requires a gradient, there is no such layer or check, or the forward fails.
     """
     start = time.perf_counter()
-    deadline = None if budget_s is None else start + budget_s
+    options = Options(deadline=start + budget_s, kinks=kinks)
     args, kwargs = _arguments(inputs)
-    with undisturbed():
+    with undisturbed(model, loss):
         model, loss = copy.deepcopy((model, loss))
         wanted = _checks(model, checks, leave_out)
         chosen_layers = _layers(model, layers)
@@ -70,19 +99,24 @@ def verify_model(
         subject = Subject(whole, (target, *args), kwargs, seed=seed, only_parameters=True)
         torch.default_generator.manual_seed(seed)
         calls = _captured(whole, chosen_layers, (target, *args), kwargs)
-        rows: list[Row] = []
         notes: dict[str, None] = {}
-        if layers is None:
-            of_values = [c for c in wanted if c.name.startswith("values")]
-            trial = Target(subject)
-            rows += (
-                replace(row, check=WHOLE + row.check, name=row.name.removeprefix("model."))
-                for row in run_checks(trial, of_values, deadline)
-            )
-            notes |= dict.fromkeys(trial.references.notes)
-        for call in calls if layers is None else calls[:-1]:
-            rows += _of_layer(call, wanted, deadline, seed, notes)
-    return Report(name_of(model), tuple(rows), time.perf_counter() - start, tuple(notes))
+
+        def found() -> Iterator[Row]:
+            if layers is None:
+                trial = Target(subject, options)
+                notes.update(dict.fromkeys(trial.notes))
+                of_whole = [c for c in wanted if c.name.startswith("values") or c is WHOLE_LOSS]
+                for row in run_checks(trial, of_whole):
+                    yield replace(row, check=WHOLE + row.check, name=row.name.removeprefix("model."))
+            of_layers = [c for c in wanted if c is not WHOLE_LOSS]
+            for call in calls if layers is None else calls[:-1]:
+                yield from _of_layer(call, of_layers, options, seed, notes)
+
+        with stopped_after(options.deadline):
+            rows = list_until_spent(found())
+    if checks is not None:
+        rows = [replace(row, compares=row.verdict == OK) for row in rows]
+    return Report(name_of(model), tuple(rows), time.perf_counter() - start, tuple(notes), strict)
 
 
 class ModelAndLoss(Module):
@@ -94,7 +128,16 @@ class ModelAndLoss(Module):
         self.loss = loss
 
     def forward(self, target: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return self.loss(self.model(*args, **kwargs), target)
+        return self.loss_of(self.model(*args, **kwargs), target)
+
+    def loss_of(self, output: Any, target: Any) -> Tensor:
+        """The loss of an output; of its ``logits``, where the loss takes none of the class that wraps these."""
+        if isinstance(getattr(output, "logits", None), Tensor):
+            try:
+                return self.loss(output, target)
+            except (TypeError, AttributeError):
+                return self.loss(output.logits, target)
+        return self.loss(output, target)
 
 
 @dataclass
@@ -121,7 +164,9 @@ def _checks(model: Module, checks: Sequence[str] | str | None, leave_out: Sequen
         return chosen(checks, leave_out)
     dtypes = {name_of_dtype(p.dtype) for p in model.parameters() if p.is_floating_point()} - {"float64"}
     names = [f"values, {dtype}" for dtype in sorted(dtypes) if dtype in ("float32", "float16", "bfloat16")]
-    return chosen(["structure", "values, float64", *names], leave_out)
+    without = [leave_out] if isinstance(leave_out, str) else list(leave_out)
+    found = chosen(["structure", "values, float64", *names], [name for name in without if name != WHOLE_LOSS.name])
+    return found if WHOLE_LOSS.name in without else (*found, WHOLE_LOSS)
 
 
 def _layers(model: Module, names: Sequence[str] | None) -> dict[str, Module]:
@@ -144,8 +189,8 @@ def _captured(
     names = {id(module): name or "model" for name, module in layers.items()}
     with _watched(layers.values(), names, calls):
         output = whole.model(*args[1:], **kwargs)
-        value = whole.loss(output, args[0])
-    calls.append(_Call("loss", whole.loss, (_detached(output), args[0]), {}, [torch.ones_like(value)]))
+        value = whole.loss_of(output, args[0])
+    calls.append(_Call("loss", whole.loss_of, (_detached(output), args[0]), {}, [torch.ones_like(value)]))
     parameters = [p for p in whole.parameters() if p.requires_grad]
     torch.autograd.grad(value, parameters, torch.ones_like(value), allow_unused=True)
     return calls
@@ -206,11 +251,9 @@ def _detached(values: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), values)
 
 
-def _of_layer(
-    call: _Call, checks: Sequence[Check], deadline: float | None, seed: int, notes: dict[str, None]
-) -> list[Row]:
+def _of_layer(call: _Call, checks: Sequence[Check], options: Options, seed: int, notes: dict[str, None]) -> list[Row]:
     prefix = "" if call.name == "model" else f"{call.name}."
-    if deadline is not None and time.perf_counter() > deadline:
+    if time.perf_counter() > (options.deadline or math.inf):
         return [Row(call.name, check.name, LEFT_OUT, hint="the budget of time is spent") for check in checks]
     if call.is_transformed:
         hint = "it is called inside of torch.func, whose tensors are of no size outside: see the whole model"
@@ -221,7 +264,6 @@ def _of_layer(
         subject = Subject(call.layer, call.args, call.kwargs, seed=seed, prefix=prefix, upstream=call.upstream)
     except ValueError as error:
         return [Row(call.name, "", DOES_NOT_APPLY, hint=one_line(error))]
-    trial = Target(subject)
-    rows = [row if row.name else replace(row, name=call.name) for row in run_checks(trial, checks, deadline)]
-    notes |= dict.fromkeys(trial.references.notes)
-    return rows
+    trial = Target(subject, options)
+    notes |= dict.fromkeys(trial.notes)
+    return [row if row.name else replace(row, name=call.name) for row in run_checks(trial, checks)]

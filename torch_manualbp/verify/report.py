@@ -11,9 +11,16 @@ import torch
 
 from torch_manualbp._text import as_json, visible, with_words
 
-__all__ = ["GradientError", "Report", "Row"]
+__all__ = ["ADVICE", "ROBUSTNESS", "VALUE", "GradientError", "Report", "Row"]
 
 OK, FAILS, ERROR, LEFT_OUT, DOES_NOT_APPLY = VERDICTS = ("ok", "fails", "error", "left out", "does not apply")
+
+VALUE, ROBUSTNESS, ADVICE = KINDS = ("value", "robustness", "advice")
+"""What a finding is: a wrong number; what does not bear every use (second derivatives, ∞, an empty batch, an upstream
+gradient in another layout) or leaves work to the engine; or what is worth knowing."""
+
+SCHEMA = 2
+"""The version of the JSON."""
 
 
 class GradientError(AssertionError):
@@ -49,6 +56,10 @@ class Row:
     subject: str = ""
     """In a matrix the rule, layer or target that it is about; and which sample of it."""
     sample: str = ""
+    kind: str = ""
+    """Of what is wrong: "value", "robustness" or "advice"."""
+    compares: bool = False
+    """Whether the gradient was compared with a right one."""
 
     @property
     def ok(self) -> bool:
@@ -65,7 +76,8 @@ class Row:
         error = "" if self.error_ulps is None else f" by {figure(self.error_ulps)} ulp"
         if self.where:
             error += f" at [{', '.join(map(str, self.where))}]"
-        said = f"{self.check}: {about + ': ' if about else ''}{self.verdict}{error}{'; ' if self.hint else ''}"
+        verdict = self.verdict if self.ok or self.kind in ("", VALUE) else f"{self.verdict} ({self.kind})"
+        said = f"{self.check}: {about + ': ' if about else ''}{verdict}{error}{'; ' if self.hint else ''}"
         return visible(said + " ".join(self.hint.split()))
 
 
@@ -78,16 +90,48 @@ class Report:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     """What holds for all rows, such as that the reference are finite differences."""
+    strict: bool = False
+    """Whether findings that are no wrong values count, too."""
+
+    @property
+    def verdict(self) -> str:
+        """ "correct"; "wrong", a value is; or "not verified", no comparison of values ran to its end."""
+        if any(not row.ok and row.kind in ("", VALUE) for row in self.rows):
+            return "wrong"
+        return "correct" if self._is_verified() else "not verified"
+
+    def _is_verified(self) -> bool:
+        return any(row.compares and row.verdict == OK for row in self.rows)
+
+    @property
+    def values_ok(self) -> bool:
+        """Whether values were compared, and none is wrong."""
+        return self.verdict == "correct"
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed or crashed."""
-        return all(row.ok for row in self.rows)
+        """The same; and, if ``strict``, whether nothing else was found."""
+        return self.values_ok and not (self.strict and self.failures)
 
     @property
     def failures(self) -> tuple[Row, ...]:
-        """The rows that say what is wrong."""
-        return tuple(row for row in self.rows if not row.ok)
+        """The rows that say what is wrong: wrong values, then robustness, then advice."""
+        return tuple(sorted((row for row in self.rows if not row.ok), key=lambda row: KINDS.index(row.kind or VALUE)))
+
+    @property
+    def findings(self) -> tuple[tuple[Row, ...], ...]:
+        """The failures by their cause: of each the row that shows it first, and those that follow from it.
+
+        A tensor whose gradient is wrong at the inputs as they are is wrong in most other checks as well.
+        """
+        causes: dict[Any, list[Row]] = {}
+        wrong = {row.name: row for row in reversed(self.failures) if row.kind in ("", VALUE)}
+        for row in self.failures:
+            follows = row.name in wrong or (not row.name and wrong)
+            kind = VALUE if follows else row.kind or VALUE
+            name = row.name if row.name in wrong or not follows else next(iter(reversed(wrong)))
+            causes.setdefault((kind, name) if kind == VALUE else (kind, row.check, row.hint), []).append(row)
+        return tuple(map(tuple, causes.values()))
 
     def raise_for_status(self) -> None:
         """Do nothing if all is well.
@@ -101,9 +145,10 @@ class Report:
     def worst(self, n: int = 5) -> tuple[Row, ...]:
         """The n rows that are furthest off: what is wrong first, then by the error in ulps."""
 
-        def badness(row: Row) -> tuple[bool, float]:
+        def badness(row: Row) -> tuple[int, float]:
             ulps = row.error_ulps
-            return not row.ok, -1.0 if ulps is None else math.inf if math.isnan(ulps) else ulps
+            rank = 0 if row.ok else len(KINDS) - KINDS.index(row.kind or VALUE)
+            return rank, -1.0 if ulps is None else math.inf if math.isnan(ulps) else ulps
 
         return tuple(sorted(self.rows, key=badness, reverse=True)[:n])
 
@@ -114,11 +159,13 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data, as it is in JSON."""
         rows = [with_words(asdict(row)) for row in self.rows]
-        about = {"target": self.target, "ok": self.ok, "torch": str(torch.__version__), "seconds": self.seconds}
+        about = {"schema": SCHEMA, "target": self.target, "ok": self.ok, "verdict": self.verdict}
+        about |= {"strict": self.strict, "torch": str(torch.__version__), "seconds": self.seconds}
         return {**about, "counts": self.counts(), "notes": list(self.notes), "rows": rows}
 
     def to_json(self) -> str:
-        """The report as JSON; numbers that are not finite are the words ``"nan"``, ``"inf"`` and ``"-inf"``."""
+        """The report as JSON; numbers that are not finite are the words ``"nan"``, ``"inf"`` and ``"-inf"``, which
+        Python's ``float`` reads."""
         return as_json(self.as_dict())
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -137,7 +184,16 @@ class Report:
             "  ".join([*(f"{c:<{w}}" for c, w in zip(line, widths, strict=False)), line[-1]]).rstrip()
             for line in (columns, *cells)
         ]
-        return "\n".join([*lines, "", *map(visible, self.notes), self.summary()])
+        return "\n".join([*self._said_first(), *lines, "", *map(visible, self.notes), self.summary()])
+
+    def _said_first(self) -> list[str]:
+        """Each cause in a line, which is what a test's summary shows of the report."""
+        lines = []
+        for first, *others in self.findings:
+            checks = list(dict.fromkeys(row.check for row in others if row.check != first.check))
+            more = f" (seen in {', '.join(checks[:4])}{' …' if checks[4:] else ''}, too)" if checks else ""
+            lines.append(f"{first}{more}")
+        return [*lines, ""] if lines else []
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.summary()}>"
@@ -157,8 +213,12 @@ class Report:
     def summary(self) -> str:
         """One line: whether it passed, and the counts."""
         counts = ", ".join(f"{n} {verdict}" for verdict, n in self.counts().items() if n)
-        target = visible(self.target)
-        return f"{target}: {'correct' if self.ok else 'WRONG'} ({counts or 'nothing ran'}; {self.seconds:.2f} s)"
+        counts = counts or "nothing ran"
+        kinds = [first.kind for first, *_ in self.findings]
+        beside = [f"{kinds.count(kind)} of {kind}" for kind in (ROBUSTNESS, ADVICE) if kind in kinds]
+        verdict = {"wrong": "WRONG", "not verified": "NOT VERIFIED"}.get(self.verdict, self.verdict)
+        found = f", findings: {', '.join(beside)}" if beside else ""
+        return f"{visible(self.target)}: {verdict}{found} ({counts}; {self.seconds:.2f} s)"
 
 
 def _grouped(rows: Sequence[Row]) -> Iterable[list[Row]]:

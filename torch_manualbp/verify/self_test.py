@@ -14,6 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch_manualbp.verify.functions import is_function, run_forward
 from torch_manualbp.verify.mistakes import MISTAKES, Mistake
 from torch_manualbp.verify.outputs import outputs
+from torch_manualbp.verify.report import VALUE
+from torch_manualbp.verify.report import Row as Finding
 from torch_manualbp.verify.verifier import verify
 
 __all__ = ["TOOLS", "Row", "SelfTest", "Tool", "self_test"]
@@ -115,11 +117,29 @@ def self_test(mistakes: Sequence[Mistake] = MISTAKES, tools: Mapping[str, Tool] 
     return SelfTest(tuple(rows), tuple(tools))
 
 
-def _by_verify(mistake: Mistake, target: Any) -> str:
-    report = verify(target, *mistake.args())
-    if report.ok:
-        return ""
-    return f"{', '.join(dict.fromkeys(row.check for row in report.failures))}: {report.failures[0]}"
+class _Verify:
+    """``verify`` on the inputs that somebody would give; with ``torch``'s derivative on kinks where that is meant.
+
+    Of the twin a wrong value counts; of the mistake each finding that the twin has not, such as that a Function that
+    nobody wrapped for it raises under autocast.
+    """
+
+    def __init__(self) -> None:
+        self._of_twins: dict[str, list[Finding]] = {}
+
+    def __call__(self, mistake: Mistake, target: Any) -> str:
+        kinks = "autograd" if mistake.kind == "kink" else "between"
+        if mistake.name not in self._of_twins:
+            twins = verify(mistake.twin, *mistake.args(), kinks=kinks).failures
+            self._of_twins[mistake.name] = list(twins)
+        of_twin = self._of_twins[mistake.name]
+        known = {row.check for row in of_twin}
+        if target is mistake.twin:
+            found = [row for row in of_twin if row.kind == VALUE]
+        else:
+            failures = verify(target, *mistake.args(), kinks=kinks).failures
+            found = [row for row in failures if row.kind == VALUE or row.check not in known]
+        return f"{', '.join(dict.fromkeys(row.check for row in found))}: {found[0]}" if found else ""
 
 
 def _by_gradcheck(check: Callable[..., bool], **settings: Any) -> Tool:
@@ -182,7 +202,7 @@ def _first_line(error: Exception) -> str:
 
 
 TOOLS: dict[str, Tool] = {
-    "verify": _by_verify,
+    "verify": _Verify(),
     "gradcheck": _by_gradcheck(gradcheck),
     "gradcheck, fast": _by_gradcheck(gradcheck, fast_mode=True),
     "gradgradcheck": _by_gradcheck(gradgradcheck),

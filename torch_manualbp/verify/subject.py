@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,22 +16,30 @@ from torch.nn.parameter import is_lazy
 from torch_manualbp._text import one_line, visible
 from torch_manualbp._torch import pytree
 from torch_manualbp.verify.check import DoesNotApply
-from torch_manualbp.verify.functions import applied_in_forward, in_plain_autograd, is_function
+from torch_manualbp.verify.functions import applied_in_forward, in_plain_autograd, is_custom_operator, is_function
+from torch_manualbp.verify.precision import POINTS, SPACING, Widening, around, eps_of, noise_of, widened
 
 __all__ = [
     "Leaf",
     "Results",
     "Setting",
     "Subject",
+    "as_function",
     "gradients_of",
     "is_number",
     "name_of_dtype",
     "seed_all",
+    "tensors_in",
     "with_zeros",
 ]
 
 SEED = 7
 """Of the upstream gradient."""
+
+EPS = torch.finfo(torch.float64).eps
+
+GARBAGE = 0.05
+"""Relative difference of outputs in float64 and in the user's dtype from which the one is no call of the target."""
 
 MANY, FEW = 1024, 4
 """Of more numbers than the one among all inputs the first few samples are enough for most checks."""
@@ -65,6 +74,17 @@ class Subject:
         TypeError: the target is nothing that can be called.
         ValueError: nothing needs a gradient, tensors are on several devices, or the forward fails.
     """
+
+    wide = torch.float64
+    """The dtype in which gradients are compared to all digits: that of the inputs, of a target that takes no other."""
+    widens = False
+    """Whether casts to float32 inside are left out where all else is float64."""
+    narrows = False
+    """Whether backward has casts to float32, and forward none."""
+    eps = EPS
+    """The ε of the digits that the target has, given :attr:`wide`."""
+    digits = ""
+    """What was found about them."""
 
     def __init__(
         self,
@@ -170,6 +190,81 @@ class Subject:
                 f"{self.name} returns no tensor of a floating-point dtype: there is nothing to differentiate"
             )
 
+    def find_digits(self, dtype: torch.dtype | None = None) -> None:
+        """Find out in how many digits the target computes, whatever it is given; or take the user's word for it."""
+        if dtype is not None:
+            self._has_digits_of(dtype, f"it computes in {name_of_dtype(dtype)}, as dtype= says")
+            return
+        at = self.setting(torch.float64)
+        try:
+            with Widening() as mode:
+                leaves = at.leaves()
+                outputs = at.run(leaves)
+                in_forward = mode.count
+                gradients_of(outputs, leaves, at.upstream(outputs))
+            self.widens = mode.count > 0
+            self.narrows = self.widens and not in_forward
+        except DoesNotApply:
+            return
+        except Exception:  # it mixes what was widened with what cannot be
+            try:
+                at.results()
+            except Exception as error:
+                if self.dtype != torch.float64 and self._takes_its_own():
+                    self._has_digits_of(self.dtype, f"it takes no float64 ({one_line(error)[:120]})")
+                return
+        with widened(self.widens):
+            if self.widens:
+                self.digits = "it computes in float32 inside, which is left out where all else is float64"
+            if not self.functions and self.is_torchs_own():
+                return
+            if self.dtype != torch.float64 and self._is_garbage(at):
+                self._has_digits_of(self.dtype, "what it returns in float64 is another function's: it is not run in it")
+                return
+            self.eps = eps_of(self._noise(at))
+        if self.eps > EPS:
+            self.digits = f"it computes in fewer digits than float64's, of ε {self.eps:.2g}, and is held to those"
+
+    def _has_digits_of(self, dtype: torch.dtype, digits: str) -> None:
+        self.wide, self.eps, self.digits = dtype, torch.finfo(dtype).eps, digits
+
+    def _takes_its_own(self) -> bool:
+        try:
+            self.setting(self.dtype).results()
+        except Exception:
+            return False
+        return True
+
+    def is_torchs_own(self) -> bool:
+        """Whether nothing in it is a kernel that torch does not bring."""
+        return not is_custom_operator(self.target)
+
+    def _is_garbage(self, at: Setting) -> bool:
+        """Whether float64 gives outputs that have nothing to do with those of the user's dtype."""
+        here = self.setting(self.dtype)
+        with torch.no_grad():
+            wide, same = (at.run(at.leaves([]), seed=self.seed + n) for n in (0, 1))
+            own = here.run(here.leaves([]))
+        for a, b, c in zip(wide, same, own, strict=True):
+            if a.shape != c.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
+                return False  # it draws random numbers, others in every dtype
+            a, c = a.nan_to_num(0, 0, 0), c.to(a.dtype).nan_to_num(0, 0, 0)
+            if (a - c).norm() > GARBAGE * c.norm():
+                return True
+        return False
+
+    def _noise(self, at: Setting) -> float:
+        generator = torch.Generator().manual_seed(0)
+        start = at.leaves([])
+        along = [(torch.rand(t.shape, generator=generator) + 0.5).to(t) * SPACING for t in start]
+        found = []
+        for k in range(POINTS):
+            leaves = [(t * (1 + k * v)).detach().requires_grad_() for t, v in zip(start, along, strict=True)]
+            outputs = at.run(leaves)
+            gradients = gradients_of(outputs, leaves, at.upstream(outputs))
+            found.append([o.detach() for o in outputs] + with_zeros(gradients, leaves))
+        return noise_of(found)
+
     def size(self) -> int:
         """How many numbers all leaves have."""
         return sum(leaf.tensor.numel() for leaf in self.leaves)
@@ -191,9 +286,12 @@ class Subject:
         params = names if isinstance(self.target, Module) else None
         try:
             rest = params, self.reference, self.seed, self.prefix, self.only_parameters
-            return Subject(self.target, args, kwargs, *rest)
+            small = Subject(self.target, args, kwargs, *rest)
         except ValueError:  # it takes no fewer
             return self
+        small.wide, small.widens, small.eps, small.digits = self.wide, self.widens, self.eps, self.digits
+        small.name = self.name
+        return small
 
     def real_dtypes(self) -> set[torch.dtype]:
         """The dtypes of all tensors of numbers, of complex ones that of their parts."""
@@ -250,7 +348,17 @@ class Setting:
             .clone(memory_format=torch.preserve_format)
             .requires_grad_(needed is None or i in needed)
             for i, leaf in enumerate(self.subject.leaves)
+            if self.has(leaf)
         ]
+
+    def has(self, leaf: Leaf) -> bool:
+        """Whether the tensor is there: a variation of the call may be without it."""
+        return leaf.position is None or isinstance(self.values[leaf.position], Tensor)
+
+    @property
+    def present(self) -> list[Leaf]:
+        """The leaves that are there."""
+        return [leaf for leaf in self.subject.leaves if self.has(leaf)]
 
     def tensors(self) -> list[int]:
         """Where in ``values`` tensors stand."""
@@ -290,7 +398,7 @@ class Setting:
         """The outputs of anything that takes the same, whatever the state of random numbers."""
         subject = self.subject
         values, state = list(self.values), {}
-        for leaf, tensor in zip(subject.leaves, leaves, strict=True):
+        for leaf, tensor in zip(self.present, leaves, strict=True):
             tensor = tensor.clone() if subject.makes_copies else tensor
             if leaf.position is not None:
                 values[leaf.position] = tensor
@@ -298,15 +406,23 @@ class Setting:
                 state[leaf.parameter or ""] = tensor
         if subject.makes_copies:
             values = [v.clone() if isinstance(v, Tensor) and not v.requires_grad else v for v in values]
+        values = [_started_again(v) if isinstance(v, torch.Generator) else v for v in values]
         args, kwargs = pytree.tree_unflatten(values, subject._form)
-        if isinstance(target, Module):
-            rest = {n: t.clone() if _is_buffer(target, n) else t for n, t in self.state.items() if n not in state}
-            result = torch.func.functional_call(target, {**rest, **state}, args, kwargs, strict=False)
-        elif is_function(target):
-            result = target.apply(*args, **kwargs)
-        else:
-            result = target(*args, **kwargs)
-        return tuple(t for t in pytree.tree_leaves(result) if is_number(t))
+        try:
+            with around(self.dtype) if subject.widens else contextlib.nullcontext():
+                if isinstance(target, Module):
+                    rest = {
+                        n: t.clone() if _is_buffer(target, n) else t for n, t in self.state.items() if n not in state
+                    }
+                    result = torch.func.functional_call(target, {**rest, **state}, args, kwargs, strict=False)
+                elif is_function(target):
+                    result = target.apply(*args, **kwargs)
+                else:
+                    result = target(*args, **kwargs)
+        except AssertionError as error:
+            raise ValueError(f"it asserts {one_line(error).removeprefix('AssertionError: ')}") from error
+        parts = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)] or tensors_in(result)
+        return tuple(t for t in parts if is_number(t))
 
     def results(
         self,
@@ -336,6 +452,23 @@ class Setting:
         return drawn
 
 
+def as_function(at: Setting) -> Callable[..., Any]:
+    """The target as a function of its leaves alone, of as few steps as there may be, for a compiler to look into."""
+    places = [leaf.position for leaf in at.present]
+    args, kwargs = pytree.tree_unflatten(list(at.values), at.subject._form)
+    is_plain = not kwargs and len(args) == len(at.values) and None not in places
+    if isinstance(at.target, Module) or not is_plain:
+        return lambda *leaves: at.call(at.target, leaves)
+    call: Any = at.target.apply if is_function(at.target) else at.target
+    of_leaf = [places.index(i) if i in places else None for i in range(len(args))]
+
+    def function(*leaves: Tensor) -> Any:
+        result = call(*[args[i] if n is None else leaves[n] for i, n in enumerate(of_leaf)])
+        return tuple(t for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point())
+
+    return function
+
+
 def gradients_of(
     outputs: Sequence[Tensor],
     leaves: Sequence[Tensor],
@@ -349,17 +482,52 @@ def gradients_of(
     needed = [leaf for leaf in leaves if leaf.requires_grad]
     if not pairs or not needed:
         return [None for _ in leaves]
-    found = torch.autograd.grad(
-        [o for o, _ in pairs],
-        needed,
-        [u for _, u in pairs],
-        create_graph=create_graph,
-        retain_graph=retain_graph,
-        allow_unused=True,
-    )
+    both = [o for o, _ in pairs], [u for _, u in pairs]
+    with around(needed[0].dtype):
+        try:
+            found = torch.autograd.grad(
+                both[0], needed, both[1], create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+            )
+        except RuntimeError as error:
+            if ".grad()" not in str(error) or create_graph:
+                raise
+            found = _by_backward(*both, needed, retain_graph)  # such as of reentrant checkpointing
     of_needed = iter(found)
     result = [next(of_needed) if leaf.requires_grad else None for leaf in leaves]
     return [g.to_dense() if g is not None and g.is_sparse else g for g in result]
+
+
+def _by_backward(
+    outputs: Sequence[Tensor], upstream: Sequence[Tensor], leaves: Sequence[Tensor], retain_graph: bool | None
+) -> tuple[Any, ...]:
+    for leaf in leaves:
+        leaf.grad = None
+    torch.autograd.backward(outputs, upstream, retain_graph=retain_graph)
+    found = tuple(leaf.grad for leaf in leaves)
+    for leaf in leaves:
+        leaf.grad = None
+    return found
+
+
+def _started_again(generator: torch.Generator) -> torch.Generator:
+    """A generator in the state in which it was given."""
+    return torch.Generator(generator.device).set_state(generator.get_state())
+
+
+def tensors_in(result: Any) -> Iterator[Tensor]:
+    """The tensors in what a target returns: in tuples, lists and dictionaries, dataclasses, and the attributes of any
+    other object, such as ``.logits``."""
+    seen: set[int] = set()
+
+    def of(value: Any, depth: int) -> Iterator[Tensor]:
+        for part in pytree.tree_leaves(value):
+            if isinstance(part, Tensor):
+                yield part
+            elif depth and id(part) not in seen and not isinstance(part, Module | type) and hasattr(part, "__dict__"):
+                seen.add(id(part))
+                yield from of(list(vars(part).values()), depth - 1)
+
+    return of(result, 3)
 
 
 def with_zeros(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -384,6 +552,8 @@ def name_of(target: Any) -> str:
     """What to call a target."""
     if isinstance(target, Module):
         return type(target).__name__
+    if is_custom_operator(target):
+        return getattr(target, "_qualname", None) or str(target).replace(".", "::", 1)
     owner: Any = getattr(target, "__self__", None)
     if is_function(owner):
         return f"{owner.__name__}.apply"

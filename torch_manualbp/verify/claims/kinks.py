@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.claims.scan import NO_SUCH_NUMBER, Scan, scans
-from torch_manualbp.verify.report import FAILS, OK, Row
-from torch_manualbp.verify.trial import Trial
+from torch_manualbp.verify.report import FAILS, OK, ROBUSTNESS, VALUE, Row
+from torch_manualbp.verify.trial import EPS, Trial
 
 __all__ = ["kinks"]
 
@@ -31,6 +32,10 @@ ALWAYS = (0.0, -0.0, 5e-324, -5e-324, 1e-310, -1e-310)
 
 TINY, HUGE = 2.3e-308, 1e300
 """Below the one numbers are subnormal; above the other a sum of gradients overflows in some orders."""
+
+
+STEP = 2.0**-30
+"""To both sides of a point, by which a kink is seen, relatively."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,13 @@ def kinks(trial: Trial) -> Iterator[Row]:
     to both sides, and all along the way, the gradients are those of autograd of the same forward. Says where kinks are,
     what autograd takes for the derivative there, and how near the inputs come."""
     trial.references.require_autograd()
+    if trial.eps > EPS:
+        raise DoesNotApply("in few digits every step looks like a kink")
     looked = False
     for scan in scans(trial, trial.exact):
         looked = True
         leaf = trial.leaves[scan.leaf]
-        points = SCANNED if scan.packed or trial.subject.size() < MANY else SCANNED[::3]
+        points = _points(trial, scan)
         slopes = scan.slopes(points, plain=True)
         found = _bisected(scan, points, slopes)
         wrong: Row | None = None
@@ -89,10 +96,25 @@ def kinks(trial: Trial) -> Iterator[Row]:
         raise DoesNotApply("there is no real input to scan")
 
 
+def _points(trial: Trial, scan: Scan) -> Sequence[float]:
+    """What is scanned: of an input all that is usual, of a weight no more than twice what it has."""
+    if scan.packed or trial.has_twin:
+        return SCANNED
+    points = SCANNED if trial.subject.size() < MANY else SCANNED[::3]
+    if not scan.leaf and scan.entry is None:
+        return points
+    numbers = trial.leaves[scan.leaf].tensor.detach().double()
+    low, high = min(2 * numbers.min().item(), 0.0), max(2 * numbers.max().item(), 0.0)
+    return [p for p in points if low <= p <= high] or [numbers.reshape(-1)[0].item()]
+
+
 def _compared(trial: Trial, scan: Scan, points: Sequence[float], right: Tensor) -> Row | None:
     """The row of the worst point, if one is wrong."""
     leaf = trial.leaves[scan.leaf]
     found, right = _known(scan.slopes(points, plain=False), right, torch.tensor(points, dtype=right.dtype).unsqueeze(1))
+    if trial.takes_any_side:
+        sides = [scan.slopes([p + s * STEP * (1 + abs(p)) for p in points], plain=True) for s in (1, -1)]
+        right = _nearest(found, right, sides)
     scale = torch.full_like(right, max(right.abs().max().item(), trial.size_of(leaf.name)))
     row = trial.compared(leaf.name, found, right, scale, slack=4)
     if row.ok:
@@ -107,14 +129,35 @@ def _compared_at(trial: Trial, scan: Scan, point: float) -> Row | None:
         references = scan.gradients(point, plain=True)
     except NO_SUCH_NUMBER:
         return None
+    sides: list[list[Tensor]] = []
     for leaf, right, found in zip(trial.leaves, references, scan.gradients(point, plain=False), strict=True):
         if found.shape == right.shape:
             found, right = _known(found, right, torch.tensor(point, dtype=torch.float64))
+            if trial.takes_any_side and not torch.equal(found, right):
+                sides = sides or _gradients_beside(scan, point)
+                right = _nearest(found, right, [s[trial.leaves.index(leaf)] for s in sides])
         row = trial.compared(leaf, found, right, slack=4)
-        if not row.ok:
-            numbers = (t[row.where or ...].reshape(-1)[0].item() for t in (found, right))
-            return _failed(row, leaf.name, trial.leaves[scan.leaf].name, point, *numbers)
+        if not row.ok and (trial.has_twin or abs(point) > TINY or not point):
+            here, there = (t[row.where or ...].reshape(-1)[0].item() for t in (found, right))
+            kind = VALUE if point or found.isfinite().all() else ROBUSTNESS
+            return _failed(row, leaf.name, trial.leaves[scan.leaf].name, point, here, there, kind)
     return None
+
+
+def _gradients_beside(scan: Scan, point: float) -> list[list[Tensor]]:
+    found = []
+    for side in (1, -1):
+        with contextlib.suppress(*NO_SUCH_NUMBER):
+            found.append(scan.gradients(point + side * STEP * (1 + abs(point)), plain=True))
+    return found
+
+
+def _nearest(found: Tensor, right: Tensor, sides: Sequence[Tensor]) -> Tensor:
+    """The reference; where derivatives beside it differ, what of all between them is nearest to the gradient."""
+    several = torch.stack([right, *sides])
+    low, high = several.amin(0), several.amax(0)
+    width = high - low
+    return torch.where(width.isfinite() & found.isfinite(), found.clamp(low - width, high + width), right)
 
 
 def _known(found: Tensor, right: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,9 +169,9 @@ def _known(found: Tensor, right: Tensor, points: Tensor) -> tuple[Tensor, Tensor
     return found.masked_fill(unknown, 0), right.masked_fill(unknown, 0)
 
 
-def _failed(row: Row, name: str, of: str, point: float, found: float, right: float) -> Row:
+def _failed(row: Row, name: str, of: str, point: float, found: float, right: float, kind: str = VALUE) -> Row:
     hint = f"where {of} is {point:.17g}: {found:.6g}, and autograd of the forward has {right:.6g}"
-    return Row(name, "", FAILS, row.dtype, row.shape, row.error_ulps, row.error_relative, hint=hint)
+    return Row(name, "", FAILS, row.dtype, row.shape, row.error_ulps, row.error_relative, hint=hint, kind=kind)
 
 
 def _bisected(scan: Scan, scanned: Sequence[float], slopes: Tensor) -> list[_Kink]:

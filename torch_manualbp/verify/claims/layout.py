@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_manualbp._text import one_line
 from torch_manualbp.verify.case import REFUSALS, refusal
 from torch_manualbp.verify.check import DoesNotApply
-from torch_manualbp.verify.report import DOES_NOT_APPLY, Row
+from torch_manualbp.verify.report import DOES_NOT_APPLY, ROBUSTNESS, Row
 from torch_manualbp.verify.subject import Results, Setting, gradients_of, with_zeros
 from torch_manualbp.verify.trial import Trial
 
@@ -65,7 +65,8 @@ def strided_upstream(trial: Trial) -> Iterator[Row]:
         before = [u.clone(memory_format=torch.contiguous_format) for u in upstream]
         found = with_zeros(gradients_of(outputs, leaves, upstream, retain_graph=True), leaves)
         if any(not torch.equal(a, b) for a, b in zip(upstream, before, strict=True)):
-            yield trial.row("", "backward changes its upstream gradient in place: others may need it")
+            wrong = "backward changes its upstream gradient in place: others may need it"
+            yield trial.row("", wrong, kind=ROBUSTNESS)
             return
         plain = with_zeros(gradients_of(outputs, leaves, before, retain_graph=True), leaves)
         for leaf, gradient, right in zip(trial.leaves, found, plain, strict=True):

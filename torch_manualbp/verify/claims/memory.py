@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_manualbp.verify.check import finish
 from torch_manualbp.verify.functions import recorded
-from torch_manualbp.verify.report import FAILS, OK, Row
+from torch_manualbp.verify.precision import around
+from torch_manualbp.verify.report import ADVICE, FAILS, OK, ROBUSTNESS, Row
 from torch_manualbp.verify.subject import Results, Setting, gradients_of, is_number, seed_all, with_zeros
 from torch_manualbp.verify.trial import Trial
 
@@ -91,7 +93,8 @@ def checkpointing(trial: Trial) -> Iterator[Row]:
     for reentrant in (False, True) if trial.has_twin else (False,):
         leaves = at.leaves()
         outputs = checkpoint(lambda *moved: at.run(moved), *leaves, use_reentrant=reentrant)
-        torch.autograd.backward(outputs, at.upstream(outputs))  # the reentrant kind works with backward() alone
+        with around(at.dtype):
+            torch.autograd.backward(outputs, at.upstream(outputs))  # the reentrant kind works with backward() alone
         found = Results([o.detach() for o in outputs], with_zeros([t.grad for t in leaves], leaves))
         yield from trial.same(found, right, hint="under checkpointing", slack=trial.to_the_bit)
 
@@ -121,7 +124,7 @@ def changes_in_place(trial: Trial) -> Iterator[Row]:
                 )
                 row = trial.compared(leaf, gradient, expected, hint=hint, slack=trial.to_the_bit)
                 if not row.ok or trial.has_twin:
-                    yield row
+                    yield replace(row, kind="" if row.ok else ROBUSTNESS)
         elif trial.has_twin and _after_change(at, True, chosen)[0] is not None:
             reason = trial.exempt(f"changes in place, {name}")
             assert reason, f"torch allows to change {name}, and ours says: {error}"
@@ -170,7 +173,7 @@ def _on_ctx(trial: Trial, at: Setting) -> Iterator[Row]:
                 name = application.function.__name__
                 hint = f"ctx.{attribute} of {name} is kept outside of ctx.save_for_backward"
                 is_torchs = application.function.__module__.startswith("torch.")
-                yield Row(name, verdict=OK if is_torchs else FAILS, hint=hint)
+                yield Row(name, verdict=OK if is_torchs else FAILS, hint=hint, kind="" if is_torchs else ADVICE)
     del outputs
 
 

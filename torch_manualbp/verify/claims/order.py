@@ -16,6 +16,7 @@ from torch_manualbp.verify.case import refusal
 from torch_manualbp.verify.check import UNSUPPORTED, DoesNotApply, finish
 from torch_manualbp.verify.measure import largest
 from torch_manualbp.verify.numeric import directions, inner
+from torch_manualbp.verify.precision import around
 from torch_manualbp.verify.report import DOES_NOT_APPLY, Row
 from torch_manualbp.verify.subject import Setting, gradients_of, with_zeros
 from torch_manualbp.verify.trial import Trial
@@ -123,7 +124,8 @@ def two_places(trial: Trial) -> Iterator[Row]:
             leaves = at.leaves([q])
             leaves[p] = leaves[q]  # the target's numbers, which may not be any
             outputs = run(leaves)
-            (gradient,) = torch.autograd.grad(outputs, leaves[q], at.upstream(outputs))
+            with around(at.dtype):
+                (gradient,) = torch.autograd.grad(outputs, leaves[q], at.upstream(outputs))
             return gradient, *(o.detach() for o in outputs)
 
         if reason := refusal(twice, at.run_plain):
@@ -202,7 +204,7 @@ def forward_mode(trial: Trial) -> Iterator[Row]:
         )
         relative = abs(forward - reverse) / size if size else 0.0
         wrong = f"⟨J v, u⟩ is {forward:.10g} and ⟨v, Jᵀ u⟩ is {reverse:.10g}: jvp is not the right backward's transpose"
-        if relative <= (1e-11 if trial.has_twin else 1e-10) + 10 * expected.accuracy:
+        if relative <= (1e-11 if trial.has_twin else max(1e-10, 64 * trial.eps)) + 10 * expected.accuracy:
             wrong = ""
         yield trial.row(name, wrong, dtype="float64", error_relative=relative)
 
@@ -266,7 +268,8 @@ def second_derivatives(at: Setting, run: Run, upstream_needs_gradient: bool) -> 
     wrt = [*leaves, *(upstream if upstream_needs_gradient else ())]
     if total is None or not total.requires_grad:
         return [torch.zeros_like(t) for t in wrt]
-    return with_zeros(torch.autograd.grad(total, wrt, allow_unused=True), wrt)
+    with around(at.dtype):
+        return with_zeros(torch.autograd.grad(total, wrt, allow_unused=True), wrt)
 
 
 def _contracted(at: Setting, gradients: Sequence[Tensor | None]) -> Tensor | None:

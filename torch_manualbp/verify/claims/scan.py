@@ -13,7 +13,7 @@ from torch_manualbp.verify.trial import Trial
 
 __all__ = ["Scan", "scans"]
 
-NO_SUCH_NUMBER = (RuntimeError, ValueError)
+NO_SUCH_NUMBER = (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError)
 """What a forward raises of a number that it does not take, such as a probability above 1."""
 
 

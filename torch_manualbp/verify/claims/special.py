@@ -90,7 +90,7 @@ def _at_pairs(trial: Trial, scan: Scan, dtype: torch.dtype, numbers: Tensor | No
     z, g = (t.flatten() for t in torch.meshgrid(numbers, numbers, indexing="ij"))
     right, found = (scan.pairs(z, g, plain) for plain in (True, False))
     info = torch.finfo(dtype)
-    tolerance, smallest = 16 * info.eps + 10 * trial.references.at().accuracy, info.tiny
+    tolerance, smallest = 16 * max(info.eps, trial.eps) + 10 * trial.references.at().accuracy, info.tiny
     if trial.has_twin:
         tolerance, smallest = 2 * info.eps, 2 * info.eps * info.tiny
 

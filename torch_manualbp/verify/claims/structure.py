@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -108,11 +109,25 @@ def _wrong(gradient: Any, arg: Any, is_needed: bool, is_rule: bool) -> tuple[str
 
 
 def frozen(trial: Trial) -> Iterator[Row]:
-    """With all but one tensor frozen, that one's gradient is the same."""
+    """With all but one tensor frozen, that one's gradient is the same; those of a target also with others frozen."""
     if len(trial.leaves) < 2 and not trial.has_twin:
         raise DoesNotApply("there is one tensor only")
     every = trial.references.own()
-    for i, leaf in enumerate(trial.leaves[:MANY]):
-        found = trial.exact.results(leaves=trial.exact.leaves([i])).gradients[i]
+    for needed in _subsets(len(trial.leaves), trial.has_twin):
+        found = trial.exact.results(leaves=trial.exact.leaves(needed)).gradients
         hint = "another gradient than beside the others' while these are frozen"
-        yield trial.compared(leaf, found, every.gradients[i], hint=hint, slack=trial.to_the_bit)
+        if len(needed) > 1:
+            names = [leaf.name for i, leaf in enumerate(trial.leaves) if i not in needed]
+            hint = f"another gradient while {', '.join(names[:3])}{' …' if names[3:] else ''} frozen"
+        for i in needed:
+            yield trial.compared(trial.leaves[i], found[i], every.gradients[i], hint=hint, slack=trial.to_the_bit)
+
+
+def _subsets(count: int, alone: bool) -> list[tuple[int, ...]]:
+    """Which tensors are not frozen: each alone; and all but one, of few every set."""
+    single: list[tuple[int, ...]] = [(i,) for i in range(min(count, MANY))]
+    if alone:
+        return single
+    if count <= 4:
+        return [s for n in range(1, count) for s in itertools.combinations(range(count), n)]
+    return single + [tuple(i for i in range(count) if i != left) for left in range(min(count, MANY))]

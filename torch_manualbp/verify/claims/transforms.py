@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from torch_manualbp._text import one_line
 from torch_manualbp._torch import reset_compiler
@@ -18,7 +20,7 @@ from torch_manualbp.verify.case import Case, refusal
 from torch_manualbp.verify.check import UNSUPPORTED, DoesNotApply, finish
 from torch_manualbp.verify.measure import error_of, largest
 from torch_manualbp.verify.report import FAILS, OK, Row
-from torch_manualbp.verify.subject import Results, Setting, name_of_dtype
+from torch_manualbp.verify.subject import Results, Setting, as_function, name_of_dtype
 from torch_manualbp.verify.trial import EPS, EXACT, Trial, assert_same
 
 __all__ = [
@@ -86,10 +88,20 @@ def vmapped(trial: Trial) -> Iterator[Row]:
     """Outputs and gradients under torch.vmap, over three versions of all tensors, stacked in front and at the end, and
     of some of them, are those of one at a time; each version has an upstream gradient of its own."""
     trial.references.require_autograd()
-    versions = trial.versions(trial.exact, 3)
+    if not trial.has_twin and any(f.vmap is not Function.vmap for f in trial.subject.functions):
+        # Its own rule for vmap may take the dimension that is mapped over for another one of the same size.
+        sizes = dict.fromkeys(n for leaf in trial.leaves for n in leaf.tensor.shape[-1:] if 1 < n <= 16)
+        for size, pattern in itertools.product(list(sizes)[:2], _patterns(trial)):
+            with contextlib.suppress(DoesNotApply, RuntimeError, ValueError, IndexError):  # and elsewhere it is seen
+                rows = _vmapped(trial, trial.versions(trial.exact, size), [pattern], [pattern])
+                yield from (row for row in rows if not row.ok)
     front = _patterns(trial)
+    yield from _vmapped(trial, trial.versions(trial.exact, 3), front, front[:1] if trial.has_twin else front)
+
+
+def _vmapped(trial: Trial, versions: list[Setting], front: list[Mapped], last: list[Mapped]) -> Iterator[Row]:
     ran, reasons = 0, []
-    for mapped, dim in [*((p, 0) for p in front), (front[0], -1)]:
+    for mapped, dim in [*((p, 0) for p in front), *((p, -1) for p in last)]:
         with_upstream = partial(_pulled, mapped=mapped, dim=dim)
         try:
             found = _transformed(trial, partial(with_upstream, versions), partial(with_upstream, versions, plain=True))
@@ -220,7 +232,8 @@ def compiled(trial: Trial, backend: str = "aot_eager") -> Iterator[Row]:
     at, right = trial.exact, trial.references.at()
     target = _doubled(trial.rule) if isinstance(trial, Case) else at.target
     reset_compiler()
-    run = torch.compile(lambda *leaves: at.call(target, leaves), fullgraph=trial.has_twin, backend=backend)
+    function = (lambda *leaves: at.call(target, leaves)) if trial.has_twin else as_function(at)
+    run = torch.compile(function, fullgraph=trial.has_twin, backend=backend)
     found = at.results(lambda leaves: run(*leaves))
     if isinstance(trial, Case):
         found = Results(found.outputs, [g / 2 for g in found.gradients])
@@ -255,8 +268,6 @@ def autocast(trial: Trial, dtype: torch.dtype = torch.bfloat16) -> Iterator[Row]
     ``torch_manualbp.functional`` which runs it, have the dtypes of torch's, and its numbers to the rounding of the
     autocast dtype: for inputs in float32 and in that dtype. Gradients of a target are no further off than three times
     those of plain autograd."""
-    if trial.subject.is_function and not trial.has_twin:
-        raise DoesNotApply("a Function by itself takes what its caller casts")
     trial.references.require_autograd()
     reasons = []
     settings = trial.under_autocast(dtype)

@@ -15,14 +15,16 @@ from torch_manualbp._text import one_line
 from torch_manualbp.catalogue import Make
 from torch_manualbp.verify.case import Case, refusal
 from torch_manualbp.verify.check import DoesNotApply
+from torch_manualbp.verify.claims.directions import along_directions
 from torch_manualbp.verify.claims.order import second_derivatives
 from torch_manualbp.verify.draws import Draws
 from torch_manualbp.verify.hints import hint_for
-from torch_manualbp.verify.measure import LOST, Error, error_of, errors_in_ulps, largest
+from torch_manualbp.verify.kinked import beside, is_between
+from torch_manualbp.verify.measure import LOST, SMALL, Error, error_of, errors_in_ulps, largest
 from torch_manualbp.verify.numeric import contraction, directions, inner, slope_along
-from torch_manualbp.verify.report import DOES_NOT_APPLY, ERROR, FAILS, OK, Row
+from torch_manualbp.verify.report import DOES_NOT_APPLY, ERROR, FAILS, OK, ROBUSTNESS, VALUE, Row
 from torch_manualbp.verify.subject import Results, Setting, is_number, name_of_dtype
-from torch_manualbp.verify.trial import Trial
+from torch_manualbp.verify.trial import EPS, EXACT, Trial
 
 __all__ = [
     "complex_numbers",
@@ -50,6 +52,14 @@ NEXT_TO_TORCH = 3.0
 
 MEAN_OF_NOTHING = "the mean of nothing is NaN, of which there are no finite differences"
 
+COMMON = {torch.float32: 32.0, torch.float16: 2.0, torch.bfloat16: 0.75}
+"""ε by which all entries together may be too long: what a factor that is rounded once or twice makes."""
+
+LOST_DIGITS = 64.0
+"""ε of the terms' size up to which digits were lost on the way, and nothing is wrong with the formula."""
+
+ON_A_KINK = "on a kink, between the derivatives of its sides"
+
 ROUGH = 1e-5
 """Finite differences whose own error is above this say nothing."""
 
@@ -57,11 +67,29 @@ ROUGH = 1e-5
 def exact(trial: Trial) -> Iterator[Row]:
     """In float64 every gradient is that of autograd of the same forward, to 4,096 ε of the size of its terms; those of
     a rule are its torch twin's, as is its value."""
+    if trial.references.is_numeric and trial.subject.size() > SMALL:
+        yield from along_directions(trial, trial.exact)
+        return
     expected, found = trial.references.at(), trial.references.own()
+    sides: list[list[Tensor]] | None = None
     for i, leaf in enumerate(trial.leaves):
-        yield trial.compared(leaf, found.gradients[i], expected.gradients[i], expected.scales[i])
+        gradient, right, scale = found.gradients[i], expected.gradients[i], expected.scales[i]
+        row = trial.compared(leaf, gradient, right, scale)
+        if not row.ok and trial.takes_any_side and gradient.shape == right.shape:
+            sides = _sides(trial.exact) if sides is None else sides
+            if is_between(gradient, right, EXACT * trial.slack * EPS * (scale + largest(scale)), [s[i] for s in sides]):
+                row = trial.row(leaf.name, note=ON_A_KINK, dtype=row.dtype, shape=row.shape)
+        yield row
+    if trial.subject.narrows:
+        wrong = "backward computes in float32 what forward computes in all digits of float64"
+        yield trial.row("", wrong, kind=ROBUSTNESS, dtype="float64")
     if trial.has_twin:
         yield from trial.same(found, Results(expected.outputs, expected.gradients))
+
+
+def _sides(at: Setting) -> list[list[Tensor]]:
+    leaves = at.leaves()
+    return beside(at.run_plain, leaves, at.upstream(at.run_plain(leaves)))
 
 
 def complex_numbers(trial: Case) -> Iterator[Row]:
@@ -105,6 +133,9 @@ def rounded(trial: Trial, dtype: torch.dtype) -> Iterator[Row]:
     name = name_of_dtype(dtype)
     is_numeric = trial.references.is_numeric
     torchs: list[Tensor] | None = None
+    sides: list[list[Tensor]] | None = None
+    if trial.options.dtype not in (None, dtype):
+        raise DoesNotApply(subject.digits)
     if not is_numeric:
         try:
             with draws.recorded():
@@ -118,7 +149,8 @@ def rounded(trial: Trial, dtype: torch.dtype) -> Iterator[Row]:
     except Exception as error:
         if is_numeric:
             raise DoesNotApply(f"it takes no {name}: {one_line(error)}") from error
-        yield Row("", "", ERROR, name, hint=f"where autograd of the same forward works: {one_line(error)}")
+        kind = VALUE if dtype == subject.dtype else ROBUSTNESS
+        yield Row("", "", ERROR, name, hint=f"where autograd of the same forward works: {one_line(error)}", kind=kind)
         return
     with draws.replayed():
         expected = trial.references.at(dtype) if not draws.any else trial.references.anew(dtype)
@@ -141,7 +173,15 @@ def rounded(trial: Trial, dtype: torch.dtype) -> Iterator[Row]:
         allowed += expected.accuracy / torch.finfo(dtype).eps
         if torch_error is not None:
             allowed = max(allowed, NEXT_TO_TORCH * torch_error.ulps)
-        ok = off.ulps <= allowed
+        ok = off.ulps <= allowed or trial.options.allows(found[i], right)
+        if not ok and trial.takes_any_side:
+            sides = _sides(subject.setting(subject.wide, dtype)) if sides is None else sides
+            ok = is_between(found[i], right, allowed * torch.finfo(dtype).eps * scale, [s[i] for s in sides])
+        slope, slack = projected(found[i], right, None if torchs is None else torchs[i], scale.where(~beyond, 0), dtype)
+        is_lost = off.ulps <= LOST_DIGITS * max(1.0, allowed / ROUNDINGS) and abs(slope) <= slack
+        tilted = ""
+        if ok and abs(slope) > slack * (1 if allowed == ROUNDINGS else 4) and trial.options.rtol is None:
+            ok, tilted = False, f"factor: on the whole it is {1 + slope:.4g} times the right one"
         yield Row(
             leaf.name,
             verdict=OK if ok else FAILS,
@@ -149,9 +189,29 @@ def rounded(trial: Trial, dtype: torch.dtype) -> Iterator[Row]:
             error_relative=off.relative,
             torch_ulps=None if torch_error is None else torch_error.ulps,
             where=off.where,
-            hint="" if ok else _why(found[i], right, off, dtype),
+            hint="" if ok else tilted or _why(found[i], right, off, dtype),
+            kind="" if ok else ROBUSTNESS if is_lost else VALUE,
             **about,
         )
+
+
+def projected(
+    gradient: Tensor, right: Tensor, torchs: Tensor | None, scale: Tensor, dtype: torch.dtype
+) -> tuple[float, float]:
+    """By how much a gradient is too long along the right one, relatively, and how much rounding may make of that: the
+    errors of many entries cancel, and a factor does not. Entries of scale 0 are not looked at."""
+    keep = (scale > 0) & gradient.isfinite() & right.isfinite()
+    wide = right.where(keep, 0)
+    square = (wide.abs() ** 2).sum().item()
+    if not square:
+        return 0.0, 0.0
+    slopes = [
+        ((t.to(right.dtype).where(keep, 0) - wide) * wide.conj()).sum().real.item() / square
+        for t in (gradient, torchs)
+        if t is not None
+    ]
+    terms = max(1.0, scale.where(keep, 0).norm().item() / (4 * square**0.5))
+    return slopes[0], max([COMMON[dtype] * torch.finfo(dtype).eps * terms, *(3 * abs(s) for s in slopes[1:])])
 
 
 def _why(gradient: Tensor, right: Tensor, error: Error, dtype: torch.dtype) -> str:

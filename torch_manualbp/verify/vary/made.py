@@ -1,0 +1,50 @@
+"""A varied call, and numbers for it that are like the ones at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_manualbp.verify.subject import Setting, is_number
+
+__all__ = ["Varied", "of_floats", "redrawn", "replaced"]
+
+
+@dataclass(frozen=True)
+class Varied:
+    """A call, and in words what is other in it."""
+
+    words: str
+    at: Setting
+    group: str = ""
+    """Calls of one group are refused together: where the target takes not the first, the others are not tried."""
+    ranks: int = 0
+    """How many more dimensions outputs have, if they are no single numbers: else it is another call altogether."""
+
+
+def replaced(at: Setting, changes: Mapping[int, Any], words: str, group: str = "", ranks: int = 0) -> Varied:
+    """The call with other values at some places."""
+    changed = at.with_values([changes.get(i, v) for i, v in enumerate(at.values)])
+    return Varied(words, changed, group or words, ranks)
+
+
+def of_floats(at: Setting) -> list[int]:
+    """The places of tensors of numbers that have entries."""
+    return [i for i in at.tensors() if is_number(at.values[i]) and at.values[i].numel()]
+
+
+def redrawn(t: Tensor, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """A tensor of this shape with numbers like those of ``t``: of integers and truth values the same over and over; of
+    others such as stand there, none larger, and no two alike."""
+    count = torch.Size(shape).numel()
+    flat = t.detach().flatten()
+    if not is_number(t):
+        return flat[torch.arange(count, device=t.device) % flat.numel()].reshape(shape)
+    generator = torch.Generator().manual_seed(seed + count)
+    which = torch.randint(flat.numel(), (count,), generator=generator).to(t.device)
+    factor = (1 - 0.3 * torch.rand(count, dtype=torch.float64, generator=generator)).to(t.device)
+    return (flat[which].to(torch.complex128 if t.is_complex() else torch.float64) * factor).to(t.dtype).reshape(shape)
