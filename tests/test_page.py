@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torch_manualbp import cli, nn
 from torch_manualbp.insight import RunStatistics, report
-from torch_manualbp.insight.page.charts import Scale, by_step, scale_of, sparkline
+from torch_manualbp.insight.page.charts import Scale, by_layer, by_step, scale_of, sparkline
 from torch_manualbp.insight.page.history import checked
 from torch_manualbp.insight.page.numbers import shown
 from torch_manualbp.insight.statistics import STATISTICS
@@ -275,7 +275,7 @@ def test_the_history_of_a_run_is_shown(tmp_path: Path) -> None:
             optimizer.step()
     html = report(model, nn.MSELoss(), X, Y, tmp_path / "p.html", history=statistics.history).read_text("utf-8")
     last = statistics.history[-1]["layers"]
-    cells = re.findall(r'<td data-value="([^"]*)">', html)
+    cells = re.findall(r'<td(?: class="detail")? data-value="([^"]*)">', html)
     names = [name for name in STATISTICS if name in last["0"]]
     expected = [last[layer].get(name) for layer in last for name in names]
     assert [float(cell) if cell else None for cell in cells[: len(expected)]] == expected
@@ -339,7 +339,8 @@ def test_a_scale_places_numbers_by_order_of_magnitude() -> None:
     scale = scale_of([1e-6, 3.0, None, math.nan, 0.0])
     assert scale is not None
     assert scale == Scale(-6.0, 1.0, True)
-    assert scale.place(1e-6) == scale.place(0.0) == 0
+    assert scale.place(1e-6) == 0
+    assert scale.place(0.0) is None  # a gap
     assert scale.place(10.0) == 100
     assert scale.place(1e-3) == pytest.approx(300 / 7, abs=0.01)
     assert scale.place(None) is scale.place(math.inf) is None
@@ -347,7 +348,9 @@ def test_a_scale_places_numbers_by_order_of_magnitude() -> None:
     assert scale_of([None, math.inf]) is None
     assert scale_of([0.1], is_share=True) == Scale(0.0, 1.0, False)
     assert scale_of([-1.0, 3.0]) == Scale(-1.0, 3.0, False)
-    assert scale_of([2.0]) == Scale(0.0, 1.0, True)
+    assert scale_of([2.0]) == scale_of([2.0, 1.5]) == Scale(0.0, 2.0, False)  # a flat line needs no powers of ten
+    assert scale_of([0.31, 0.3]) == Scale(0.0, 0.4, False)
+    assert scale_of([2.0, 0.1]) == Scale(-1.0, 1.0, True)
 
 
 def test_a_sparkline_leaves_out_what_is_not_known() -> None:
@@ -514,3 +517,26 @@ def test_the_command_says_in_one_line_what_is_wrong(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"torch-manualbp report: {said.format(tmp_path) if '{' in said else said}")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_zeros_of_delta_are_gaps() -> None:
+    values = (1.0, 0.1, 0.0, 0.01, 0.0)
+    (lines,) = by_step(checked([{"step": i, "layers": {"a": {"delta_norm": v}}} for i, v in enumerate(values)]))
+    assert lines["lines"][0]["runs"] == ["0,0 25,50", "75,100 75,100"]  # a number alone is a dot
+    row = {"delta_norm": 0.5, "delta_q05": 0.0, "delta_q50": 0.0, "delta_q95": 2.0}
+    (chart,) = by_layer(checked([{"step": 1, "layers": {"a": row, "b": dict.fromkeys(row, 0.0)}}]))
+    first, second = chart["rows"]
+    assert first["band"][:2] == [0.0, None]  # it begins at the edge, and has no median
+    assert first["band"][2] is not None
+    assert (second["dot"], second["band"][1:]) == (None, [None, None])
+
+
+def test_the_columns_that_a_reader_needs_are_explained(tmp_path: Path) -> None:
+    row = dict.fromkeys(STATISTICS, 0.5)
+    html = report(
+        large(), nn.MSELoss(), X, Y, tmp_path / "p.html", history=[{"step": 1, "layers": {"0": row}}]
+    ).read_text("utf-8")
+    heads = re.findall(r'<th scope="col" aria-sort="none"( class="detail")?>', html)
+    assert heads.count("") == 6  # of 15
+    explained = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)
+    assert [title for title, _ in explained] == ["‖δ‖", "‖∂C/∂W‖", "‖ΔW‖ / ‖W‖", "dead", "saturated", "noise scale"]

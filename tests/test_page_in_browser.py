@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -118,6 +119,14 @@ def choose(browser: Browser, id: str) -> None:
     )
 
 
+def open_at_the_end(browser: Browser, path: Path, **window: Any) -> None:
+    """At the first step at which all of the pass is known, the article's own weight chosen."""
+    browser.open(path, **window)
+    go_to(browser, int(browser.find("#slider").get_attribute("max")) - 2)
+    if browser.js("return document.querySelector('[data-id=e-2-1-1]') !== null"):
+        choose(browser, "e-2-1-1")
+
+
 def titles(browser: Browser) -> list[str]:
     """Of all steps."""
     found = []
@@ -158,7 +167,7 @@ def test_every_number_of_the_article_is_shown_at_its_step(
 
 
 def test_every_weight_has_its_chain(browser: Browser, article_page: Path, article: ModuleType) -> None:
-    browser.open(article_page)
+    open_at_the_end(browser, article_page)
     count = 0
     for c, (W, dW) in enumerate(zip(("W1", "W2", "W3"), ("dW1", "dW2", "dW3"), strict=True), 1):
         weights = getattr(article.NETWORK, W)
@@ -178,9 +187,10 @@ def test_every_weight_has_its_chain(browser: Browser, article_page: Path, articl
     assert count == 14
 
 
-def test_the_worked_example_is_what_the_page_opens_with(browser: Browser, article_page: Path) -> None:
+def test_the_worked_example_is_what_the_step_of_its_layer_shows(browser: Browser, article_page: Path) -> None:
     """Row A11: ∂C/∂w_22⁽²⁾ = ∂C/∂a_2⁽³⁾ · f'(z_2⁽³⁾) · a_2⁽²⁾."""
     browser.open(article_page)
+    go_to(browser, titles(browser).index("The gradients of W⁽²⁾ and b⁽²⁾"))
     assert browser.texts("#panel .factor > td[data-value]") == ["2.17460218", "0.2324455454", "0.4501660027"]
     assert browser.text("#panel .factor + tr .term td") == "−2.416224644 · (−0.9) =2.17460218"
     assert browser.text("#panel .product td") == browser.text("#panel .autograd td") == "0.2275483758"
@@ -188,7 +198,7 @@ def test_the_worked_example_is_what_the_page_opens_with(browser: Browser, articl
 
 
 def test_every_neuron_shows_its_sums(browser: Browser, article_page: Path, article: ModuleType) -> None:
-    browser.open(article_page)
+    open_at_the_end(browser, article_page)
     known = article.KNOWN
     for c in (1, 2):
         for j in range(2):
@@ -260,7 +270,7 @@ def test_the_formulas_are_those_of_rows_of_samples(browser: Browser, article_pag
 
     browser.open(article_page)
     assert formulas() == [
-        "z(2)=x(W(1))T+b(1)", "a(2)=f(z(2))", "z(3)=a(2)(W(2))T+b(2)", "a(3)=f(z(3))", "s=a(3)(W(3))T", "C=cost(s,y)",
+        "z(2)=x(W(1))T+b(1)", "a(2)=f(z(2))", "z(3)=a(2)(W(2))T+b(2)", "a(3)=f(z(3))", "s=a(3)(W(3))T", "C=(s−y)2",
         "δ(4)=∂C∂s", "∂C∂W(3)=(δ(4))Ta(3)", "∂C∂a(3)=δ(4)W(3)", "δ(3)=∂C∂a(3)⊙f′(z(3))", "∂C∂W(2)=(δ(3))Ta(2)",
         "∂C∂b(2)=∑samplesδ(3)", "∂C∂a(2)=δ(3)W(2)", "δ(2)=∂C∂a(2)⊙f′(z(2))", "∂C∂W(1)=(δ(2))Tx",
         "∂C∂b(1)=∑samplesδ(2)", "w≔w−ε∂C∂w",
@@ -279,12 +289,12 @@ def test_only_what_is_known_is_shown(browser: Browser, article_page: Path, artic
         return [text for text in browser.texts(".drawing .value > tspan:last-child, .drawing .label") if text]
 
     go_to(browser, 0)
-    assert browser.text("#step-title") == "The network and its data"
+    assert browser.text("#step-title") == "One step of training, number by number"
     assert sorted(in_drawing()) == sorted(
         [*map(digits, [*flat(article.X), *(w for W in article.NETWORK if W.dim() == 2 for w in flat(W))]), "y 1"]
     )
-    assert browser.texts("#panel td[data-value]") == []
-    assert browser.texts("#panel td.from .goto") == ["step 8", "step 9", "step 2", "step 10"]
+    assert browser.texts("#panel td[data-value]") == ["0.5"]  # x itself
+    assert browser.texts("#panel td.from .goto") == ["step 11", "step 12", "step 13"]
     assert "0.5429277547" not in browser.text("#panel")
     counts = []
     for step in range(len(everything)):
@@ -303,6 +313,7 @@ def test_only_what_is_known_is_shown(browser: Browser, article_page: Path, artic
 def test_what_is_not_yet_known_leads_to_its_step(browser: Browser, article_page: Path) -> None:
     browser.open(article_page)
     go_to(browser, 0)
+    choose(browser, "e-2-1-1")
     first = browser.find("#panel td.from .goto")
     assert first.text == "step 8"
     first.click()
@@ -355,6 +366,7 @@ def test_a_click_on_an_edge_opens_its_chain(browser: Browser, article_page: Path
 
 def test_the_drawing_is_walked_by_keyboard(browser: Browser, article_page: Path) -> None:
     browser.open(article_page)
+    go_to(browser, 9)
     browser.js("document.getElementById('drawing').focus()")
     browser.keys(TAB)
     focused = "return document.activeElement.dataset.id"
@@ -379,7 +391,7 @@ def test_the_drawing_is_walked_by_keyboard(browser: Browser, article_page: Path)
 def test_a_weight_is_chosen_from_lists(browser: Browser, article_page: Path) -> None:
     from selenium.webdriver.support.ui import Select
 
-    browser.open(article_page)
+    open_at_the_end(browser, article_page)
     Select(browser.find("#choose-layer")).select_by_visible_text("W⁽¹⁾")
     Select(browser.find("#choose-from")).select_by_visible_text("x₄")
     Select(browser.find("#choose-to")).select_by_visible_text("z₁⁽²⁾")
@@ -393,7 +405,7 @@ def test_a_weight_is_chosen_from_lists(browser: Browser, article_page: Path) -> 
 def test_the_gradient_is_the_sum_over_samples(browser: Browser, samples_page: Path) -> None:
     from selenium.webdriver.support.ui import Select
 
-    browser.open(samples_page)
+    open_at_the_end(browser, samples_page)
     products = []
     for sample in range(3):
         Select(browser.find("#sample")).select_by_index(sample)
@@ -419,7 +431,7 @@ def test_the_product_is_autograds_for_every_edge(name: str, browser: Browser, fo
     model = torch.nn.Sequential(nn.Linear(3, 4), f, nn.Linear(4, 2), f).double()
     x, y = torch.randn(4, 3, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64)
     path = report(model, torch.nn.SmoothL1Loss(), x, y, folder / f"{name}.html")
-    browser.open(path)
+    open_at_the_end(browser, path)
     for c, rows, columns in ((1, 4, 3), (2, 2, 4)):
         for j in range(rows):
             for k in range(columns):
@@ -446,7 +458,7 @@ def test_a_wrong_number_is_called_wrong(browser: Browser, article_page: Path, fo
         .replace(number, str(float(number) * (1 + 1e-9)), 1)
         .replace(by_autograd[0], by_autograd[0].replace(number, str(float(number) * (1 + 1e-9))))
     )
-    browser.open(path)
+    open_at_the_end(browser, path)
     choose(browser, "e-2-1-1")
     assert browser.js(AGREES) == "false"
     assert "another number" in browser.text("[data-agrees]")
@@ -456,12 +468,14 @@ def test_half_precision_does_not_excuse_a_wrong_number(browser: Browser, folder:
     torch.manual_seed(0)
     model = small(2, 2, 1).bfloat16()
     path = report(model, nn.MSELoss(), torch.randn(1, 2).bfloat16(), torch.ones(1, 1).bfloat16(), folder / "half.html")
-    browser.open(path)
+    open_at_the_end(browser, path)
+    choose(browser, "e-1-0-0")
     assert browser.js(AGREES) == "true"
     html = path.read_text("utf-8")
     planted = re.sub(r'"autoW":\[\[([^,]*),', lambda m: m[0].replace(m[1], str(2 * float(m[1]))), html, count=1)
     path.write_text(planted, "utf-8")
-    browser.open(path)
+    open_at_the_end(browser, path)
+    choose(browser, "e-1-0-0")
     assert browser.js(AGREES) == "false"
 
 
@@ -472,7 +486,7 @@ def test_the_sum_that_is_shown_is_compared(browser: Browser, folder: Path) -> No
     first.weight.data[:] = torch.tensor([[1.0], [-1.0]])
     last.weight.data.fill_(1e200)
     x = torch.full((2, 1), 1e200, dtype=torch.float64)
-    browser.open(report(model, nn.MSELoss(), x, x, folder / "beyond.html"))
+    open_at_the_end(browser, report(model, nn.MSELoss(), x, x, folder / "beyond.html"))
     choose(browser, "e-1-1-0")
     assert (browser.text("#panel .sum td"), browser.text("#panel .autograd td")) == ("NaN", "0")
     assert browser.text("[data-agrees]") == "✗ another number: not all that is multiplied is finite"
@@ -488,7 +502,7 @@ def test_terms_that_cancel_in_samples_that_are_not_shown(browser: Browser, folde
         html = re.sub(rf'"d{name}":(\[+)[^]]*', rf'"d{name}":\g<1>{number}', html)
         html = re.sub(rf'"auto{name}":(\[+)[^]]*', rf'"auto{name}":\g<1>{-number}', html)
     path.write_text(html, "utf-8")
-    browser.open(path)
+    open_at_the_end(browser, path)
     assert browser.text("#panel .autograd td") == "−3·10⁻¹⁷"
     assert browser.js(AGREES) == "true"
     choose(browser, "n-1-0")
@@ -745,7 +759,7 @@ def test_numbers_that_are_none(browser: Browser, folder: Path) -> None:
         weight[0, 0], weight[1, 0] = math.inf, math.nan
     x, y = torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
     browser.complaints()
-    browser.open(report(model, nn.MSELoss(), x, y, folder / "nan.html"))
+    open_at_the_end(browser, report(model, nn.MSELoss(), x, y, folder / "nan.html"))
     choose(browser, "e-1-0-0")
     assert browser.text("#chain [data-value]") == "∞"
     choose(browser, "e-1-1-0")
@@ -785,3 +799,140 @@ def test_a_frozen_layer_says_so(browser: Browser, folder: Path) -> None:
     assert "frozen" in browser.text("#panel")
     choose(browser, "n-1-0")
     assert browser.complaints() == []
+
+
+# What the page tells
+
+
+def test_the_page_opens_at_step_1_and_tells_what_comes(browser: Browser, article_page: Path) -> None:
+    browser.open(article_page)
+    assert browser.text("#count") == "Step 1 of 15 · network"
+    assert browser.find("#slider").get_attribute("value") == "0"
+    assert "Going forward" in browser.text("#step-words")
+    assert "Press Next" in browser.text("#step-words")
+
+
+def test_the_weight_shown_belongs_to_the_step(browser: Browser, article_page: Path) -> None:
+    browser.open(article_page)
+    chosen = "return document.querySelector('.drawing [aria-current]').dataset.id"
+    shown = []
+    for step in range(15):
+        go_to(browser, step)
+        shown.append(browser.js(chosen))
+    first, second, third = "e-1-1-1", "e-2-1-1", "e-3-0-1"
+    assert shown == [first, first, second, third, "cost", third, third, *[second] * 3, *[first] * 3, first, "cost"]
+    choose(browser, "e-2-0-1")  # by hand: it stays that of its layer
+    for step, id in ((12, first), (9, "e-2-0-1"), (8, "e-2-0-1"), (2, "e-2-0-1")):
+        go_to(browser, step)
+        assert browser.js(chosen) == id
+    choose(browser, "n-2-0")
+    go_to(browser, 7)
+    assert browser.js(chosen) == "n-2-0"  # a neuron of the layer is as good
+
+
+def cost_terms(browser: Browser) -> list[list[float]]:
+    found: list[list[float]] = browser.js(
+        "return [...document.querySelectorAll('.cost-term')]"
+        ".map((row) => [...row.querySelectorAll('td')].map((t) => Number(t.dataset.value)))"
+    )
+    return found
+
+
+def test_the_squared_error_has_its_formula_and_numbers(browser: Browser, samples_page: Path) -> None:
+    torch.manual_seed(1)
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    s = small(3, 4, 2).double()(x).detach()
+    browser.open(samples_page)
+    go_to(browser, titles(browser).index("The cost"))
+    assert browser.texts("#panel .rule") == ["C = Σ (s − y)² / n"]
+    assert browser.texts("#panel .terms thead th") == ["s", "y", "s − y", "(s − y)²"]  # 2 (s − y) is of the way back
+    rows = torch.tensor(cost_terms(browser), dtype=torch.float64)
+    torch.testing.assert_close(rows, torch.stack([s[0], y[0], s[0] - y[0], (s[0] - y[0]) ** 2], -1))
+    open_at_the_end(browser, samples_page)
+    choose(browser, "cost")
+    assert browser.texts("#panel .rule") == ["C = Σ (s − y)² / n", "∂C/∂s = 2 (s − y) / n"]
+    rows = torch.tensor(cost_terms(browser), dtype=torch.float64)
+    torch.testing.assert_close(rows[:, 4], 2 * (s[0] - y[0]))
+    assert "divided by n = 10" in browser.text("#panel")
+
+
+def test_cross_entropy_has_its_softmax_and_classes_count_as_neurons_do(browser: Browser, folder: Path) -> None:
+    torch.manual_seed(3)
+    model, x, y = small(3, 2, 3).double(), torch.randn(2, 3, dtype=torch.float64), torch.tensor([2, 0])
+    open_at_the_end(browser, report(model, nn.CrossEntropyLoss(), x, y, folder / "classes.html"))
+    choose(browser, "cost")
+    s = model(x).detach()[0]
+    p, q = s.softmax(0), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    rows = torch.tensor(cost_terms(browser), dtype=torch.float64)
+    torch.testing.assert_close(rows, torch.stack([s, p, q, -(q * p.log()), p - q], -1))
+    assert browser.texts("#panel .rule") == ["p = softmax(s)", "C = −Σ y log p / n", "∂C/∂s = (p − y) / n"]
+    assert "y: s₃" in browser.texts(".drawing .value")
+    assert browser.text("#whose").startswith("Numbers at neurons are those of sample 1 of 2;")
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(label_smoothing=0.1), nn.CrossEntropyLoss(weight=torch.ones(3)), nn.NLLLoss()]
+)
+def test_what_is_not_the_plain_cost_has_the_formula_of_its_rule(loss: Any, browser: Browser, folder: Path) -> None:
+    browser.complaints()
+    path = report(small(3, 2, 3), loss, torch.randn(2, 3), torch.tensor([2, 0]), folder / "smoothed.html")
+    open_at_the_end(browser, path)
+    choose(browser, "cost")
+    assert cost_terms(browser) == []
+    assert any(rule.startswith("∂C/∂s") for rule in browser.texts("#panel .rule"))
+    assert browser.complaints() == []
+
+
+def test_a_crowded_picture_shows_the_numbers_of_what_is_pointed_at(browser: Browser, crowded_page: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    open_at_the_end(browser, crowded_page)
+    assert browser.texts(".tip text")[0].startswith("w₂₂⁽²⁾ = ")  # what is chosen
+    ActionChains(browser.driver).move_to_element(browser.find("[data-id=n-1-5] circle")).perform()
+    assert [text.split(" = ")[0] for text in browser.texts(".tip text")[-3:]] == ["z₆⁽²⁾", "a₆⁽²⁾", "δ₆⁽²⁾"]
+    browser.js("document.getElementById('drawing').focus()")
+    browser.keys(TAB, RIGHT)
+    assert browser.texts(".tip text")[-1].startswith("δ₂⁽³⁾ = ")
+    inside = """const a = document.querySelector('.tip').getBoundingClientRect();
+    const b = document.querySelector('.drawing svg').getBoundingClientRect();
+    return a.left >= b.left && a.right <= b.right && a.top >= b.top && a.bottom <= b.bottom"""
+    assert browser.js(inside)
+
+
+def test_a_picture_that_does_not_fit_says_that_it_scrolls(browser: Browser, article_page: Path) -> None:
+    for width, scrolls in ((1280, False), (390, True)):
+        browser.open(article_page, width=width)
+        assert browser.find("#scrolls").is_displayed() == scrolls
+        assert (
+            browser.js("const d = document.getElementById('drawing'); return d.scrollWidth > d.clientWidth") == scrolls
+        )
+
+
+def test_the_picture_of_a_step_can_be_saved(browser: Browser, article_page: Path) -> None:
+    open_at_the_end(browser, article_page)
+    browser.js(
+        """window.saved = [];
+        const make = URL.createObjectURL;
+        URL.createObjectURL = (blob) => { window.blob = blob; return make.call(URL, blob); };
+        HTMLAnchorElement.prototype.click = function () { window.saved.push(this.download); }"""
+    )
+    browser.find("#save").click()
+    text = browser.driver.execute_async_script("window.blob.text().then(arguments[0])")
+    assert browser.js("return window.saved") == ["step-13.svg"]
+    root = ElementTree.fromstring(text)
+    said = [element.text for element in root.iter() if element.tag.endswith(("text", "tspan"))]
+    assert {"0.2275", "0.6325", "−2.416"} <= set(said)
+    assert "var(" not in text
+    assert not re.search(r" (class|style|tabindex|data-\w+)=", text)
+    strokes = {element.get("stroke") for element in root.iter() if element.tag.endswith("line")}
+    assert "rgb(31, 95, 168)" in strokes
+
+
+def test_quantiles_are_shown_where_they_are_asked_for(browser: Browser, folder: Path) -> None:
+    history = [{"step": i, "layers": {"fc": dict.fromkeys(STATISTICS, 0.1 * i)}} for i in (1, 2)]
+    x, y = torch.randn(2, 300), torch.randn(2, 1)
+    browser.open(report(small(300, 1), nn.MSELoss(), x, y, folder / "columns.html", history=history))
+    shown = "return [...document.querySelectorAll('#layers th button')].filter((b) => b.checkVisibility()).length"
+    assert browser.js(shown) == 7
+    browser.find("#all-columns").click()
+    assert browser.js(shown) == 16

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch_manualbp._extras import require
 from torch_manualbp._files import check_writable, whole_file
+from torch_manualbp.insight.page.charts import FLAT
 
 __all__ = ["draw", "refuse_path", "save"]
 
@@ -41,11 +42,13 @@ def draw(history: Sequence[Mapping[str, Any]], path: str | Path | None = None) -
     colors = {layer: colormap(0.7 * i / max(len(layers) - 1, 1)) for i, layer in enumerate(layers)}
     gradients, deltas, updates, units = figure.subplots(2, 2).flat
     lines = _over_steps(gradients, history, colors, "grad_norm")
-    gradients.set(title="Gradient norm", ylabel="‖∂C/∂W‖", yscale="log")
+    gradients.set(title="Gradient norm", ylabel="‖∂C/∂W‖")
     _over_layers(deltas, history, layers)
-    deltas.set(title="Local gradients", ylabel="|δ|: 5 %, median, 95 %", yscale="log")
+    deltas.set(title="Local gradients", ylabel="|δ|: 5 %, median, 95 %")
     _over_steps(updates, history, colors, "update_ratio")
-    updates.set(title="Update of the weights", ylabel="‖ΔW‖ / ‖W‖", yscale="log")
+    updates.set(title="Update of the weights", ylabel="‖ΔW‖ / ‖W‖")
+    for axes in (gradients, deltas, updates):
+        _scale(axes)
     _over_steps(units, history, colors, "dead")
     _over_steps(units, history, colors, "saturated", linestyle="--")
     units.set(title="Dead (—) and saturated (– –) units", ylabel="share", ylim=(-0.02, 1.02))
@@ -106,6 +109,15 @@ def _over_steps(axes: Any, history: Any, colors: Mapping[str, Any], name: str, l
     return lines
 
 
+def _scale(axes: Any) -> None:
+    """By order of magnitude, where zeros are gaps; what is of one order of magnitude has an axis that begins at 0."""
+    values = [v for line in axes.lines for v in line.get_ydata() if v is not None and 0 < v < math.inf]
+    if not values or max(values) < FLAT * min(values):
+        axes.set_ylim(0, 1.25 * max(values, default=0.8))
+    else:
+        axes.set_yscale("log", nonpositive="mask")
+
+
 def _over_layers(axes: Any, history: Any, layers: Sequence[str]) -> None:
     """The quantiles of |δ| of the first and the last measurement, in the order of the forward."""
     entries = [history[0], history[-1]] if len(history) > 1 else history
@@ -114,15 +126,14 @@ def _over_layers(axes: Any, history: Any, layers: Sequence[str]) -> None:
         [[entry["layers"].get(layer, {}).get(f"delta_{q}", math.nan) for layer in shown] for q in ("q05", "q50", "q95")]
         for entry in entries
     ]
-    # Zeros, which ReLU lets come, have no logarithm: they lie on the lower edge.
+    # Zeros, which ReLU lets come, have no logarithm: bands from 0 begin at the lower edge.
     positive = [value for of_entry in quantiles for line in of_entry for value in line if value > 0]
     floor = min(positive, default=1.0) / 2
-    for entry, of_entry, color in zip(entries, quantiles, ("tab:gray", "tab:red"), strict=False):
-        low, middle, high = ([floor if value == 0 else value for value in line] for line in of_entry)
+    for entry, (low, middle, high), color in zip(entries, quantiles, ("tab:gray", "tab:red"), strict=False):
+        low, high = ([floor if value == 0 else value for value in line] for line in (low, high))
         places = range(len(shown))
         axes.plot(places, middle, color=color, marker="o", markersize=3, linewidth=1, label=f"step {entry['step']}")
         axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
-    axes.set_ylim(bottom=floor)
     layers = shown
     step = -(-len(layers) // MOST_IN_LEGEND) if layers else 1
     axes.set_xticks(range(0, len(layers), step), layers[::step], rotation=30, ha="right")

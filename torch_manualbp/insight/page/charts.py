@@ -10,10 +10,14 @@ from typing import Any
 from torch_manualbp.insight.page.history import CHARTS, SHARES, Chart, Moment, layers_in, title_of
 from torch_manualbp.insight.page.numbers import shown
 
-__all__ = ["Scale", "by_layer", "by_step", "sparkline"]
+__all__ = ["FLAT", "Scale", "by_layer", "by_step", "sparkline"]
 
 MOST_POINTS = 240
 """Steps of a line; of a longer run every second is left out, or more."""
+
+
+FLAT = 3
+"""Numbers that differ by less than this factor are of one order of magnitude, and their axis begins at 0."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,11 @@ class Scale:
     is_logarithmic: bool
 
     def place(self, value: float | None) -> float | None:
-        """None where it has none: what is unknown or not finite. By order of magnitude, 0 is at the edge."""
-        if value is None or not math.isfinite(value):
+        """None where it has none: what is unknown or not finite, and 0 by order of magnitude."""
+        if value is None or not math.isfinite(value) or (self.is_logarithmic and value <= 0):
             return None
         if self.is_logarithmic:
-            value = math.log10(value) if value > 0 else self.low
+            value = math.log10(value)
         return round(100 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))), 2)
 
     def ticks(self) -> list[tuple[float, str]]:
@@ -56,8 +60,16 @@ def scale_of(values: Iterable[float | None], is_share: bool = False) -> Scale | 
     positive = [v for v in finite if v > 0]
     if not positive or min(finite) < 0:
         return Scale(min(finite), max(finite) if max(finite) > min(finite) else min(finite) + 1, False)
+    if max(positive) < FLAT * min(positive):
+        return Scale(0.0, _round_above(max(positive)), False)
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     return Scale(float(low), float(max(high, low + 1)), True)
+
+
+def _round_above(value: float) -> float:
+    """1, 2, 4, 6 or 8 times a power of ten, at least the value: a fourth of it has few digits."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(n * power for n in (1, 2, 4, 6, 8, 10, 20) if n * power >= value)
 
 
 def by_layer(moments: Sequence[Moment]) -> list[dict[str, Any]]:
@@ -75,11 +87,17 @@ def _dots(chart: Chart, now: Moment) -> dict[str, Any] | None:
     def place(layer: str, what: str | None) -> float | None:
         return None if what is None else scale.place(now.layers[layer].get(what))
 
+    def band(layer: str) -> list[float | None]:
+        """The two ends and the median. A band from 0 begins at the edge."""
+        low, median, high = (place(layer, what) for what in chart.band or (None,) * 3)
+        begins_at_0 = chart.band is not None and now.layers[layer].get(chart.band[0]) == 0
+        return [0.0 if low is None and begins_at_0 else low, median, high]
+
     rows = [
         {
             "name": name,
             "dot": place(name, chart.dot),
-            "band": [place(name, what) for what in chart.band] if chart.band else [None] * 3,
+            "band": band(name),
             "second": place(name, chart.second),
             "told": ", ".join(f"{title_of(what)} {shown(layer[what], 4)}" for what in chart.names if what in layer),
         }
@@ -148,14 +166,14 @@ def _thinned(moments: Sequence[Moment]) -> Sequence[Moment]:
 
 
 def _runs(across: Sequence[float], places: Sequence[float | None]) -> list[str]:
-    """The line in pieces, broken where nothing is known."""
+    """The line in pieces, broken where nothing is known; a number alone is a dot."""
     runs: list[list[str]] = [[]]
     for x, y in zip(across, places, strict=True):
         if y is None:
             runs.append([])
         else:
             runs[-1].append(f"{x:.5g},{100 - y:.5g}")
-    return [" ".join(run) for run in runs if len(run) > 1]
+    return [" ".join(run if len(run) > 1 else run * 2) for run in runs if run]
 
 
 def sparkline(values: Sequence[float | None]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_manualbp._text import visible
 from torch_manualbp.insight.network import Layer, layers_of
 from torch_manualbp.insight.page.autograd import Step
+from torch_manualbp.insight.page.cost import cost_data
 from torch_manualbp.insight.page.numbers import for_script
 from torch_manualbp.insight.trace import Quantity, Trace
 from torch_manualbp.rules import Diagonal, Dropout, RReLU
@@ -64,6 +65,7 @@ def network_data(trace: Trace, step: Step, *, cost: str, samples: int) -> dict[s
             "value": plain(trace.C.tensor.reshape(())),
             "after": plain(torch.tensor(step.cost_after, dtype=torch.float64)),
             "y": _target(trace, count, samples),
+            **cost_data(trace, samples),
         },
         "optimizer": {"name": step.optimizer, "kind": step.kind, "plain": step.is_plain},
     }

@@ -10,7 +10,7 @@ from typing import Any
 from torch_manualbp._text import visible
 from torch_manualbp.insight.statistics import STATISTICS
 
-__all__ = ["CHARTS", "SHARES", "Chart", "Moment", "checked", "layers_in", "statistics_in", "title_of"]
+__all__ = ["CHARTS", "EXPLAINED", "SHARES", "Chart", "Moment", "checked", "layers_in", "statistics_in", "title_of"]
 
 SHARES = ("dead", "saturated")
 
@@ -38,6 +38,17 @@ CHARTS = (
     Chart("Dead and saturated units", "shares of all", "dead", second="saturated"),
     Chart("Noise scale", "tr Σ / |G|²", "noise_scale"),
 )
+
+
+EXPLAINED = {
+    "delta_norm": "how strongly C answers to the layer's z: where it shrinks from layer to layer, gradients vanish",
+    "grad_norm": "how strongly C answers to the weights",
+    "update_ratio": "how far a step moves the weights, next to their size; 0.001 is usual",
+    "dead": "the share of units with f'(z) = 0 on every sample: nothing comes back through them, so they do not learn",
+    "saturated": "the share of the z at which f is almost flat, |f'(z)| below 5 % of its maximum: little comes back",
+    "noise_scale": "tr Σ / |G|², how much the gradients of single samples differ: a batch much larger gains little",
+}
+"""What the columns that a reader needs say."""
 
 
 @dataclass(frozen=True)

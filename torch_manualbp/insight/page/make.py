@@ -15,6 +15,7 @@ from torch_manualbp._files import check_writable, write_text
 from torch_manualbp._text import visible
 from torch_manualbp._torch import pytree
 from torch_manualbp.derive.tape import NotDerivableError
+from torch_manualbp.insight.layout import layout_of
 from torch_manualbp.insight.page.autograd import MakesOptimizer, Step, drawing_again, step_of
 from torch_manualbp.insight.page.data import NotDrawableError, network_data, shapes
 from torch_manualbp.insight.page.history import checked
@@ -103,6 +104,7 @@ def report(
     network, note = _network(model, loss, x, y, step, name, samples)
     about = [f"{type(model).__name__}, cost {name}", step.optimizer]
     if network is not None:
+        network["layout"] = layout_of(network).as_dict()
         count, dtype = network["batch"], network["dtype"]
         about = [shapes(network), *about, f"{count} sample{'' if count == 1 else 's'}, {dtype}"]
     elif not moments:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from torch_manualbp._version import __version__
 from torch_manualbp.insight.page import charts
-from torch_manualbp.insight.page.history import Moment, layers_in, statistics_in, title_of
+from torch_manualbp.insight.page.history import EXPLAINED, Moment, layers_in, statistics_in, title_of
 from torch_manualbp.insight.page.numbers import RAISED, for_script, shown
 from torch_manualbp.insight.statistics import STATISTICS
 
@@ -78,15 +78,30 @@ def _json(data: Any) -> Markup:
 def _table_of_layers(moments: Sequence[Moment]) -> dict[str, Any]:
     """A row for each layer with what the last step says of it, and small lines of the way there."""
     found = statistics_in(moments)
-    columns = [(title_of(what), STATISTICS[what].meaning if what in STATISTICS else "") for what in found]
+    columns = [
+        (title_of(what), STATISTICS[what].meaning if what in STATISTICS else "", _is_detail(what)) for what in found
+    ]
     rows = []
     for i, name in enumerate(layers_in(moments)):
         values = {what: [m.layers.get(name, {}).get(what) for m in moments] for what in found}
-        cells = [(values[what][-1], charts.sparkline(values[what])) for what in found]
+        cells = [(values[what][-1], charts.sparkline(values[what]), _is_detail(what)) for what in found]
         rows.append({"number": i + 1, "name": name, "cells": cells})
     last = moments[-1]
-    return {"columns": columns, "rows": rows, "step": last.step, "steps": len(moments), "loss": last.loss,
-            "noise_scale": last.noise_scale}  # fmt: skip
+    explained = [(title_of(what), EXPLAINED[what]) for what in found if what in EXPLAINED]
+    return {
+        "columns": columns,
+        "rows": rows,
+        "explained": explained,
+        "step": last.step,
+        "steps": len(moments),
+        "loss": last.loss,
+        "noise_scale": last.noise_scale,
+    }
+
+
+def _is_detail(what: str) -> bool:
+    """Whether it is a quantile, which the charts show, too."""
+    return what in STATISTICS and what not in EXPLAINED
 
 
 def _table_of_report(report: Report) -> dict[str, Any]:

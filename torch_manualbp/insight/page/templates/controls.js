@@ -1,6 +1,6 @@
 // ---- What the reader does ----------------------------------------------------------------------------------------------
 
-const state = { step: 0, sample: 0, chosen: "", focus: "", shows: "weight" };
+const state = { step: 0, sample: 0, chosen: "", weight: "", byHand: {}, focus: "", shows: "weight" };
 const MOST_LISTED = 100;
 const PHASES = ["network", "forward", "cost", "backward", "update"];
 
@@ -77,8 +77,11 @@ function refreshPanel() {
 // Where the drawing is wider than its box, what the step is about moves into view.
 function scrollToStep() {
   const { c, of } = steps[state.step].table;
-  const at = { units: c, weights: c - 0.5, cost: last + 0.5, after: last + 0.5 }[of];
-  if (at !== undefined) $("drawing").scrollLeft = sizes.side + at * sizes.across - $("drawing").clientWidth / 2;
+  const x = (column) => place(column, 0)[0];
+  const at = { units: () => x(c), weights: () => (x(c - 1) + x(c)) / 2, cost: () => net.layout.cost[0], after: () => net.layout.cost[0] }[of];
+  if (!at) return;
+  const shrunk = $("drawing").firstElementChild.getBoundingClientRect().width / width;
+  $("drawing").scrollLeft = at() * shrunk - $("drawing").clientWidth / 2;
 }
 
 function goTo(step) {
@@ -87,8 +90,26 @@ function goTo(step) {
   const now = steps[state.step].phase;
   // Going forward the weights matter, going back their gradients; a choice by hand holds until the phase changes.
   if (now !== before) show(now === "backward" ? "gradient" : "weight");
+  chooseForStep();
   refresh(true);
   scrollToStep();
+}
+
+// The weight that is shown is one of the layer that the step is about: the last that was chosen there by hand, or else
+// the article's w₂₂. At the cost it is the cost.
+function chooseForStep() {
+  const { c, of } = steps[state.step].table;
+  if (of === "cost" || of === "after") return take("cost");
+  const layer = of === "update" ? split(state.weight)[1] : Math.max(c, 1);
+  const [kind, at] = split(state.chosen);
+  if (kind !== "cost" && at === layer) return undefined;
+  return take(state.byHand[layer] ?? `e-${layer}-${Math.min(1, col(layer).n - 1)}-${Math.min(1, col(layer - 1).n - 1)}`);
+}
+
+function take(id) {
+  state.chosen = id;
+  if (id !== "cost") state.weight = id;
+  focusOn(id, false);
 }
 
 function show(what) {
@@ -98,7 +119,9 @@ function show(what) {
 
 function choose(id, announces = true) {
   state.chosen = id;
+  if (id !== "cost") state.byHand[split(id)[1]] = state.weight = id;
   markChosen();
+  placeTips(id);
   refreshPanel();
   if (announces) $("live").textContent = `Opened below: ${described(id)}`;
 }
@@ -167,6 +190,29 @@ function placePhases() {
   }
 }
 
+// The drawing as it is now, as a file that stands alone: what the style sheet says is written into each element.
+function pictureNow() {
+  const root = $("drawing").firstElementChild;
+  const copy = root.cloneNode(true);
+  const said = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "stroke-linejoin", "stroke-opacity", "paint-order", "font-family", "font-size", "font-style", "font-weight", "text-anchor", "opacity", "visibility"];
+  const [from, to] = [root.querySelectorAll("*"), copy.querySelectorAll("*")];
+  from.forEach((element, i) => {
+    const style = getComputedStyle(element);
+    for (const name of said) to[i].setAttribute(name, style.getPropertyValue(name));
+    for (const name of [...to[i].getAttributeNames()].filter((n) => /^(class|style|role|tabindex|data-|aria-)/.test(n))) to[i].removeAttribute(name);
+  });
+  for (const name of [...copy.getAttributeNames()].filter((n) => /^(class|style|role|tabindex)/.test(n))) copy.removeAttribute(name);
+  copy.prepend(svg("rect", { width, height, fill: getComputedStyle($("drawing")).backgroundColor }));
+  return `${new XMLSerializer().serializeToString(copy)}\n`;
+}
+
+function savePicture() {
+  const url = URL.createObjectURL(new Blob([pictureNow()], { type: "image/svg+xml" }));
+  Object.assign(document.createElement("a"), { href: url, download: `step-${state.step + 1}.svg` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  $("live").textContent = `The picture of step ${state.step + 1} is saved`;
+}
+
 function options(select, count, name, chosen) {
   if (select.options.length !== count) select.replaceChildren(...Array.from({ length: count }, (_, i) => new Option(name(i), i)));
   else [...select.options].forEach((o, i) => (o.text = name(i)));
@@ -196,17 +242,16 @@ function startNetwork() {
     }),
   );
   new ResizeObserver(placePhases).observe($("phases"));
+  new ResizeObserver(() => ($("scrolls").hidden = $("drawing").scrollWidth <= $("drawing").clientWidth + 1)).observe($("drawing"));
+  $("save").addEventListener("click", savePicture);
   $("thicker").textContent = roomy ? "thicker: larger" : "stronger: larger within its layer";
   options($("sample"), net.samples, (i) => `${i + 1} of ${net.batch}`, 0);
   $("samples").hidden = net.batch === 1;
   $("not-numbers").hidden = !net.columns.flatMap((q) => [q.W, q.dW, q.Wnext].flat(2)).includes("NaN");
-  // The article's own example where there is one; and all that a pass knows, so that the drawing is complete at once.
-  state.chosen = parts.has("e-2-1-1") ? "e-2-1-1" : "e-1-0-0";
-  state.step = known["dW1"];
+  chooseForStep();
   fillChoice(...split(state.chosen).slice(1));
-  show("gradient");
+  show("weight");
   refresh();
-  focusOn(state.chosen, false);
 
   $("slider").addEventListener("input", (e) => goTo(e.target.value));
   $("previous").addEventListener("click", () => goTo(state.step - 1));
@@ -237,12 +282,18 @@ function startNetwork() {
   root.addEventListener("pointermove", (e) => {
     const id = nearest(root, e);
     $("readout").textContent = described(id ?? state.chosen);
+    placeTips(state.chosen, id);
   });
-  root.addEventListener("pointerleave", () => ($("readout").textContent = described(state.chosen)));
+  root.addEventListener("pointerleave", () => {
+    $("readout").textContent = described(state.chosen);
+    placeTips(state.chosen);
+  });
   // On the box around it: an SVG that listens to the focus takes it, too.
   $("drawing").addEventListener("focusin", (e) => {
     const id = e.target.closest("[data-id]")?.dataset.id;
-    if (id) $("readout").textContent = described(id);
+    if (!id) return;
+    $("readout").textContent = described(id);
+    placeTips(state.chosen, id);
   });
   root.addEventListener("keydown", (e) => {
     if (["ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "Home", "End"].includes(e.key)) {

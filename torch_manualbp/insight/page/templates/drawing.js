@@ -7,31 +7,26 @@ function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-const most = Math.max(...net.columns.map((q) => q.n));
+// Where everything stands is in the data, the same as in the picture of insight.picture.
+const { width, height, radius, roomy, labels: labelPlaces } = net.layout;
+const labelled = Object.keys(labelPlaces).length > 0;
+const place = (c, j) => net.layout.places[c][j];
+const gap = Math.min(...net.columns.map((_, c) => (c ? place(c, 0)[0] - place(c - 1, 0)[0] : Infinity)));
 const widest = Math.max(...net.columns.map((q, c) => (c ? q.n * col(c - 1).n : 0))); // weights between two columns
-const roomy = most <= 6; // neurons with their numbers
-const labelled = roomy && widest <= 8; // and weights with theirs
-const sizes = roomy
-  ? { radius: 23, down: 106, across: labelled ? 184 : Math.max(108, Math.min(184, 552 / last)), top: 34, side: 48 }
-  : { radius: Math.max(2.6, Math.min(13, 190 / most)), down: Math.max(6.5, Math.min(44, 500 / most)), across: Math.max(90, Math.min(190, 740 / (last + 1))), top: 52, side: 40 };
-const height = sizes.top + most * sizes.down + (roomy ? 14 : 12);
-const width = 2 * sizes.side + sizes.across * last + (roomy ? 150 : 110);
-const place = (c, j) => [sizes.side + c * sizes.across, sizes.top + (height - sizes.top - (roomy ? 30 : 0)) / 2 + (j - (col(c).n - 1) / 2) * sizes.down];
 const parts = new Map(); // "n-2-1", "e-2-1-0" and "cost": the elements, by name
 
 function draw() {
-  const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", class: roomy && widest <= 60 ? "roomy" : "crowded", "aria-label": `The network, ${net.columns.map((q) => q.n).join(" → ")} neurons. Arrow keys move, Enter opens the numbers of a neuron or a weight.` });
+  const root = svg("svg", { width, height, style: `min-width: ${0.82 * width}px`, viewBox: `0 0 ${width} ${height}`, role: "group", class: roomy && widest <= 60 ? "roomy" : "crowded", "aria-label": `The network, ${net.columns.map((q) => q.n).join(" → ")} neurons. Arrow keys move, Enter opens the numbers of a neuron or a weight.` });
   const edges = root.appendChild(svg("g"));
   const labels = root.appendChild(svg("g", { "aria-hidden": "true", "pointer-events": "none" }));
   const neurons = root.appendChild(svg("g"));
-  const taken = [];
   net.columns.forEach((q, c) => {
     const [x] = place(c, 0);
     const what = c === 0 ? ": x" : q.f ? `: ${q.f}` : ending(c) ? ": s" : "";
-    root.append(svg("text", { class: "head", x, y: 20 }, sizes.across < 75 && c ? String(c + 1) : `layer ${c + 1}${what}`));
-    for (let j = 0; j < q.n; j++) taken.push(drawNeuron(neurons, c, j));
+    root.append(svg("text", { class: "head", x, y: 20 }, gap < 75 && c ? String(c + 1) : `layer ${c + 1}${what}`));
+    for (let j = 0; j < q.n; j++) drawNeuron(neurons, c, j);
   });
-  const [x, y] = [sizes.side + last * sizes.across + (roomy ? 125 : 85), place(last, 0)[1] + ((col(last).n - 1) / 2) * sizes.down];
+  const [x, y] = net.layout.cost;
   for (let j = 0; j < col(last).n; j++) {
     const [from, at] = place(last, j);
     edges.append(svg("line", { x1: from, y1: at, x2: x, y2: y, stroke: "var(--rule)", "stroke-width": roomy ? 2 : 1 }));
@@ -39,7 +34,8 @@ function draw() {
   root.append(svg("text", { class: "head", x, y: 20 }, "cost"));
   drawCost(neurons, x, y);
   for (let c = 1; c <= last; c++) for (let j = 0; j < col(c).n; j++) for (let k = 0; k < col(c - 1).n; k++) drawEdge(edges, c, j, k);
-  if (labelled) placeLabels(labels, taken);
+  for (const [id, at] of Object.entries(labelPlaces)) drawLabel(labels, parts.get(`e-${id}`), at);
+  root.append(tips);
   return root;
 }
 
@@ -55,25 +51,24 @@ function drawNeuron(into, c, j) {
   const [x, y] = place(c, j);
   const group = into.appendChild(svg("g", { class: "neuron" }));
   const part = interactive(group, `n-${c}-${j}`);
-  part.circle = group.appendChild(svg("circle", { cx: x, cy: y, r: sizes.radius }));
-  if (!roomy) return null;
+  part.circle = group.appendChild(svg("circle", { cx: x, cy: y, r: radius }));
+  if (!roomy) return;
   const letter = c === 0 ? "x" : ending(c) ? "s" : col(c).f ? "a" : "z";
   const name = group.appendChild(svg("text", { class: "name", x, y: y + 4 }, letter));
   if (one(c, j) !== null) name.append(svg("tspan", { "font-size": 11, dy: 4 }, String(j + 1)));
   if (c > 0 && !ending(c)) name.append(svg("tspan", { "font-size": 10, dy: one(c, j) === null ? -6 : -11 }, `(${c + 1})`));
   const lines = c === 0 ? [["a", "x"]] : [["z", ending(c) ? "s" : "z"], ...(col(c).f ? [["a", "a"]] : []), ["delta", "δ"]];
   lines.forEach(([what, sign], i) => {
-    const line = group.appendChild(svg("text", { class: "value", x, y: y + sizes.radius + 15 + i * 15, "text-anchor": "middle" }));
+    const line = group.appendChild(svg("text", { class: "value", x, y: y + radius + 15 + i * 15, "text-anchor": "middle" }));
     line.append(svg("tspan", { class: "letter" }, `${sign} `));
     part.values[what] = line.appendChild(svg("tspan"));
   });
-  return { x: x - 40, y: y - sizes.radius, w: 80, h: 2 * sizes.radius + 4 + lines.length * 15 };
 }
 
 function drawCost(into, x, y) {
   const group = into.appendChild(svg("g", { class: "neuron" }));
   const part = interactive(group, "cost");
-  const r = roomy ? sizes.radius : 14;
+  const r = roomy ? radius : 14;
   part.circle = group.appendChild(svg("circle", { cx: x, cy: y, r }));
   group.append(svg("text", { class: "name", x, y: y + 5 }, "C"));
   const line = group.appendChild(svg("text", { class: "value", x, y: y + r + 15, "text-anchor": "middle" }));
@@ -86,7 +81,7 @@ function drawEdge(into, c, j, k) {
   const [x1, y1] = place(c - 1, k);
   const [x2, y2] = place(c, j);
   const length = Math.hypot(x2 - x1, y2 - y1);
-  const [dx, dy] = [((x2 - x1) / length) * sizes.radius, ((y2 - y1) / length) * sizes.radius];
+  const [dx, dy] = [((x2 - x1) / length) * radius, ((y2 - y1) / length) * radius];
   const ends = { x1: x1 + dx, y1: y1 + dy, x2: x2 - dx, y2: y2 - dy };
   const group = into.appendChild(svg("g", { class: "edge" }));
   const part = interactive(group, `e-${c}-${j}-${k}`);
@@ -95,34 +90,36 @@ function drawEdge(into, c, j, k) {
   part.ends = ends;
 }
 
-// Each label stands where it meets the fewest other things, as a hand would place it.
-function placeLabels(into, taken) {
-  const boxes = taken.filter(Boolean);
-  const edges = [...parts].filter(([id]) => id.startsWith("e-"));
-  const along = (e, t) => [e.x1 + (e.x2 - e.x1) * t, e.y1 + (e.y2 - e.y1) * t];
-  const meets = (a, b) => Math.max(0, Math.min(a.x + a.w, b.x + b.w) - Math.max(a.x, b.x)) * Math.max(0, Math.min(a.y + a.h, b.y + b.h) - Math.max(a.y, b.y));
-  for (const [, part] of edges) {
-    let best = null;
-    for (let t = 0.14; t <= 0.87; t += 0.03) {
-      const [x, y] = along(part.ends, t);
-      const box = { x: x - 25, y: y - 15, w: 50, h: 29 };
-      let cost = Math.abs(t - 0.42) * 12 + sum(boxes.map((other) => meets(box, other)));
-      for (const [, other] of edges) {
-        if (other === part) continue;
-        for (let u = 0; u <= 1; u += 0.05) {
-          const [px, py] = along(other.ends, u);
-          if (px > box.x + 3 && px < box.x + box.w - 3 && py > box.y + 3 && py < box.y + box.h - 3) cost += 9;
-        }
-      }
-      if (best === null || cost < best.cost) best = { cost, box, x, y };
-    }
-    boxes.push(best.box);
-    const plate = into.appendChild(svg("rect", { class: "plate", y: best.y - 13, height: 27, rx: 4 }));
-    const first = into.appendChild(svg("text", { class: "label", x: best.x, y: best.y - 2, "text-anchor": "middle" }));
-    const second = into.appendChild(svg("text", { class: "label", x: best.x, y: best.y + 12, "text-anchor": "middle" }));
-    part.values = { w: first, dw: second };
-    part.plate = { plate, x: best.x };
-  }
+// The two numbers of a line.
+function drawLabel(into, part, [x, y]) {
+  const plate = into.appendChild(svg("rect", { class: "plate", y: y - 13, height: 27, rx: 4 }));
+  const first = into.appendChild(svg("text", { class: "label", x, y: y - 2, "text-anchor": "middle" }));
+  const second = into.appendChild(svg("text", { class: "label", x, y: y + 12, "text-anchor": "middle" }));
+  part.values = { w: first, dw: second };
+  part.plate = { plate, x };
+}
+
+// Where there is no room for all numbers, what is pointed at, has the focus or is chosen shows its own.
+const tips = svg("g", { "aria-hidden": "true", "pointer-events": "none" });
+const shownAtOnce = (id) => Object.keys(parts.get(id).values).length > 0;
+
+function placeTips(...ids) {
+  tips.replaceChildren();
+  for (const id of new Set(ids)) if (id && !shownAtOnce(id)) tips.append(tip(id));
+}
+
+function tip(id) {
+  const [kind, c, j, k] = split(id);
+  const { ends } = parts.get(id);
+  const lines = kind === "e" ? numbersOfWeight(c, j, k) : numbersOfNeuron(c, j);
+  const letters = Math.max(...lines.map((line) => line.length));
+  const [wide, high] = [letters * 6.8 + 12, lines.length * 15 + 8];
+  const [x, y] = ends ? [(ends.x1 + ends.x2) / 2, (ends.y1 + ends.y2) / 2] : [place(c, j)[0], place(c, j)[1] - radius - 6 - high / 2];
+  const left = Math.max(2, Math.min(width - wide - 2, x - wide / 2));
+  const top = Math.max(26, Math.min(height - high - 2, y - high / 2));
+  const group = svg("g", { class: "tip" }, svg("rect", { x: left, y: top, width: wide, height: high, rx: 4 }));
+  lines.forEach((line, i) => group.append(svg("text", { x: left + wide / 2, y: top + 16 + 15 * i, "text-anchor": "middle" }, line)));
+  return group;
 }
 
 // ---- What the drawing shows at a step ---------------------------------------------------------------------------------
@@ -189,9 +186,18 @@ function refreshDrawing() {
   const cost = parts.get("cost");
   cost.group.setAttribute("class", "neuron");
   cost.values.C.textContent = knows("after") ? shown(net.cost.after, 4) : knows("C") ? shown(net.cost.value, 4) : "";
-  cost.values.y.textContent = net.cost.y ? `y ${net.cost.y[state.sample].map((v) => shown(v, 4)).slice(0, 2).join(", ")}${net.cost.y[state.sample].length > 2 ? ", …" : ""}` : "";
+  cost.values.y.textContent = net.cost.y ? targetOf(net.cost.y[state.sample]) : "";
+  const several = net.batch > 1;
+  $("whose").textContent = several ? `Numbers at neurons are those of sample ${state.sample + 1} of ${net.batch}; gradients of weights are sums over all ${net.batch}.` : "";
   markChosen();
+  placeTips(state.chosen);
   for (const id of parts.size <= 400 ? parts.keys() : [state.focus || state.chosen]) label(id);
+}
+
+// Classes count from 1, as the neurons do.
+function targetOf(y) {
+  if (net.cost.is_class) return `y: ${symbols.a(last, y[0]).text}`;
+  return `y ${y.map((v) => shown(v, 4)).slice(0, 2).join(", ")}${y.length > 2 ? ", …" : ""}`;
 }
 
 // The chain of the chosen weight: its own edge, and those that its neuron acts through.
@@ -210,18 +216,21 @@ function markChosen() {
 
 const split = (id) => id.split("-").map((part, i) => (i ? Number(part) : part));
 
-// What a screen reader says of a neuron or a weight, and the line below the drawing: only what is known by now.
+// The numbers of a weight or of a neuron that are known by now.
+const say = (s, value, now) => (now ? `${s.text} = ${shown(value, 6)}` : null);
+const numbersOfWeight = (c, j, k) => [say(symbols.w(c, j, k), weightNow(c, j, k), true), col(c).dW && say(partial(symbols.w(c, j, k)), col(c).dW[j][k], knows(`dW${c}`))].filter(Boolean);
+function numbersOfNeuron(c, j) {
+  const [i, q] = [state.sample, col(c)];
+  if (c === 0) return [say(symbols.a(0, j), q.a[i][j], true)];
+  return [say(symbols.z(c, j), q.z[i][j], knows(`z${c}`)), q.f && say(symbols.a(c, j), q.a[i][j], knows(`a${c}`)), say(symbols.delta(c, j), q.delta[i][j], knows(`delta${c}`))].filter(Boolean);
+}
+
+// What a screen reader says of a neuron or a weight, and the line below the drawing.
 function described(id) {
   const [kind, c, j, k] = split(id);
   if (kind === "cost") return `The cost C${knows("C") ? ` = ${shown(net.cost.value, 6)}` : ""}`;
-  const say = (s, value, now) => (now ? `${s.text} = ${shown(value, 6)}` : null);
-  const i = state.sample;
-  const said =
-    kind === "e"
-      ? [`Weight from ${symbols.a(c - 1, k).text} to ${symbols.z(c, j).text}: ${symbols.w(c, j, k).text} = ${shown(weightNow(c, j, k), 6)}`, col(c).dW && say(partial(symbols.w(c, j, k)), col(c).dW[j][k], knows(`dW${c}`))]
-      : c === 0
-        ? [`Input ${symbols.a(0, j).text} = ${shown(col(0).a[i][j], 6)}`]
-        : [`Neuron ${j + 1} of layer ${c + 1}`, say(symbols.z(c, j), col(c).z[i][j], knows(`z${c}`)), col(c).f && say(symbols.a(c, j), col(c).a[i][j], knows(`a${c}`)), say(symbols.delta(c, j), col(c).delta[i][j], knows(`delta${c}`))];
-  return said.filter(Boolean).join(", ");
+  if (kind === "e") return `Weight from ${symbols.a(c - 1, k).text} to ${symbols.z(c, j).text}: ${numbersOfWeight(c, j, k).join(", ")}`;
+  if (c === 0) return `Input ${numbersOfNeuron(c, j)[0]}`;
+  return [`Neuron ${j + 1} of layer ${c + 1}`, ...numbersOfNeuron(c, j)].join(", ");
 }
 const label = (id) => parts.get(id).group.setAttribute("aria-label", described(id));

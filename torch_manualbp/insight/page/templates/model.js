@@ -29,21 +29,32 @@ function step(phase, names, title, words, formulas, table) {
 }
 const knows = (name) => known[name] !== undefined && state.step >= known[name];
 
+// Two costs are written out; of the others the panel has the formula of the rule.
+function costFormula(s) {
+  const [y, total] = [symbol("y"), "<munder><mo>∑</mo><mtext>all</mtext></munder>"];
+  const mean = net.cost.n > 1 ? [`<mfrac><mn>1</mn><mn>${net.cost.n}</mn></mfrac>`] : [];
+  const sum = net.cost.n > 1 || net.batch > 1 || col(last).n > 1 ? [...mean, total] : [];
+  if (net.cost.columns.includes("(s − y)²")) return ["<mi>C</mi>", op("="), ...sum, op("("), s, op("−"), y, '<msup><mo>)</mo><mn>2</mn></msup>'];
+  if (net.cost.is_class) return ["<mi>C</mi>", op("="), ...mean, op("−"), total, y, "<mi>log</mi>", op("⁡"), "<mi>p</mi>", op(","), "<mspace width='1em'/><mi>p</mi>", op("="), "<mtext>softmax</mtext>", op("("), s, op(")")];
+  return ["<mi>C</mi>", op("="), "<mtext>cost</mtext>", op("("), s, op(","), y, op(")")];
+}
+
 function planSteps() {
   const { z, a, delta, W, b } = symbols;
   const weights = net.columns.map((_, c) => c).slice(1);
-  step("network", ["x", "w"], "The network and its data", `What the pass starts from: the data, and every weight and bias. ${net.columns.map((q) => q.n).join(" → ")} neurons. In formulas and tables a sample is a row.`, [], { of: "units", c: 0, what: ["a"] });
+  const backward = net.cost.derivative.map(indexed).join(", ");
+  step("network", ["x", "w"], "One step of training, number by number", `Going forward, the data become an output and this a cost C. Going back, the cost’s derivative becomes the gradient of every weight, layer by layer; then the weights take a step that is to make C smaller. Here is what it starts from: ${net.columns.map((q) => q.n).join(" → ")} neurons, with the data x and all weights. Press Next. (In formulas and tables a sample is a row.)`, [], { of: "units", c: 0, what: ["a"] });
   for (const c of weights) {
     const sums = [z(c), op("="), a(c - 1), transposed(bracketed(W(c))), ...(col(c).b ? [op("+"), b(c)] : [])];
     const bends = col(c).f ? [[a(c), op("="), col(c).elementwise ? "<mi>f</mi>" : `<mtext>${escaped(col(c).f)}</mtext>`, op("("), z(c), op(")")]] : [];
     const words = `Each neuron of layer ${c + 1} adds up what comes in, weight times input${col(c).b ? ", and its bias" : ""}${col(c).f ? `; then f, here ${escaped(col(c).f)}, bends it` : ""}.`;
     step("forward", [`z${c}`, `a${c}`], `Forward to layer ${c + 1}: ${z(c).text}${col(c).f ? ` and ${a(c).text}` : ""}`, words, [sums, ...bends], { of: "units", c, what: col(c).f ? ["z", "a"] : ["z"] });
   }
-  step("cost", ["C"], "The cost", `How far the output is from the target y: ${escaped(net.cost.name)}, one number for all samples.`, [["<mi>C</mi>", op("="), "<mtext>cost</mtext>", op("("), a(last), op(","), "<mi>y</mi>", op(")")]], { of: "cost" });
+  step("cost", ["C"], "The cost", `How far the output is from the target y: ${escaped(net.cost.name)}, one number for all samples.`, [costFormula(a(last))], { of: "cost" });
   for (const c of [...weights].reverse()) {
     const top = c === last;
     const arriving = top ? [partial(a(c))] : [partial(a(c)), op("="), delta(c + 1), W(c + 1)];
-    const start = top ? "The cost's own derivative says how C answers to each output." : `A neuron acts on C through every neuron that it feeds: each δ of layer ${c + 2} comes back through its weight.`;
+    const start = top ? `The cost’s own derivative says how C answers to each output${backward ? `: ${backward}` : ""}.` : `A neuron acts on C through every neuron that it feeds: each δ of layer ${c + 2} comes back through its weight.`;
     if (col(c).f) {
       step("backward", [`da${c}`], `Back to layer ${c + 1}: ${partial(a(c)).text}`, start, [arriving], { of: "units", c, what: ["da"] });
       const through = col(c).elementwise

@@ -6,6 +6,9 @@ const raised = (n) => [...String(n)].map((c) => RAISED[c]).join("");
 const lowered = (n) => [...String(n)].map((c) => (c >= "0" && c <= "9" ? "₀₁₂₃₄₅₆₇₈₉"[c] : c)).join("");
 const escaped = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
+// The indices of a formula that is a text: C_i.
+const indexed = (text) => escaped(text).replace(/_(\w)/g, "<sub>$1</sub>");
+
 // JSON has neither NaN nor infinities, so they come as words.
 const real = (v) => (typeof v === "string" ? Number(v) : v);
 

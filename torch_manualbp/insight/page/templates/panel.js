@@ -137,11 +137,26 @@ function upstreamOfInput(j) {
   return `How C would answer to another input.${terms("The terms of this sum", list, sum(list.map((t) => t[2])), "dW1")}`;
 }
 
+// The formula and, of the costs that are known, the terms of one sample: a row for each output.
+function costTerms() {
+  const { formula, derivative, columns, rows, n } = net.cost;
+  const line = (text) => `<p class="rule">${indexed(text)}</p>`;
+  const formulas = [...formula, ...(knows(`da${last}`) ? derivative : [])].map(line).join("");
+  const seen = rows.length ? columns.filter((_, at) => at < columns.length - 1 || knows(`da${last}`)) : [];
+  if (!seen.length) return formulas;
+  if (!knows("C")) return formulas;
+  const head = seen.map((name) => `<th scope="col">${escaped(name)}</th>`).join("");
+  const body = rows[state.sample].map((values, j) => `<tr class="cost-term"><th class="words" scope="row">${inline(symbols.a(last, j))}</th>${seen.map((_, at) => cell(values[at], 6)).join("")}</tr>`).join("");
+  const of = net.batch > 1 ? `Sample ${state.sample + 1} of ${net.batch}` : "The terms";
+  const divided = n > 1 ? `<p class="small">C is the sum of all of these, divided by n = ${n}; so is ∂C/∂s.</p>` : "";
+  return `${formulas}<div class="terms" tabindex="0" role="region" aria-label="The terms of the cost"><table><caption>${of}</caption><thead><tr><td></td>${head}</tr></thead><tbody>${body}</tbody></table></div>${divided}`;
+}
+
 function costPanel() {
   const i = state.sample;
   const outputs = Array.from({ length: col(last).n }, (_, j) => row(partial(symbols.a(last, j)), col(last).da[i][j], `da${last}`)).join("");
   const after = knows("after") ? row({ math: "<mrow><mi>C</mi><mtext> after the update</mtext></mrow>" }, net.cost.after, "after") : "";
-  return `<h3>The cost ${inline("<mi>C</mi>")}</h3><p class="small">${escaped(net.cost.name)} of the output and the target.</p>${table("", row({ math: "<mi>C</mi>" }, net.cost.value, "C") + after)}${table(`How it answers to each output${net.batch > 1 ? `, sample ${i + 1}` : ""}`, outputs)}`;
+  return `<h3>The cost ${inline("<mi>C</mi>")}</h3><p class="small">${escaped(net.cost.name)} of the output and the target.</p>${costTerms()}${table("", row({ math: "<mi>C</mi>" }, net.cost.value, "C") + after)}${table(`How it answers to each output${net.batch > 1 ? `, sample ${i + 1}` : ""}`, outputs)}`;
 }
 
 function panelOf(id) {

@@ -42,5 +42,6 @@ for (const details of document.querySelectorAll("details")) details.open = false
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });
+$("all-columns")?.addEventListener("change", (e) => $("layers").classList.toggle("all", e.target.checked));
 startTheme();
 if (data.network) startNetwork();
