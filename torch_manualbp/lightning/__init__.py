@@ -1,10 +1,13 @@
 """Training under PyTorch Lightning: the one part of the package that imports it.
 
 - :class:`ManualBackpropModule` trains a model of our layers under ``pytorch_lightning.Trainer``
+- :class:`MLP` is a network that a configuration can describe
 - :class:`GradientFlow` records the gradient norm of every layer over training
 - :class:`GradientVerification` verifies the gradient of every layer during training
 - :class:`NonFiniteLossError` stops a training whose loss is NaN or infinite, and names the layer that it comes from
 - :class:`DigitsDataModule` serves the handwritten digits that scikit-learn ships
+
+All are classes of ``pytorch_lightning``, or of ``lightning.pytorch`` in a script that imports that one first.
 
 ::
 
@@ -14,8 +17,16 @@
 
 from torch_manualbp.lightning.digits import DigitsDataModule
 from torch_manualbp.lightning.gradient_flow import GradientFlow
+from torch_manualbp.lightning.mlp import MLP
 from torch_manualbp.lightning.module import ManualBackpropModule
 from torch_manualbp.lightning.nonfinite import NonFiniteLossError
 from torch_manualbp.lightning.verification import GradientVerification
 
-__all__ = ["DigitsDataModule", "GradientFlow", "GradientVerification", "ManualBackpropModule", "NonFiniteLossError"]
+__all__ = [
+    "MLP",
+    "DigitsDataModule",
+    "GradientFlow",
+    "GradientVerification",
+    "ManualBackpropModule",
+    "NonFiniteLossError",
+]

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
-import pytorch_lightning as pl
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from torch_manualbp._files import check_writable, whole_file
 from torch_manualbp._text import one_line
+from torch_manualbp.lightning.root import pl
 
 __all__ = ["CheckpointError", "WholeCheckpointIO", "contents", "hyper_parameters", "prepare", "random_states", "read"]
 
@@ -31,7 +29,7 @@ class CheckpointError(ValueError, RuntimeError):
     """A checkpoint cannot be read, or is not one of this module; the message is one line."""
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class WholeCheckpointIO(pl.plugins.TorchCheckpointIO):
     """Lightning's, but that a checkpoint is written beside the one that is there, and then takes its place.
 
     Lightning writes to the folder of temporary files first; where that is on another disk, a disk that gets full leaves
@@ -71,9 +69,9 @@ def prepare(trainer: pl.Trainer) -> None:
     Raises:
         OSError: a folder of checkpoints cannot be written to; said before training and not after an epoch.
     """
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+    if type(trainer.strategy.checkpoint_io) is pl.plugins.TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
-    if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
+    if trainer.state.fn != pl.trainer.states.TrainerFn.FITTING or not trainer.is_global_zero:
         return
     for callback in trainer.checkpoint_callbacks:
         fs, folder = fsspec.core.url_to_fs(str(getattr(callback, "dirpath", None) or "."))

@@ -29,6 +29,7 @@ PACKAGES = (
     "torch.nn",
     "torch.optim",
     "torch_manualbp.nn",
+    "torch_manualbp.lightning.mlp",
     # All but those that load a model by its name: audio, image, multimodal, text, video.
     *(f"torchmetrics.{part}" for part in ("aggregation", "classification", "clustering", "collections", "detection")),
     *(f"torchmetrics.{part}" for part in ("nominal", "regression", "retrieval", "segmentation", "shape", "wrappers")),

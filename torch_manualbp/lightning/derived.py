@@ -11,19 +11,17 @@ there is no clipping, no accumulation and no manual optimization, and the optimi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
-from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from torch_manualbp._torch import foreach_mul, pytree
 from torch_manualbp.derive import TrainStep
 from torch_manualbp.derive.derived import KeptLayer
+from torch_manualbp.lightning.root import pl
 
 __all__ = ["DerivedEngine", "refuse_what_needs_autograd"]
 
@@ -44,7 +42,10 @@ AUTOGRAD = 'engine="autograd" takes it'
 class DerivedEngine:
     """Runs the training steps of a module by :class:`~torch_manualbp.TrainStep`."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self.options = dict(options or {})
+        """Arguments of :class:`~torch_manualbp.TrainStep`."""
+
         self.step: TrainStep | None = None
         """Of the optimizer of the running fit, or of the last one."""
 
@@ -58,7 +59,7 @@ class DerivedEngine:
 
     def __reduce__(self) -> Any:
         """A copy of the module has parameters of its own, and derives programs of its own."""
-        return type(self), ()
+        return type(self), (self.options,)
 
     @property
     def keep_layers(self) -> bool:
@@ -121,7 +122,9 @@ class DerivedEngine:
         step = self.step
         if step is None or step.optimizer is not optimizers[0]:
             refuse_what_needs_autograd(module.trainer)
-            step = self.step = TrainStep(module.model, module.loss, optimizers[0], skip_nonfinite=True)
+            step = self.step = TrainStep(
+                module.model, module.loss, optimizers[0], **{"skip_nonfinite": True, **self.options}
+            )
         step.model, step.loss, step.keep_layers = module.model, module.loss, self.keep_layers
         step.keep_output = len(module.train_metrics.metrics) > 0
         return step
@@ -162,11 +165,16 @@ def refuse_what_needs_autograd(trainer: pl.Trainer) -> None:
     """
     strategy, precision = trainer.strategy, trainer.precision_plugin
     problem = None
-    if type(strategy) is not SingleDeviceStrategy:
+    if type(strategy) is not pl.strategies.SingleDeviceStrategy:
         problem = f"trains on a single device, and not by {type(strategy).__name__}"
     elif getattr(precision, "scaler", None) is not None:
         problem = f"scales no loss, as the GradScaler of precision {precision.precision!r} has it"
-    elif type(precision) not in (Precision, DoublePrecision, HalfPrecision, MixedPrecision):
+    elif type(precision) not in (
+        pl.plugins.precision.Precision,
+        pl.plugins.precision.DoublePrecision,
+        pl.plugins.precision.HalfPrecision,
+        pl.plugins.precision.MixedPrecision,
+    ):
         problem = f"does not know the precision plugin {type(precision).__name__}"
     elif torch.is_anomaly_enabled():
         problem = "has no graph for detect_anomaly to look at"

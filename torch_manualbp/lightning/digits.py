@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 
 from torch_manualbp._extras import require
+from torch_manualbp.lightning.root import pl
 
 __all__ = ["DigitsDataModule"]
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from torch.optim import Optimizer
 
 from torch_manualbp.insight.figures import draw, refuse_path
 from torch_manualbp.insight.refusals import ONE_PIECE, refuse_compiled
 from torch_manualbp.insight.run import Measurement, NoiseScales
 from torch_manualbp.lightning.module import ManualBackpropModule
+from torch_manualbp.lightning.root import pl
 
 __all__ = ["GradientFlow"]
 

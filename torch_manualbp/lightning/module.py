@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
@@ -30,6 +29,7 @@ from torch_manualbp.lightning.config import instantiate, plain_copy, refuse_too_
 from torch_manualbp.lightning.derived import DerivedEngine, refuse_what_needs_autograd
 from torch_manualbp.lightning.metrics import EpochMetrics
 from torch_manualbp.lightning.nonfinite import NonFiniteLossError, cause_of_nonfinite_loss, is_finite
+from torch_manualbp.lightning.root import pl
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -74,6 +74,11 @@ class ManualBackpropModule(pl.LightningModule):
             :class:`~torch_manualbp.TrainStep`, without a graph, on a single device. Only the speed differs, and what
             ``.grad`` holds when training is over: with "derived" nothing where no callback and no method of a subclass
             could look at it before. A callback that does not says so by ``needs_gradients = False``.
+        groups: parameter groups by name: a pattern of parameter names, as ``fnmatch`` has it, and the options that the
+            optimizer takes for the parameters it fits first, such as ``{"*.bias": {"weight_decay": 0.0}}``. Those that
+            fit none have the optimizer's own options.
+        unpack: a function that makes (inputs, target) of a batch, for batches of another form.
+        step: further arguments of :class:`~torch_manualbp.TrainStep` for ``engine="derived"``.
         allow: packages, modules or classes that configurations may name, besides those of torch, torchmetrics and this
             package, such as ``("my_package",)``. It is not saved: whoever loads a checkpoint allows anew.
 
@@ -92,11 +97,14 @@ class ManualBackpropModule(pl.LightningModule):
         scheduler: Callable[[Optimizer], Any] | Config | None = None,
         metrics: Mapping[str, Metric | Config] | None = None,
         engine: str = "autograd",
+        groups: Mapping[str, Config] | None = None,
+        unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+        step: Config | None = None,
         allow: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
         given: dict[str, Any] = {"model": model, "loss": loss, "optimizer": optimizer, "scheduler": scheduler}
-        given |= {"metrics": metrics, "engine": engine}
+        given |= {"metrics": metrics, "engine": engine, "groups": groups, "unpack": unpack, "step": step}
         _refuse_missing(given)
         if engine not in ("autograd", "derived"):
             raise ValueError(f"engine is {engine!r}: it takes 'autograd' or 'derived'")
@@ -111,7 +119,13 @@ class ManualBackpropModule(pl.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._rng_states: list[Tensor] | None = None
-        self._engine = DerivedEngine() if engine == "derived" else None
+        if unpack is not None and not callable(unpack):
+            raise TypeError(f"unpack is {unpack!r}: it takes a function of a batch")
+        if step is not None and engine != "derived":
+            raise ValueError(f"step is {step!r}, which takes engine='derived'")
+        self._groups = {pattern: dict(options) for pattern, options in (groups or {}).items()}
+        self._unpack = unpack
+        self._engine = DerivedEngine(step or {}) if engine == "derived" else None
 
     @property
     def derived_step(self) -> TrainStep | None:
@@ -178,7 +192,7 @@ class ManualBackpropModule(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of the batch, checked to be finite."""
-        inputs, target = _inputs_and_target(batch, "training_step")
+        inputs, target = self._inputs_and_target(batch, "training_step")
         rng_state = torch.get_rng_state()
         if self._engine is not None and torch.is_grad_enabled() and self._trainer is not None and self.trainer.training:
             loss, output = self._engine.training_step(self, inputs, target)
@@ -189,7 +203,9 @@ class ManualBackpropModule(pl.LightningModule):
             cause = cause_of_nonfinite_loss(self.model, self.loss, inputs, target, rng_state)
             value = loss.item() if loss.numel() == 1 else loss.detach()
             raise NonFiniteLossError(f"the loss is {value} at global step {self.global_step}: {cause}")
-        self.train_metrics.update(loss, output, target, _batch_size(inputs, target))
+        size = _batch_size(inputs, target)
+        self.train_metrics.update(loss, output, target, size)
+        self.log("train_loss_step", loss.detach(), prog_bar=True, batch_size=size)
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -209,7 +225,7 @@ class ManualBackpropModule(pl.LightningModule):
         """The model's output for inputs with or without a target: ``inputs``, ``(inputs,)`` or ``(inputs, target)``."""
         if isinstance(batch, list | tuple) and len(batch) == 1:
             return self.model(batch[0])
-        return self.model(batch if isinstance(batch, Tensor) else _inputs_and_target(batch, "predict_step")[0])
+        return self.model(batch if isinstance(batch, Tensor) else self._inputs_and_target(batch, "predict_step")[0])
 
     def setup(self, stage: str) -> None:
         """Refuse a trainer that the engine cannot train by, or whose checkpoints cannot be written.
@@ -218,7 +234,7 @@ class ManualBackpropModule(pl.LightningModule):
             OSError: a folder of checkpoints cannot be written to.
         """
         prepare(self.trainer)
-        if self._engine is not None and stage == TrainerFn.FITTING:
+        if self._engine is not None and stage == pl.trainer.states.TrainerFn.FITTING:
             refuse_what_needs_autograd(self.trainer)
 
     def on_train_epoch_start(self) -> None:
@@ -248,7 +264,7 @@ class ManualBackpropModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer of all parameters, and the scheduler with Lightning's settings for it."""
         optimizer = _built(
-            "optimizer", self._optimizer, Callable, "a function of the parameters", self._allow, self.parameters()
+            "optimizer", self._optimizer, Callable, "a function of the parameters", self._allow, self._grouped()
         )
         if self._scheduler is None:
             return optimizer
@@ -269,7 +285,7 @@ class ManualBackpropModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the random state out of the checkpoint, if it is to go on training from."""
-        resumed = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        resumed = self._trainer is not None and self.trainer.state.fn == pl.trainer.states.TrainerFn.FITTING
         self._rng_states = random_states(checkpoint.get(_RNG_STATES)) if resumed else None
 
     def on_train_start(self) -> None:
@@ -278,21 +294,36 @@ class ManualBackpropModule(pl.LightningModule):
         if states is not None and self.global_rank < len(states):
             torch.set_rng_state(states[self.global_rank])
 
+    def _grouped(self) -> Any:
+        """The parameters, in groups if there are any."""
+        if not self._groups:
+            return self.parameters()
+        groups: dict[str | None, dict[str, Any]] = {None: {}}
+        groups.update(self._groups)
+        members: dict[str | None, list[Parameter]] = {pattern: [] for pattern in groups}
+        for name, parameter in self.named_parameters():
+            members[next((g for g in self._groups if fnmatchcase(name, g)), None)].append(parameter)
+        for pattern in self._groups:
+            if not members[pattern]:
+                raise ValueError(f"groups has {pattern!r}, which fits none of the parameters that those before it left")
+        return [{"params": members[pattern], **groups[pattern]} for pattern in groups if members[pattern]]
+
+    def _inputs_and_target(self, batch: Any, step: str) -> tuple[Any, Any]:
+        if self._unpack is not None:
+            batch = self._unpack(batch)
+        if isinstance(batch, list | tuple) and len(batch) == 2:
+            return batch[0], batch[1]
+        form = type(batch).__name__ + (f" of length {len(batch)}" if hasattr(batch, "__len__") else "")
+        raise TypeError(f"{step} takes batches (inputs, target), not a {form}; give the module unpack=")
+
     def _evaluate(self, batch: Any, step: str, metrics: EpochMetrics) -> None:
-        inputs, target = _inputs_and_target(batch, step)
+        inputs, target = self._inputs_and_target(batch, step)
         output = self.model(inputs)
         metrics.update(self.loss(output, target), output, target, _batch_size(inputs, target))
 
     def _log(self, metrics: EpochMetrics) -> None:
         # The values are those of all processes already; without sync_dist Lightning warns that they might not be.
         self.log_dict(metrics.compute(), prog_bar=True, sync_dist=True)
-
-
-def _inputs_and_target(batch: Any, step: str) -> tuple[Any, Any]:
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        return batch[0], batch[1]
-    form = type(batch).__name__ + (f" of length {len(batch)}" if hasattr(batch, "__len__") else "")
-    raise TypeError(f"{step} takes batches (inputs, target), not a {form}; have the data loader make them so")
 
 
 def _batch_size(inputs: Any, target: Any) -> int:
@@ -328,8 +359,17 @@ def _hyperparameter(name: str, given: Any) -> Any:
     try:
         return plain_copy(given)
     except TypeError:
+        configured = _given_by_command_line().get(name)
+        if configured is not None:
+            return plain_copy(configured)
         cls = given if inspect.isclass(given) or inspect.isfunction(given) else type(given)
         return {_GIVEN_AS_OBJECT: f"{cls.__module__}.{cls.__qualname__}"}
+
+
+def _given_by_command_line() -> Mapping[str, Any]:
+    """The configurations of the arguments, where LightningCLI has made objects of them."""
+    given = pl.core.mixins.hparams_mixin._given_hyperparameters.get()
+    return given if isinstance(given, Mapping) else {}
 
 
 def _refuse_another_size(model: Any, state: Mapping[str, Any], strict: bool) -> None:

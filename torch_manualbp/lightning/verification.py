@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp._torch import pytree
+from torch_manualbp.lightning.root import pl
 from torch_manualbp.verify import Report, verify_model
 
 __all__ = ["GradientVerification"]
@@ -82,7 +81,7 @@ class GradientVerification(pl.Callback):
         model, inputs, target, loss = self.parts(pl_module, batch)
         # The batch is copied for layers that work in place; verify_model copies the model and the loss.
         inputs, target = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (inputs, target))
-        with isolate_rng(), torch.enable_grad():
+        with pl.utilities.seed.isolate_rng(), torch.enable_grad():
             self.report = verify_model(model, inputs, target, loss, **self._options(model))
         # Not by pl_module.log, which would write the number again at every step until the next.
         for logger in trainer.loggers:
