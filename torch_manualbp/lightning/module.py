@@ -54,6 +54,7 @@ class ManualBackpropModule(pl.LightningModule):
     needs no more. What was given as an object is then passed again: ``load_from_checkpoint(path, model=...)``.
     Checkpoints are written whole or not at all.
 
+    Logged at each step: ``train_loss_step``, into the progress bar, and at the trainer's ``log_every_n_steps``.
     Logged over each epoch, on all samples of all processes: ``train_loss``, ``val_loss``, ``test_loss``, and under
     ``train_<name>``, ``val_<name>``, ``test_<name>`` the metrics.
 
@@ -205,8 +206,17 @@ class ManualBackpropModule(pl.LightningModule):
             raise NonFiniteLossError(f"the loss is {value} at global step {self.global_step}: {cause}")
         size = _batch_size(inputs, target)
         self.train_metrics.update(loss, output, target, size)
-        self.log("train_loss_step", loss.detach(), prog_bar=True, batch_size=size)
+        if self._is_shown():
+            self.log("train_loss_step", loss.detach(), prog_bar=True, batch_size=size)
         return loss
+
+    def _is_shown(self) -> bool:
+        """Whether a bar or a logger takes the loss of this step: Lightning's ``log`` takes as long as a small step."""
+        if self._trainer is None or not self.trainer.training:
+            return False
+        trainer: Any = self.trainer
+        is_logged = (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0
+        return trainer.progress_bar_callback is not None or (is_logged and bool(trainer.loggers))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Put the gradients into ``.grad``, unless ``engine="derived"`` has made the update with them."""
