@@ -27,6 +27,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     **{f"{kind}{d}d": (4,) for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)},
     "GroupNorm": (2, 4),
     "LayerNorm": (4,),
+    **{f"{kind}Pool{n}d": (2,) for kind in ("AdaptiveAvg", "AdaptiveMax", "Avg", "Max") for n in (1, 2, 3)},
+    **{f"ConstantPad{n}d": (1, 0.5) for n in (1, 2, 3)},
+    **{f"{kind}Pad{n}d": (1,) for kind in ("Circular", "Reflection", "Replication", "Zero") for n in (1, 2, 3)},
     **{
         f"{lazy}Conv{transposed}{n}d": (4, 3, 2)[len(lazy) // 4 :]
         for n in (1, 2, 3)

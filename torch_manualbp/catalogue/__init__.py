@@ -20,6 +20,7 @@ from torch_manualbp.catalogue.margin import MARGINS
 from torch_manualbp.catalogue.norm import NORMS
 from torch_manualbp.catalogue.operation import Make, Operation, Sample, named
 from torch_manualbp.catalogue.padding import PADDINGS
+from torch_manualbp.catalogue.pooling import POOLINGS
 from torch_manualbp.catalogue.recurrent import RECURRENT
 from torch_manualbp.catalogue.structure import STRUCTURE
 
@@ -31,6 +32,7 @@ FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "convolutions": CONVOLUTIONS,
     "paddings": PADDINGS,
     "attention": ATTENTION,
+    "poolings": POOLINGS,
     "activations": ACTIVATIONS,
     "losses": LOSSES,
     "losses of margins": MARGINS,

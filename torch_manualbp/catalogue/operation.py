@@ -104,7 +104,8 @@ class Operation:
     def functions_of_layers(self) -> dict[str, str]:
         """The layers, each with the function that its forward calls: in turn where there are as many, or a multiple."""
         functions, layers = self.functions.split(), self.layers.split()
-        calls = functions if layers and len(layers) % len(functions) == 0 else functions[:1]
+        some, more = sorted((len(functions), len(layers)))
+        calls = functions if some and more % some == 0 else functions[:1]
         return {layer: calls[i % len(calls)] for i, layer in enumerate(layers)}
 
     def differentiable(self, sample: Sample) -> tuple[int, ...]:

@@ -19,6 +19,8 @@ from torch_manualbp.functional import linear as _linear
 from torch_manualbp.functional import loss as _loss
 from torch_manualbp.functional import margin as _margin
 from torch_manualbp.functional import norm as _norm
+from torch_manualbp.functional import padding as _padding
+from torch_manualbp.functional import pooling as _pooling
 from torch_manualbp.functional import recurrent as _recurrent
 from torch_manualbp.functional.activation import *  # noqa: F403
 from torch_manualbp.functional.attention import *  # noqa: F403
@@ -28,6 +30,8 @@ from torch_manualbp.functional.linear import *  # noqa: F403
 from torch_manualbp.functional.loss import *  # noqa: F403
 from torch_manualbp.functional.margin import *  # noqa: F403
 from torch_manualbp.functional.norm import *  # noqa: F403
+from torch_manualbp.functional.padding import *  # noqa: F403
+from torch_manualbp.functional.pooling import *  # noqa: F403
 from torch_manualbp.functional.recurrent import *  # noqa: F403
 
 __all__ = (
@@ -40,6 +44,8 @@ __all__ = (
     + _margin.__all__
     + _norm.__all__
     + _recurrent.__all__
+    + _padding.__all__
+    + _pooling.__all__
 )
 
 for _name in __all__:  # where users, pickles and fx's generated code find them, and no module stands in the way

@@ -16,6 +16,7 @@ from torch_manualbp.rules.rule import Rule, RuleWithByproducts, output_of
 
 __all__ = [
     "in_full_precision",
+    "in_full_precision_on_cpu",
     "in_low_precision",
     "in_place",
     "legacy_reduction",
@@ -76,6 +77,13 @@ def in_low_precision(rule: type[Rule], *args: Any) -> Any:
 def in_full_precision(rule: type[Rule], *args: Any) -> Any:
     """``run(rule, *args)``, under autocast in float32, as autocast runs losses."""
     if is_autocast_enabled() and _autocasts(args[0]):
+        return _run_cast(rule, torch.float32, args)
+    return run(rule, *args)
+
+
+def in_full_precision_on_cpu(rule: type[Rule], *args: Any) -> Any:
+    """``run(rule, *args)``, under autocast on the CPU in float32, where autocast runs some functions so there alone."""
+    if is_autocast_enabled() and _autocasts(args[0]) and args[0].device.type == "cpu":
         return _run_cast(rule, torch.float32, args)
     return run(rule, *args)
 

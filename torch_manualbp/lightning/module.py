@@ -324,7 +324,9 @@ class ManualBackpropModule(pl.LightningModule):
         if isinstance(batch, list | tuple) and len(batch) == 2:
             return batch[0], batch[1]
         form = type(batch).__name__ + (f" of length {len(batch)}" if hasattr(batch, "__len__") else "")
-        raise TypeError(f"{step} takes batches (inputs, target), not a {form}; have the data loader make them so, or unpack=")
+        raise TypeError(
+            f"{step} takes batches (inputs, target), not a {form}; have the data loader make them so, or unpack="
+        )
 
     def _evaluate(self, batch: Any, step: str, metrics: EpochMetrics) -> None:
         inputs, target = self._inputs_and_target(batch, step)

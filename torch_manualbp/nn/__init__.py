@@ -24,4 +24,6 @@ from torch_manualbp.nn.linear import *  # noqa: F403
 from torch_manualbp.nn.loss import *  # noqa: F403
 from torch_manualbp.nn.margin import *  # noqa: F403
 from torch_manualbp.nn.norm import *  # noqa: F403
+from torch_manualbp.nn.padding import *  # noqa: F403
+from torch_manualbp.nn.pooling import *  # noqa: F403
 from torch_manualbp.nn.recurrent import *  # noqa: F403

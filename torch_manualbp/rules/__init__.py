@@ -32,6 +32,7 @@ from torch_manualbp.rules import (
     loss,
     norm,
     padding,
+    pooling,
     recurrent,
     structure,
 )
@@ -46,6 +47,7 @@ from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
 from torch_manualbp.rules.norm import *  # noqa: F403
 from torch_manualbp.rules.padding import *  # noqa: F403
+from torch_manualbp.rules.pooling import *  # noqa: F403
 from torch_manualbp.rules.recurrent import *  # noqa: F403
 from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.structure import *  # noqa: F403
@@ -62,6 +64,7 @@ if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for expo
         loss,
         norm,
         padding,
+        pooling,
         recurrent,
         structure,
     ):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.layout import is_channels_last, laid_out
 from torch_manualbp.rules.rule import Rule, formula
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "convolution_bias_gradient",
     "convolution_input_gradient",
     "convolution_weight_gradient",
+    "transposed_convolution",
 ]
 
 Sizes = tuple[int, ...]
@@ -63,7 +65,7 @@ class Convolution(Rule):
     def backward(ctx: Any, delta: Tensor) -> Gradients:
         a, W = ctx.saved_tensors
         needs_da, needs_dW, needs_db, *others = ctx.needs_input_grad
-        delta = delta if _is_channels_last(delta) else delta.contiguous()  # once, and not for each product
+        delta = delta if is_channels_last(delta) else delta.contiguous()  # once, and not for each product
         da = convolution_input_gradient(delta, W, ctx.input_size, *ctx.options) if needs_da else None
         dW = None
         if needs_dW:
@@ -122,16 +124,13 @@ class TransposedConvolution(Rule):
     def backward(ctx: Any, delta: Tensor) -> Gradients:
         a, W = ctx.saved_tensors
         needs_da, needs_dW, needs_db, *others = ctx.needs_input_grad
-        delta = delta if _is_channels_last(delta) else delta.contiguous()  # once, and not for each product
+        delta = delta if is_channels_last(delta) else delta.contiguous()  # once, and not for each product
         stride, padding, _, groups, dilation = ctx.options
         da = dW = None
         if needs_da:
             W = W.conj() if W.is_complex() else W
             da = CONVOLUTIONS[len(stride) - 1](delta, W, None, stride, padding, dilation, groups)
-            if (
-                da.shape[-len(stride) :] != ctx.input_size
-            ):  # where windows lie wholly in the output padding, there are more
-                da = _first(da, ctx.input_size).clone()
+            da = _first(da, ctx.input_size)  # where windows lie wholly in the output padding, there are more
         if needs_dW:
             a = a.conj() if a.is_complex() else a
             dW = convolution_weight_gradient(delta, a, ctx.window, stride, padding, dilation, groups)
@@ -152,11 +151,17 @@ def convolution_input_gradient(
     delta: Tensor, W: Tensor, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Tensor:
     """∂C/∂a, of this size, the transposed convolution of δ: (N, out, *), (out, in / groups, *) → (N, in, *)."""
-    W = W.conj() if W.is_complex() else W
+    return transposed_convolution(delta, W.conj() if W.is_complex() else W, size, stride, padding, dilation, groups)
+
+
+def transposed_convolution(
+    delta: Tensor, W: Tensor, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
+) -> Tensor:
+    """Σ_{x,u: s x + d u − p = y} W(u) δ(x) for every place y of this size."""
     about = zip(size, delta.shape[-len(size) :], W.shape[2:], stride, padding, dilation, strict=True)
-    # What of a lies behind the last window.
-    behind = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in about]
-    return TRANSPOSED[len(size) - 1](delta, W, None, stride, padding, behind, groups, dilation)
+    # What lies behind the last window.
+    behind = [max(n - ((m - 1) * s - 2 * p + d * (k - 1) + 1), 0) for n, m, k, s, p, d in about]
+    return _first(TRANSPOSED[len(size) - 1](delta, W, None, stride, padding, behind, groups, dilation), size)
 
 
 @formula(by="whole")
@@ -179,9 +184,7 @@ def convolution_weight_gradient(
         a = a.reshape(n // groups, groups * N, *a.shape[3:])
     dW = CONVOLUTIONS[len(window) - 1](a, delta.transpose(0, 1), None, dilation, padding, stride, groups)
     dW = _first(dW, window).transpose(0, 1)  # where the stride leaves rows of a out, there are more
-    if _is_channels_last(like) or _is_channels_last(delta):
-        return dW.movedim(1, -1).contiguous().movedim(-1, 1)
-    return dW.contiguous()
+    return laid_out(dW, is_channels_last(like) or is_channels_last(delta))
 
 
 def convolution_bias_gradient(delta: Tensor, dimensions: int) -> Tensor:
@@ -202,16 +205,13 @@ def _keep(ctx: Any, a: Tensor, W: Tensor, z: Tensor) -> None:
     ctx.save_for_forward(a, W)
 
 
-def _is_channels_last(t: Tensor) -> bool:
-    return t.dim() > 3 and t.stride(1) == 1 and t.stride(-1) >= t.shape[1] > 1
-
-
 def _first(t: Tensor, size: Sizes) -> Tensor:
     """The first entries of the last dimensions, as many as the size says."""
+    if t.shape[-len(size) :] == tuple(size):
+        return t
     for d, n in enumerate(size, start=t.dim() - len(size)):
-        if t.shape[d] > n:
-            t = t.narrow(d, 0, n)
-    return t
+        t = t.narrow(d, 0, n)
+    return t.clone()
 
 
 def _sum_of_tangents(ctx: Any, of_a: Tensor | None, of_W: Tensor | None, db: Tensor | None) -> Tensor | None:

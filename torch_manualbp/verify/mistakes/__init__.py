@@ -14,6 +14,7 @@ __all__ = ["BREACHES", "KINDS", "MISTAKES", "Breach", "Mistake"]
 for topic in (
     "linear",
     "convolution",
+    "pooling",
     "activation",
     "along",
     "attention",

@@ -1,0 +1,316 @@
+"""The poolings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as torch_functional
+
+from torch_manualbp import rules
+from torch_manualbp.functional.call import in_full_precision_on_cpu, overridable, run
+from torch_manualbp.functional.windows import sizes
+
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool1d_with_indices",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_indices",
+    "adaptive_max_pool3d",
+    "adaptive_max_pool3d_with_indices",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "max_pool1d",
+    "max_pool1d_with_indices",
+    "max_pool2d",
+    "max_pool2d_with_indices",
+    "max_pool3d",
+    "max_pool3d_with_indices",
+]
+
+
+@overridable
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """a(x) = Σ_u z(s x + u − p) / n along one dimension, with :class:`~torch_manualbp.rules.AvgPool`; as
+    :func:`torch.nn.functional.avg_pool1d`."""
+    of_torch = torch_functional.avg_pool1d
+    return _averaged(of_torch, 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+
+@overridable
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """a(x) = Σ_u z(s x + u − p) / n along two dimensions, with :class:`~torch_manualbp.rules.AvgPool`; as
+    :func:`torch.nn.functional.avg_pool2d`."""
+    of_torch = torch_functional.avg_pool2d
+    return _averaged(of_torch, 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+@overridable
+def avg_pool3d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """a(x) = Σ_u z(s x + u − p) / n along three dimensions, with :class:`~torch_manualbp.rules.AvgPool`; as
+    :func:`torch.nn.functional.avg_pool3d`."""
+    of_torch = torch_functional.avg_pool3d
+    return _averaged(of_torch, 3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+@overridable
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """a(x) = max_u z(s x + d u − p) along one dimension, with :class:`~torch_manualbp.rules.MaxPool`; as
+    :func:`torch.nn.functional.max_pool1d`."""
+    of_torch = torch_functional.max_pool1d
+    return _largest(of_torch, 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+@overridable
+def max_pool1d_with_indices(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """a(x) and where it was, with :class:`~torch_manualbp.rules.MaxPool`; as
+    :func:`torch.nn.functional.max_pool1d_with_indices`."""
+    of_torch = torch_functional.max_pool1d_with_indices
+    return _largest(of_torch, 1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+@overridable
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """a(x) = max_u z(s x + d u − p) along two dimensions, with :class:`~torch_manualbp.rules.MaxPool`; as
+    :func:`torch.nn.functional.max_pool2d`."""
+    of_torch = torch_functional.max_pool2d
+    return _largest(of_torch, 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+@overridable
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """a(x) and where it was, with :class:`~torch_manualbp.rules.MaxPool`; as
+    :func:`torch.nn.functional.max_pool2d_with_indices`."""
+    of_torch = torch_functional.max_pool2d_with_indices
+    return _largest(of_torch, 2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+@overridable
+def max_pool3d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """a(x) = max_u z(s x + d u − p) along three dimensions, with :class:`~torch_manualbp.rules.MaxPool`; as
+    :func:`torch.nn.functional.max_pool3d`."""
+    of_torch = torch_functional.max_pool3d
+    return _largest(of_torch, 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+@overridable
+def max_pool3d_with_indices(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """a(x) and where it was, with :class:`~torch_manualbp.rules.MaxPool`; as
+    :func:`torch.nn.functional.max_pool3d_with_indices`."""
+    of_torch = torch_functional.max_pool3d_with_indices
+    return _largest(of_torch, 3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+@overridable
+def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """The largest entry of each of so many windows along one dimension, with
+    :class:`~torch_manualbp.rules.AdaptiveMaxPool`; as :func:`torch.nn.functional.adaptive_max_pool1d`."""
+    of_torch = torch_functional.adaptive_max_pool1d_with_indices
+    a, i = _evenly(of_torch, 1, rules.AdaptiveMaxPool, input, output_size, not return_indices)
+    return (a, i) if return_indices else a
+
+
+@overridable
+def adaptive_max_pool1d_with_indices(
+    input: Tensor, output_size: Any, return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The same and where it was, with :class:`~torch_manualbp.rules.AdaptiveMaxPool`; as
+    :func:`torch.nn.functional.adaptive_max_pool1d_with_indices`."""
+    of_torch = torch_functional.adaptive_max_pool1d_with_indices
+    pair: tuple[Tensor, Tensor] = _evenly(of_torch, 1, rules.AdaptiveMaxPool, input, output_size, False)
+    return pair
+
+
+@overridable
+def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """The largest entry of each of so many windows along two dimensions, with
+    :class:`~torch_manualbp.rules.AdaptiveMaxPool`; as :func:`torch.nn.functional.adaptive_max_pool2d`."""
+    of_torch = torch_functional.adaptive_max_pool2d_with_indices
+    a, i = _evenly(of_torch, 2, rules.AdaptiveMaxPool, input, output_size, not return_indices)
+    return (a, i) if return_indices else a
+
+
+@overridable
+def adaptive_max_pool2d_with_indices(
+    input: Tensor, output_size: Any, return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The same and where it was, with :class:`~torch_manualbp.rules.AdaptiveMaxPool`; as
+    :func:`torch.nn.functional.adaptive_max_pool2d_with_indices`."""
+    of_torch = torch_functional.adaptive_max_pool2d_with_indices
+    pair: tuple[Tensor, Tensor] = _evenly(of_torch, 2, rules.AdaptiveMaxPool, input, output_size, False)
+    return pair
+
+
+@overridable
+def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """The largest entry of each of so many windows along three dimensions, with
+    :class:`~torch_manualbp.rules.AdaptiveMaxPool`; as :func:`torch.nn.functional.adaptive_max_pool3d`."""
+    of_torch = torch_functional.adaptive_max_pool3d_with_indices
+    a, i = _evenly(of_torch, 3, rules.AdaptiveMaxPool, input, output_size, not return_indices)
+    return (a, i) if return_indices else a
+
+
+@overridable
+def adaptive_max_pool3d_with_indices(
+    input: Tensor, output_size: Any, return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The same and where it was, with :class:`~torch_manualbp.rules.AdaptiveMaxPool`; as
+    :func:`torch.nn.functional.adaptive_max_pool3d_with_indices`."""
+    of_torch = torch_functional.adaptive_max_pool3d_with_indices
+    pair: tuple[Tensor, Tensor] = _evenly(of_torch, 3, rules.AdaptiveMaxPool, input, output_size, False)
+    return pair
+
+
+@overridable
+def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """The mean of each of so many windows along one dimension, with
+    :class:`~torch_manualbp.rules.AdaptiveAvgPool`; as :func:`torch.nn.functional.adaptive_avg_pool1d`."""
+    a: Tensor = _evenly(torch_functional.adaptive_avg_pool1d, 1, rules.AdaptiveAvgPool, input, output_size)
+    return a
+
+
+@overridable
+def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """The mean of each of so many windows along two dimensions, with
+    :class:`~torch_manualbp.rules.AdaptiveAvgPool`; as :func:`torch.nn.functional.adaptive_avg_pool2d`."""
+    a: Tensor = _evenly(torch_functional.adaptive_avg_pool2d, 2, rules.AdaptiveAvgPool, input, output_size)
+    return a
+
+
+@overridable
+def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
+    """The mean of each of so many windows along three dimensions, with
+    :class:`~torch_manualbp.rules.AdaptiveAvgPool`; as :func:`torch.nn.functional.adaptive_avg_pool3d`."""
+    a: Tensor = _evenly(torch_functional.adaptive_avg_pool3d, 3, rules.AdaptiveAvgPool, input, output_size)
+    return a
+
+
+def _largest(
+    of_torch: Callable[..., Any],
+    n: int,
+    z: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    stride = kernel_size if _is_left_away(stride) else stride
+    numbers = sizes(n, kernel_size, stride, padding, dilation)
+    is_usual = isinstance(z, Tensor) and z.dim() in (n + 1, n + 2) and 0 not in z.shape[-n - 1 :]
+    if not is_usual or numbers is None or any(k < 1 for which in (0, 1, 3) for k in numbers[which]):
+        return of_torch(z, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # says what is wrong
+    call = in_full_precision_on_cpu if n == 3 else run
+    a, i = call(rules.MaxPool, z, *numbers, bool(ceil_mode), not return_indices)
+    return (a, i) if return_indices else a
+
+
+def _evenly(of_torch: Callable[..., Any], n: int, rule: Any, z: Tensor, output_size: Any, *options: bool) -> Any:
+    numbers = None
+    if isinstance(z, Tensor) and z.dim() in (n + 1, n + 2):
+        given = (output_size,) * n if isinstance(output_size, int) else tuple(output_size)
+        if len(given) == n:
+            numbers = sizes(n, [s if m is None else m for m, s in zip(given, z.shape[-n:], strict=True)])
+    if numbers is None:
+        return of_torch(z, output_size)  # which says what is wrong
+    return (in_full_precision_on_cpu if n == 3 else run)(rule, z, *numbers, *options)
+
+
+def _averaged(
+    of_torch: Callable[..., Tensor],
+    n: int,
+    z: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    *divisor: int | None,
+) -> Tensor:
+    stride = kernel_size if _is_left_away(stride) else stride
+    numbers = sizes(n, kernel_size, stride, padding)
+    if numbers is None or not isinstance(z, Tensor) or z.dim() not in (n + 1, n + 2):
+        return of_torch(z, kernel_size, stride, padding, ceil_mode, count_include_pad, *divisor)  # says what is wrong
+    options = (bool(ceil_mode), bool(count_include_pad), *(divisor or (None,)))
+    return (in_full_precision_on_cpu if n == 3 else run)(rules.AvgPool, z, *numbers, *options)
+
+
+def _is_left_away(stride: Any) -> bool:
+    return stride is None or (isinstance(stride, (tuple, list)) and not stride)
