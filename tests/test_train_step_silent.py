@@ -950,8 +950,12 @@ def test_deriving_draws_no_random_numbers_of_torch() -> None:
 
 
 def test_a_refused_step_leaves_statistics_and_vectors_as_they_were() -> None:
+    class Refused(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(x.sum())
+
     for model in (
-        nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)),
+        nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3), Refused()),
         nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 5)), nn.Linear(5, 3)),
     ):
         model = model.double()
