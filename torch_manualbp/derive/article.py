@@ -187,6 +187,7 @@ class _Writer:
             made = call.results[:1] if call.function == APPLY else call.results
             source.add(text, sections.go_to(call), ", ".join(map(shape_of, made)))
         write_return(source, given, formulas.names)
+        source.check()
         return source
 
 

@@ -68,6 +68,7 @@ class Assembled:
         named: the parameters and buffers by name.
         held: other tensors that the model and the loss hold, by name.
         heading: what the program is.
+        is_looked_at: whether Python's parser is to find in the text what was written.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Assembled:
         named: Mapping[str, Tensor],
         held: Mapping[str, Tensor],
         heading: list[str],
+        is_looked_at: bool = True,
     ) -> None:
         self._recording, self._how = recording, how
         self._named = {**named, **held}
@@ -122,6 +124,8 @@ class Assembled:
         planned = plan(recording.program, [recording.C, *outputs, *gradients], kept, lean=not how.compile)
         given = self._given(planned, (recording.C, *kept, *outputs, *gradients), held)
         self.source = write_source(planned, given, heading)
+        if is_looked_at:
+            self.source.check()
         self.changes = self._changes(planned)
         """What each line of the update changes: parameters, and state by its key."""
 

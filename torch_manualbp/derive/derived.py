@@ -37,6 +37,7 @@ class Derived:
         held: other tensors that the model and the loss hold, by name.
         uneven: which of the data have entries that share memory, or gaps.
         heading: what the program is.
+        is_looked_at: whether Python's parser is to find in the text what was written.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Derived:
         held: Mapping[str, Tensor],
         uneven: list[int],
         heading: list[str],
+        is_looked_at: bool = True,
     ) -> None:
         self.how = how
         self.optimizer = optimizer
@@ -58,7 +60,7 @@ class Derived:
         self.rounded = rounding(recording.program.dtypes(), recording.rules)
         """The part of itself that a number may be off by in rounding."""
 
-        assembled = Assembled(recording, optimizer, how, named, held, heading)
+        assembled = Assembled(recording, optimizer, how, named, held, heading, is_looked_at)
         self._tensors, _ = _given(assembled)
         self.parameters, self.deltas, self.layers = assembled.parameters, assembled.deltas, assembled.layers
         self.groups, self.forms = assembled.groups, assembled.forms
@@ -76,7 +78,8 @@ class Derived:
         linecache.cache[self.filename] = (len(text), None, text.splitlines(True), self.filename)
         weakref.finalize(self, linecache.cache.pop, self.filename, None)
         namespace: dict[str, Any] = {}
-        exec(compile(text, self.filename, "exec"), namespace)
+        tree, self.source.tree = self.source.tree, None
+        exec(compile(text if tree is None else tree, self.filename, "exec"), namespace)
         build: Callable[..., Callable[..., Any]] = namespace["build"]
         return build
 

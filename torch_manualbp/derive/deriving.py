@@ -66,10 +66,13 @@ def derived_program(
         torch.inference_mode(False),
         Restored(root for _, root in roots),
     ):
+        at: list[str] = []
 
         def go_on(path: str = "", doing: str = "recording") -> None:
             signals.look()
-            progress.at(" ".join(filter(None, (doing, visible(path)))))
+            if [path, doing] != at:
+                at[:] = path, doing
+                progress.at(" ".join(filter(None, (doing, visible(path)))))
 
         refuse_scripted(root for _, root in roots)
         modules = [item for path, root in roots if isinstance(root, Module) for item in root.named_modules(prefix=path)]
@@ -119,12 +122,14 @@ def derived_program(
                 evaluates=how.evaluates,
             )
 
+        as_traced = False
         try:
-            reads, recording = recorded(as_traced=False)
+            reads, recording = recorded(as_traced)
         except MayGoAnotherWay:
+            as_traced = True
             with Asked(says=True):  # what code runs there is noted, too
                 reference(model, loss, inputs, target, {}, draws, how.share, executed)
-            reads, recording = recorded(as_traced=True)
+            reads, recording = recorded(as_traced)
         changed = reads.changes()
         if recording.functions:
             _look_at(recording.functions)
@@ -141,9 +146,12 @@ def derived_program(
         laid_out = [value.tensor.stride() for value in recording.inputs]
         uneven = [i for i, (t, stride) in enumerate(zip(given, laid_out, strict=True)) if t.stride() != stride]
 
-        def program(of: Recording, how: How) -> Derived:
-            return Derived(of, optimizer, how, named, reads.held, uneven, heading_of(model, loss, optimizer, how))
+        def program(of: Recording, how: How, is_looked_at: bool = False) -> Derived:
+            heading = heading_of(model, loss, optimizer, how)
+            return Derived(of, optimizer, how, named, reads.held, uneven, heading, is_looked_at)
 
+        twin = recording.copied() if check and expected is not None else recording
+        derived = program(recording, how, is_looked_at=True)
         if check and expected is not None:
             if expected.error is not None:
                 what = f"autograd raises {one_line(expected.error)}"
@@ -151,9 +159,8 @@ def derived_program(
             rounded = rounding(recording.program.dtypes(), recording.rules)
             case = Case(model, loss, inputs, target, parameters, draws, how.share, rounded)
             go_on(doing="comparing it with autograd")
-            _hold(case, program, recording, expected, how)
-            go_on(doing="writing it")
-        return program(recording, how), reads
+            _hold(case, program, twin, expected, how, again=lambda: recorded(as_traced)[1])
+        return derived, reads
 
 
 def _look_at(functions: tuple[tuple[type[Function], tuple[Any, ...], Problem], ...]) -> None:
@@ -173,16 +180,24 @@ def _look_at(functions: tuple[tuple[type[Function], tuple[Any, ...], Problem], .
 
 
 def _hold(
-    case: Case, program: Callable[[Recording, How], Derived], recording: Recording, expected: Reference, how: How
+    case: Case,
+    program: Callable[[Recording, How], Derived],
+    twin: Recording,
+    expected: Reference,
+    how: How,
+    again: Callable[[], Recording],
 ) -> None:
     """Run the program up to the gradients on the data that it is derived for, and compare.
+
+    Args:
+        twin: a recording that is of no use afterwards.
+        again: makes another one.
 
     Raises:
         NotDerivableError: something differs from autograd by more than rounding.
     """
     plain = How(folds=False, share=how.share, keep_output=True, evaluates=how.evaluates)
 
-    twin = recording.copied()
     for call in twin.program.calls:
         # By torch's own kernel in forward, as autograd has it: the other's rounding takes one z in some millions across
         # the kink of a ReLU.
@@ -199,7 +214,7 @@ def _hold(
     if not differ:
         return
     with Kept(named):
-        _, _, _, deltas = _run(case, program(recording.copied(), replace(plain, keep_output=False, keep_deltas=True)))
+        _, _, _, deltas = _run(case, program(again(), replace(plain, keep_output=False, keep_deltas=True)))
     where = case.first_delta(deltas)
     at = "" if where is None else f"; going back from the loss, the first ∂C/∂(output) that differs is {where}'s"
     what = f"the program's numbers are not autograd's ({'; '.join(differ)}{at})"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -164,6 +164,9 @@ class Call:
     path: str | None = None
     """The module that it is part of, where that is known."""
 
+    _values: tuple[Any, Any, list[Value]] | None = field(default=None, init=False, repr=False)
+    """Args and kwargs, and the values among them."""
+
     @property
     def name(self) -> str:
         """The name of the operation, without the marks of operators: ``mul`` of ``torch.mul``, ``*`` and ``.mul``."""
@@ -180,7 +183,10 @@ class Call:
 
     def arguments(self) -> list[Value]:
         """The values among the arguments, each time that they stand there."""
-        return values_in((self.args, self.kwargs))
+        known = self._values  # since every pass asks for them
+        if known is None or known[0] is not self.args or known[1] is not self.kwargs:
+            self._values = known = self.args, self.kwargs, values_in((self.args, self.kwargs))
+        return known[2]
 
 
 def words(text: str) -> frozenset[str]:

@@ -16,6 +16,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, FunctionType
@@ -25,10 +26,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from torch_manualbp._torch import is_autocast_enabled
 from torch_manualbp.derive.program import PARAMETER, Program, Value
 from torch_manualbp.rules.rule import Rule, RuleWithByproducts
 
-__all__ = ["Context", "Node", "RuleRunner", "formulas", "identifier", "is_continuous"]
+__all__ = ["Context", "Node", "RuleRunner", "formulas", "identifier", "is_continuous", "without_autocast"]
 
 OURS = tuple(str(Path(__file__).parents[1] / room) for room in ("rules", "kernels"))
 """Where the functions are whose local names a program takes over."""
@@ -160,7 +162,7 @@ class RuleRunner(TorchFunctionMode):
         if looks:
             sys.setprofile(self._namer(_files_of(rule), suffix))
         try:
-            with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
+            with torch.no_grad(), without_autocast(self.device_type):
                 yield
         finally:
             if looks:
@@ -241,6 +243,14 @@ def _files_of(rule: type[Rule]) -> frozenset[str]:
     return frozenset(function.__code__.co_filename for function in functions if isinstance(function, FunctionType))
 
 
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """A block without its casts."""
+    if not is_autocast_enabled():  # since entering the other takes 0.1 ms
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+@functools.cache
 def formulas(rule: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The lines of the formula in a rule's docstring before the ⇒, and after it."""
     doc = rule.__doc__ or ""

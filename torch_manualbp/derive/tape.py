@@ -18,7 +18,7 @@ from torch.nn import Module
 from torch.overrides import resolve_name
 from torch.utils.checkpoint import CheckpointFunction
 
-from torch_manualbp._torch import is_transformed, pytree, without_torch_function
+from torch_manualbp._torch import is_transformed, without_torch_function
 from torch_manualbp.catalogue.called import activation_of, function_of_entries
 from torch_manualbp.derive.assigned import assigned_names
 from torch_manualbp.derive.buffers import Kept
@@ -47,7 +47,7 @@ from torch_manualbp.derive.program import (
     words,
 )
 from torch_manualbp.derive.refusals import NotDerivableError, Problem
-from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous
+from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous, without_autocast
 from torch_manualbp.derive.tracers import Asked, MayGoAnotherWay
 from torch_manualbp.rules.jacobian import Product
 from torch_manualbp.rules.recording import recorded_by, recorder
@@ -367,7 +367,7 @@ class Tape(RuleRunner):
         versions, shapes = [t._version for t in given], [t.shape for t in given]
         asks_for_gradient = kwargs.pop("requires_grad", False)
         try:
-            with torch.no_grad(), torch.autocast(self.device, enabled=False):
+            with torch.no_grad(), without_autocast(self.device):
                 output = self.program.call(function, args, kwargs)
         except NoMemoryError as error:
             what, _, todo = str(error).partition("; ")
@@ -408,7 +408,7 @@ class Tape(RuleRunner):
         return self.program.value(tensor) in self._learns
 
     def _need_gradient(self, args: Any, kwargs: Any) -> bool:
-        return any(self._learns_from(t) for t in leaves_of((args, kwargs), Tensor))
+        return torch.is_grad_enabled() and any(self._learns_from(t) for t in leaves_of((args, kwargs), Tensor))
 
     def _autograd_says(self, name: str, tensor: Tensor) -> Any:
         """What the attribute is under autograd."""
@@ -496,7 +496,7 @@ class Tape(RuleRunner):
             self._groups[id(t)] = group
 
     def _refuse_stale(self, args: Any, kwargs: Any) -> None:
-        for t in leaves_of((args, kwargs), Tensor):
+        for t in leaves_of((args, kwargs), Tensor) if self._stale else ():
             if id(t) in self._stale:
                 path = self._stale.pop(id(t))
                 what = "changes a tensor in place that is used through another view of it"
@@ -504,11 +504,8 @@ class Tape(RuleRunner):
 
     def _refuse_foreign(self, function: Any, args: Any, kwargs: Any) -> None:
         """What cannot be recorded, and what torch's transforms hide."""
-        for argument in pytree.tree_leaves((args, kwargs)):
-            if isinstance(argument, torch.Generator):
-                self._refuse(
-                    f"{_named(function)} draws from a generator of its own", "draw from torch's: leave it away"
-                )
+        if leaves_of((args, kwargs), torch.Generator):
+            self._refuse(f"{_named(function)} draws from a generator of its own", "draw from torch's: leave it away")
         if is_transformed():
             self._refuse(f"{_named(function)} under a transform of torch.func", "write it out for the whole batch")
 
