@@ -18,8 +18,8 @@ from torch.nn import Module
 
 import torch_manualbp
 from torch_manualbp import TrainStep, functional, nn
+from torch_manualbp.derive import step as step_module
 from torch_manualbp.derive.program import Value
-from torch_manualbp.derive.step import PROGRAMS
 
 ACTIVATIONS: tuple[Callable[[], Module], ...] = (
     nn.CELU,
@@ -250,15 +250,28 @@ def test_training_and_evaluation_mode_and_another_batch_size_have_programs_of_th
     pair.check()
 
 
-def test_the_programs_that_were_used_last_are_kept() -> None:
+def test_the_programs_that_were_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "PROGRAMS", 8)
     pair = Pair(mlp())
-    for i in range(3 * PROGRAMS):
+    for i in range(24):
         pair.advance(*data(i, batch=9 if i % 2 else i + 1))
     kept = len(pair.step._programs)
     often = pair.step._find(*data(0), pair.step._structure())
     pair.advance(*data(0, batch=1000))
-    assert kept == len(pair.step._programs) == PROGRAMS
+    assert kept == len(pair.step._programs) == 8
     assert often is pair.step._find(*data(0), pair.step._structure())
+    pair.check()
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.RMSprop])
+def test_few_programs_have_memory_at_a_time(optimizer: Any) -> None:
+    pair = Pair(MODELS[3](), optimizer=lambda p: optimizer(p, lr=0.01))
+    for i in range(20):
+        ours, expected = pair.advance(*data(i, batch=3 + (i * i) % 7))
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
+        bound = [entry.derived for entry in pair.step._programs if entry.derived.step is not None]
+        assert len(bound) <= step_module.WITH_MEMORY
+    assert len(pair.step._programs) == 4
     pair.check()
 
 

@@ -91,7 +91,7 @@ class Derived:
         }
         given = {keys[key]: t for p, (_, _, keys) in self.forms.items() for key, t in self.state[p].items()}
         with torch.device(self.device):  # not on the device that somebody has made the default
-            self.step = self._build(self._tensors, given)
+            self.step: Any = self._build(self._tensors, given)
         self.written = [*self.parameters, *self.buffers, *given.values()]
         self._update = Update(self.source, self.filename, self._assembled.changes, given)
         self._stateful = [(p, ours) for p, ours in self.state.items() if ours]
@@ -107,6 +107,17 @@ class Derived:
 
         if self.how.compile:
             self.step = torch.compile(self.step, fullgraph=True)
+
+    def release(self) -> None:
+        """Give the memory back in which the program computes; it is made again when the program runs."""
+        if not self.how.compile:  # of which torch's compiler holds the memory
+            self.step = None
+            self.addresses = set()
+
+    def bind(self) -> None:
+        """Have memory to run in."""
+        if self.step is None:
+            self._bind()
 
     def run(self, leaves: list[Tensor]) -> Any:
         """What the program returns. An exception leaves everything as it was before; one that comes once parameters

@@ -40,8 +40,12 @@ from torch_manualbp.derive.update import (
 
 __all__ = ["TrainStep"]
 
-PROGRAMS = 32
-"""How many programs are kept, each with memory of its own: those that were used last."""
+PROGRAMS = 96
+"""How many programs are kept: those that were used last."""
+
+WITH_MEMORY = 3
+"""How many of them have memory to compute in: as many as a loop with a last short batch and an evaluation takes turns
+with. To make that of another one again takes as long as a few steps."""
 
 SCALARS = bool | int | float | complex | str | bytes | torch.dtype | torch.device | None
 """What is all in its repr."""
@@ -495,7 +499,7 @@ class TrainStep:
             if entry.form == form and entry.reads.hold():
                 if i != len(entries) - 1:
                     entries.append(entries.pop(i))
-                return entry
+                return self._with_memory(entry)
         if evaluates:
             how = How(False, compile=self.compile, keep_output=self.keep_output, evaluates=True)
         else:
@@ -506,7 +510,14 @@ class TrainStep:
         derived, reads = derived_program(self.model, self.loss, self.optimizer, inputs, target, how, bool(self.check))
         entries[: max(len(entries) - PROGRAMS + 1, 0)] = []
         entries.append(_Entry(form, reads, derived))
-        return entries[-1]
+        return self._with_memory(entries[-1])
+
+    def _with_memory(self, entry: _Entry) -> _Entry:
+        """The entry of the program that runs next. The memory of those that have not run for the longest goes."""
+        for other in self._programs[:-WITH_MEMORY]:
+            other.derived.release()
+        entry.derived.bind()
+        return entry
 
     def _structure(self) -> list[Any] | None:
         if self.accumulate > 1 or self.clip_norm is not None or self.clip_value is not None:
