@@ -10,6 +10,7 @@ A rule is tested, named in tables and found by the derived step by being listed 
 from collections.abc import Mapping
 
 from torch_manualbp.catalogue.activation import ACTIVATIONS
+from torch_manualbp.catalogue.arrangement import ARRANGEMENT
 from torch_manualbp.catalogue.attention import ATTENTION
 from torch_manualbp.catalogue.convolution import CONVOLUTIONS
 from torch_manualbp.catalogue.embedding import EMBEDDING
@@ -22,6 +23,7 @@ from torch_manualbp.catalogue.operation import Make, Operation, Sample, named
 from torch_manualbp.catalogue.padding import PADDINGS
 from torch_manualbp.catalogue.pooling import POOLINGS
 from torch_manualbp.catalogue.recurrent import RECURRENT
+from torch_manualbp.catalogue.reduction import REDUCTIONS
 from torch_manualbp.catalogue.structure import STRUCTURE
 
 __all__ = ["CATALOGUE", "FAMILIES", "Make", "Operation", "Sample", "named"]
@@ -39,7 +41,9 @@ FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "normalisations": NORMS,
     "recurrence": RECURRENT,
     "structure": STRUCTURE,
+    "arrangements": ARRANGEMENT,
     "functions of entries": ENTRYWISE,
+    "reductions": REDUCTIONS,
 }
 
 CATALOGUE: tuple[Operation, ...] = tuple(operation for family in FAMILIES.values() for operation in family)

@@ -27,16 +27,13 @@ from torch.nn import functional as F
 from torch_manualbp import functional, rules
 from torch_manualbp._torch import TorchDispatchMode, parsed_to, without_torch_function
 from torch_manualbp.catalogue import CATALOGUE, FAMILIES, named
+from torch_manualbp.derive.composites import COMPOSITES, NoRule
 from torch_manualbp.derive.program import leaves_of
 from torch_manualbp.functional import activation, recurrent
 
 __all__ = ["IN_PLACE", "OPERATIONS", "NoRule", "is_in_place"]
 
 Function = Callable[..., Any]
-
-
-class NoRule(NotImplementedError):
-    """No rule computes this call."""
 
 
 # Arithmetic
@@ -210,6 +207,46 @@ def _getitem(input: Tensor, index: Any) -> Tensor:
             grid = _Grid(input.dim())
             grid.takes(*step)
     return grid.of(input)
+
+
+def _setitem(input: Tensor, index: Any, value: Any) -> Tensor:
+    """What the tensor is with these entries changed."""
+    y = _cast(value, input.dtype) if isinstance(value, Tensor) else value
+    if isinstance(index, Tensor) and index.dtype == torch.bool:
+        return _set_where(input, index, y)
+    return _set_by(_steps_of_index(input, index), input, y)
+
+
+def _set_where(input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    rest = input.dim() - mask.dim()
+    is_one = not isinstance(value, Tensor) or value.dim() <= rest or value.numel() == 1
+    if not is_one:
+        raise NoRule("an index of booleans has no rule: how many there are depends on numbers; choose by torch.where")
+    mask = mask.reshape((*mask.shape, *[1] * rest))
+    y = rules.Reshape.apply(value, ()) if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(y, Tensor) and y.dim():
+        return rules.Where.apply(mask, y, input)
+    return rules.MaskedFill.apply(input, mask, y)
+
+
+def _set_by(steps: list[Any], input: Tensor, value: Any) -> Tensor:
+    """The entries on a grid first, and of these those that tensors name."""
+    grid, later = _Grid(input.dim()), list(steps)
+    while later and not isinstance(later[0], list) and grid.takes(*later[0]):
+        later.pop(0)
+    if not later:
+        return rules.Assign.apply(input, value, tuple(grid.items))
+    part = grid.of(input)
+    part = _put(part, later[0], value, later[1:]) if isinstance(later[0], list) else _set_by(later, part, value)
+    is_whole = all(isinstance(item, slice) and item == slice(None) for item in grid.items)
+    return part if is_whole else rules.Assign.apply(input, part, tuple(grid.items))
+
+
+def _put(input: Tensor, index: list[Any], value: Any, later: list[Any]) -> Tensor:
+    y = value if isinstance(value, Tensor) else input.new_full((), value)
+    if later:
+        y = _set_by(later, rules.Index.apply(input, *index), y)
+    return rules.IndexPut.apply(input, y, False, *index)
 
 
 class _Grid:
@@ -543,7 +580,8 @@ def _operations() -> dict[Any, Function]:
         if operation.arguments is not None:
             function = _applying(operation.rule, operation.arguments)
             for name in operation.functions.split():
-                table.update(dict.fromkeys(named(name, torch, Tensor), _callable_as(name, function)))
+                found = [*named(name, torch, Tensor), *_special(name)]
+                table.update(dict.fromkeys(found, _callable_as(name, function)))
     for function, names in _SPELLED.items():
         for name in names.split():
             table.update(dict.fromkeys(named(name, torch, Tensor), _callable_as(name, function)))
@@ -554,6 +592,11 @@ def _operations() -> dict[Any, Function]:
         table[getattr(Tensor, name)] = _callable_as(name, _casting(dtype))
     for name, function in (("T", _T), ("mT", _mT), ("mH", _mH)):
         table[getattr(Tensor, name).__get__] = _callable_as(name, function)
+    for function, names in COMPOSITES.items():
+        for name in names.split():
+            room, _, own = name.rpartition(".")
+            found = named(own, getattr(torch, room)) if room else [*named(name, torch, Tensor), *_special(name)]
+            table.update(dict.fromkeys(found, _callable_as(own, function)))
     table[torch.where], table[Tensor.where] = _callable_as("where", _where), _callable_as("where", _where_of)
     table[F.dropout] = _callable_as("dropout", _dropout)
     for name in functional.__all__:
@@ -565,6 +608,11 @@ def _operations() -> dict[Any, Function]:
         softmax = functools.partial(_torch_softmax, twin=getattr(functional, name))
         table.update(dict.fromkeys(named(name, torch, Tensor), _callable_as(name, softmax)))
     return table
+
+
+def _special(name: str) -> list[Any]:
+    """What torch.special has by this name."""
+    return named(name, torch.special)
 
 
 def _own_twin(name: str) -> Function | None:
@@ -586,6 +634,7 @@ def _in_place() -> dict[Any, Function]:
             plain_ones = named(name, functional, torch)
             table.update(dict.fromkeys(named(f"{name}_"), OPERATIONS[plain_ones[0]]))
     table[torch.dropout_] = OPERATIONS[torch.dropout]
+    table[Tensor.__setitem__] = _callable_as("__setitem__", _setitem)
     return table
 
 

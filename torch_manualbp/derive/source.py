@@ -448,6 +448,9 @@ def _expression(call: Call, names: dict[Value, str]) -> str:
         return f"{args[0]} {INFIX[name]} {args[1]}"
     if name in REVERSED and len(args) == 2:
         return f"{args[1]} {REVERSED[name]} {args[0]}"
+    if name in ("__pow__", "__rpow__") and len(args) == 2:
+        base, exponent = args if name == "__pow__" else args[::-1]
+        return f"torch.pow({base}, {exponent})"
     if name == "__neg__":
         return f"-{args[0]}"
     if name == "__invert__":

@@ -135,10 +135,13 @@ class Tape(RuleRunner):
 
         self._buffers: dict[str, Tensor] = {}
         self._may_be_changed: dict[Memory, bool] = {}
+        self._is_composing = False  # a function of torch out of others
+
         self._uneven: set[int] = set()
         self._foreign: set[int] = set()  # tensors that require grad, and that are not the model's
         self._groups: dict[int, set[int]] = {}  # tensors that share memory in torch, where here they may be copies
-        self._stale: dict[int, str] = {}
+        self._stale: dict[int, tuple[str, int]] = {}  # where something was written, and to which of them
+        self._cut: dict[int, tuple[Tensor, Any]] = {}  # of what an index has made, the tensor and the index
 
     @property
     def minds_columns(self) -> bool:
@@ -255,6 +258,8 @@ class Tape(RuleRunner):
             if any(id(t) in self._uneven for t in leaves_of((args, kwargs), Tensor)):
                 todo = "give the step contiguous tensors, or write reshape"
                 self._refuse(f"{_named(function)} asks how a tensor of the batch lies that has gaps", todo)
+        if name == "__setitem__":
+            self._put_back(*args)
         self._refuse_stale(args, kwargs)
         self._refuse_foreign(function, args, kwargs)
         if is_transformed():
@@ -263,10 +268,14 @@ class Tape(RuleRunner):
         begin = len(self.program.calls)
         output = self._run(function, name, args, kwargs)
         self._settle()
+        if self._is_composing:  # of the call that this one is a part of
+            return output
         if self.takes_names and len(self.program.calls) > begin:
             self._take_names(output, begin)
         if name in VIEWS:
             self._share(args[0], output)
+        if name == "__getitem__":
+            self._cut[id(output)] = args
         return output
 
     def _take_names(self, output: Any, begin: int) -> None:
@@ -347,6 +356,7 @@ class Tape(RuleRunner):
     def _ruled(self, function: Any, by_rules: Any, args: Any, kwargs: Any) -> Any:
         """Call what makes rules of ``function``."""
         z = self.program.value(args[0]) if args and isinstance(args[0], Tensor) else None
+        is_part, self._is_composing = self._is_composing, True
         try:
             with self:
                 result = by_rules(*args, **kwargs)
@@ -358,6 +368,8 @@ class Tape(RuleRunner):
             with torch.no_grad():
                 output = function(*args, **kwargs)
             return self._go_on(output, (args, kwargs))
+        finally:
+            self._is_composing = is_part
 
     def _plainly(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Record a call of which nothing is learnt."""
@@ -446,7 +458,7 @@ class Tape(RuleRunner):
         target.data = source  # so that views of it are views of the value's memory
         for other in self._groups.get(id(target), set()):
             if other != id(target):
-                self._stale[other] = self._paths[-1]
+                self._stale[other] = self._paths[-1], id(target)
         return target
 
     def _are_fixed(self, args: Any, kwargs: Any) -> bool:
@@ -495,10 +507,17 @@ class Tape(RuleRunner):
             group.add(id(t))
             self._groups[id(t)] = group
 
+    def _put_back(self, base: Tensor, index: Any, value: Any) -> None:
+        """Of ``x[index] += y`` Python makes three calls, of which the last puts what was written to x[index] there."""
+        cut = self._cut.get(id(value))
+        _, written = self._stale.get(id(base), ("", 0))
+        if cut is not None and cut[0] is base and cut[1] is index and written == id(value):
+            del self._stale[id(base)]
+
     def _refuse_stale(self, args: Any, kwargs: Any) -> None:
         for t in leaves_of((args, kwargs), Tensor) if self._stale else ():
             if id(t) in self._stale:
-                path = self._stale.pop(id(t))
+                path, _ = self._stale.pop(id(t))
                 what = "changes a tensor in place that is used through another view of it"
                 self.problems.append(Problem.here(path, what, "write it out of place"))
 

@@ -34,6 +34,7 @@ from torch_manualbp.rules import (
     padding,
     pooling,
     recurrent,
+    reduction,
     structure,
 )
 from torch_manualbp.rules.activation import *  # noqa: F403
@@ -49,6 +50,7 @@ from torch_manualbp.rules.norm import *  # noqa: F403
 from torch_manualbp.rules.padding import *  # noqa: F403
 from torch_manualbp.rules.pooling import *  # noqa: F403
 from torch_manualbp.rules.recurrent import *  # noqa: F403
+from torch_manualbp.rules.reduction import *  # noqa: F403
 from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.structure import *  # noqa: F403
 
@@ -66,6 +68,7 @@ if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for expo
         padding,
         pooling,
         recurrent,
+        reduction,
         structure,
     ):
         __all__ += _family.__all__

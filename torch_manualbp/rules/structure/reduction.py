@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_manualbp.rules.rule import Rule
 
-__all__ = ["Mean", "Sum"]
+__all__ = ["Mean", "Sum", "spread", "summed"]
 
 
 class _OverDimensions(Rule):
@@ -39,7 +39,7 @@ class Sum(_OverDimensions):
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
-        return _spread(da, ctx.shape, ctx.dims), None, None
+        return spread(da, ctx.shape, ctx.dims), None, None
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, *_: None) -> Tensor:
@@ -65,15 +65,15 @@ class Mean(_OverDimensions):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
         # Of nothing da itself, so that no derivative is the empty sum's 0 times 1 / 0.
-        n = math.prod([n for n, summed in zip(ctx.shape, _summed(ctx.shape, ctx.dims), strict=True) if summed])
-        return _spread(da / max(n, 1), ctx.shape, ctx.dims), None, None
+        n = math.prod([n for n, summed in zip(ctx.shape, summed(ctx.shape, ctx.dims), strict=True) if summed])
+        return spread(da / max(n, 1), ctx.shape, ctx.dims), None, None
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, *_: None) -> Tensor:
         return dz.mean(ctx.dims, ctx.keepdim)
 
 
-def _summed(shape: tuple[int, ...], dims: tuple[int, ...] | None) -> list[bool]:
+def summed(shape: tuple[int, ...], dims: tuple[int, ...] | None) -> list[bool]:
     """Of each dimension whether it is summed over. For a number, dimensions 0 and −1 are it."""
     if dims is None:
         return [True] * len(shape)
@@ -81,7 +81,7 @@ def _summed(shape: tuple[int, ...], dims: tuple[int, ...] | None) -> list[bool]:
     return [d in positions for d in range(len(shape))]
 
 
-def _spread(da: Tensor, shape: tuple[int, ...], dims: tuple[int, ...] | None) -> Tensor:
+def spread(da: Tensor, shape: tuple[int, ...], dims: tuple[int, ...] | None) -> Tensor:
     """da in every entry that was summed over."""
-    kept = [1 if summed else n for n, summed in zip(shape, _summed(shape, dims), strict=True)]
+    kept = [1 if summed else n for n, summed in zip(shape, summed(shape, dims), strict=True)]
     return da.reshape(kept).expand(shape)

@@ -28,6 +28,8 @@ for topic in (
     "recurrent",
     "structure",
     "entrywise",
+    "reduction",
+    "arrangement",
     "rules",
 ):
     importlib.import_module(f"{__name__}.{topic}")  # which lists what stands in it
