@@ -126,12 +126,38 @@ def test_the_plain_repr_is_one_short_line(name: str, displays: dict[str, Any]) -
 def test_the_record_shows_delta_itself(displays: dict[str, Any]) -> None:
     record = displays["LocalGradients"]
     outline = Outline(record._repr_html_())
-    assert outline.said.count("δ = ∂C/∂z of ") == 2  # that of the activation is the layer's
+    assert re.findall(r"δ⁽.⁾ = ∂C/∂z of ", outline.said) == [
+        "δ⁽²⁾ = ∂C/∂z of ",
+        "δ⁽³⁾ = ∂C/∂z of ",
+    ]  # of the activation, too
     first = record["0"].delta
     for i in (0, 3, 8, 11):
         for value in first[i].tolist():
             assert f"{value:.4g}".replace("-", "−") in outline.said
     assert f"{first[5, 0].item():.4g}".replace("-", "−") not in outline.said  # the middle is left out
+
+
+class Residual(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = torch.tanh(self.first(x))
+        out: torch.Tensor = self.last(a + torch.relu(self.second(a)))
+        return out
+
+
+@pytest.mark.parametrize("reduce", [None, torch.linalg.vector_norm])
+def test_the_layers_of_a_chain_have_the_articles_numbers(reduce: Any) -> None:
+    assert [row[3] for row in recorded(reduce).table()[1]] == ["δ⁽²⁾", "δ⁽²⁾", "δ⁽³⁾"]
+    assert "δ⁽³⁾" in str(recorded(reduce))
+    chain = torch.nn.Sequential(nn.Linear(2, 2), torch.nn.ReLU(inplace=True), torch.nn.Flatten(), nn.Linear(2, 1))
+    twice = torch.nn.Sequential(layer := nn.Linear(2, 2), layer)
+    for model, numbers in ((chain, ["δ⁽²⁾", "δ⁽²⁾", "δ", "δ⁽³⁾"]), (twice, ["δ"] * 2), (Residual(), ["δ"] * 3)):
+        with local_gradients(model, reduce=reduce) as record:
+            model(torch.ones(1, 2)).sum().backward()
+        assert [row[3] for row in record.table()[1]] == numbers
 
 
 def test_a_report_says_what_is_wrong(displays: dict[str, Any]) -> None:
@@ -141,6 +167,7 @@ def test_a_report_says_what_is_wrong(displays: dict[str, Any]) -> None:
     assert '<p class="fails">✗ ' in wrong
     assert '<tr class="fails">' in wrong
     assert "&lt;script&gt;" in wrong
+    assert "? nothing: NOT VERIFIED" in Report("nothing", ())._repr_html_()
 
 
 def test_a_step_shows_its_source(displays: dict[str, Any]) -> None:

@@ -295,9 +295,13 @@ def test_shares_of_units_go_from_0_to_1_over_the_steps() -> None:
 def test_a_small_network_with_a_history_has_both(tmp_path: Path) -> None:
     history = [{"step": 1, "layers": {"0": {"delta_norm": 1.0}}}]
     path = report(small(), nn.MSELoss(), X, Y, tmp_path / "page.html", history=history)
+    folded = "<details open><summary>Each layer in a row"
     assert network_in(path) is not None
     assert 'id="layers"' in path.read_text("utf-8")
-    assert 'id="layers"' not in report(small(), nn.MSELoss(), X, Y, path).read_text("utf-8")
+    assert folded not in path.read_text("utf-8")
+    html = report(small(), nn.MSELoss(), X, Y, path).read_text("utf-8")  # then they are those of the pass
+    assert html.index(folded) < html.index('id="layers"')
+    assert "dead" in html
 
 
 BAD_HISTORIES: list[tuple[Any, str]] = [

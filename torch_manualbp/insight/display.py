@@ -32,14 +32,15 @@ def of_layers(record: LocalGradients) -> str:
     # An activation that is a module has the δ of the layer whose z it takes.
     of_one_z = {id(call.z): call for call in reversed(calls) if call.is_reached and isinstance(call.delta, Tensor)}
     with_delta = list(of_one_z.values())[::-1]
-    deltas = [_delta(call, len(with_delta) <= MOST_OPEN) for call in with_delta]
-    return _html.section(_html.table(columns, rows, numbers={3}), *deltas)
+    symbols, is_open = record.symbols(), len(with_delta) <= MOST_OPEN
+    deltas = [_delta(call, symbols.get(id(call.z), "δ"), is_open) for call in with_delta]
+    return _html.section(_html.table(columns, rows, numbers={len(columns) - 1}), *deltas)
 
 
-def _delta(call: Call, is_open: bool) -> Markup:
+def _delta(call: Call, symbol: str, is_open: bool) -> Markup:
     shape = " × ".join(map(str, call.delta.shape)) or "one number"
-    summary = Markup("δ = ∂<var>C</var>/∂<var>z</var> of <code>{}</code>, {}").format(
-        visible(call.layer) or "the model", shape
+    summary = Markup("{} = ∂<var>C</var>/∂<var>z</var> of <code>{}</code>, {}").format(
+        symbol, visible(call.layer) or "the model", shape
     )
     return _html.folded(summary, entries(call.delta), is_open)
 

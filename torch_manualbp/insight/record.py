@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from torch_manualbp._text import visible
+
+RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 __all__ = ["Call", "Layer", "LocalGradients", "NotReachedError"]
 
@@ -210,13 +213,30 @@ class LocalGradients(Mapping[str, Layer]):
         return len(self._layers)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """The columns, and a row for each call: layer, class, shape of z, ‖δ‖."""
+        """The columns, and a row for each call: layer, class, shape of z, its symbol in a chain of layers, and ‖δ‖."""
+        symbols = self.symbols()
         rows = [
-            [visible(layer.name) or "the model", visible(layer.kind), str(call.shape), _norm(call)]
+            [
+                visible(layer.name) or "the model",
+                visible(layer.kind),
+                str(call.shape),
+                symbols.get(id(call.z), "δ"),
+                _norm(call),
+            ]
             for layer in self._layers.values()
             for call in layer
         ]
-        return ["layer", "class", "shape of z", "‖δ‖"], rows
+        return ["layer", "class", "shape of z", "δ", "‖δ‖"], rows
+
+    def symbols(self) -> dict[int, str]:
+        """δ⁽²⁾, δ⁽³⁾ and so on by the ids of their z, where the layers with weights form a chain: layer 1 is the input,
+        as in the article. Empty where they do not, or one is called twice."""
+        weighted = [call for call in self.calls() if call.z is not call.x]
+        names = [call.layer for call in weighted]
+        is_chain = all(after.x is before.a for before, after in itertools.pairwise(weighted))
+        if not is_chain or len(set(names)) < len(names):
+            return {}
+        return {id(call.z): f"δ⁽{str(n).translate(RAISED)}⁾" for n, call in enumerate(weighted, 2)}
 
     def __str__(self) -> str:
         columns, rows = self.table()

@@ -114,6 +114,11 @@ class Report:
         return self.values_ok and not (self.strict and self.failures)
 
     @property
+    def sign(self) -> str:
+        """✓, ✗, or ? where nothing was verified."""
+        return "✓" if self.ok else "?" if self.verdict == "not verified" else "✗"
+
+    @property
     def failures(self) -> tuple[Row, ...]:
         """The rows that say what is wrong: wrong values, then robustness, then advice."""
         return tuple(sorted((row for row in self.rows if not row.ok), key=lambda row: KINDS.index(row.kind or VALUE)))
@@ -205,9 +210,11 @@ class Report:
         verdicts = [line[columns.index("verdict")] for line in cells]
         kinds = ["fails" if verdict in (FAILS, ERROR) else "" for verdict in verdicts]
         numbers = {columns.index(name) for name in ("error in ulp", "torch's", "relative")}
-        summary = _html.paragraph(f"{'✓' if self.ok else '✗'} {self.summary()}", "ok" if self.ok else "fails")
         return _html.section(
-            summary, *map(_html.paragraph, self.notes), _html.table(columns, cells, numbers, kinds=kinds)
+            _html.paragraph(f"{self.sign} {self.summary()}", "ok" if self.ok else "fails"),
+            *map(_html.paragraph, filter(None, self._said_first())),
+            _html.table(columns, cells, numbers, kinds=kinds),
+            *(_html.paragraph(note, "soft") for note in self.notes),
         )
 
     def summary(self) -> str:

@@ -46,7 +46,8 @@ EXPLAINED = {
     "update_ratio": "how far a step moves the weights, next to their size; 0.001 is usual",
     "dead": "the share of units with f'(z) = 0 on every sample: nothing comes back through them, so they do not learn",
     "saturated": "the share of the z at which f is almost flat, |f'(z)| below 5 % of its maximum: little comes back",
-    "noise_scale": "tr Σ / |G|², how much the gradients of single samples differ: a batch much larger gains little",
+    "noise_scale": "tr Σ / |G|², how much gradients of single samples differ: a batch much larger gains little; "
+    "∞ where they differ too much to see G at all",
 }
 """What the columns that a reader needs say."""
 

@@ -78,8 +78,8 @@ def report(
         lr: ε of the default optimizer.
         verification: what :func:`~torch_manualbp.verify_model` found, or True to run it now.
         history: the statistics of a run, a list of ``{"step": int, "layers": {name: {statistic: number or None}},
-            "loss": number or None, "noise_scale": number or None}`` (default: where the neurons are not drawn, those
-            of this pass).
+            "loss": number or None, "noise_scale": number or None}`` (default: those of this pass; where the neurons
+            are drawn, they are to be opened).
         title: of the page.
         samples: so many rows of x are shown one by one; the gradients are those of all of them.
 
@@ -107,7 +107,7 @@ def report(
         network["layout"] = layout_of(network).as_dict()
         count, dtype = network["batch"], network["dtype"]
         about = [shapes(network), *about, f"{count} sample{'' if count == 1 else 's'}, {dtype}"]
-    elif not moments:
+    if not moments:
         moments = checked(step.history)
     html = render(
         title=visible(title or f"Backpropagation of {type(model).__name__}"),
@@ -115,6 +115,7 @@ def report(
         notes=[note] if note else [],
         network=network,
         moments=moments,
+        are_folded=network is not None and not history,
         verification=verification or None,
     )
     page = Page(path)

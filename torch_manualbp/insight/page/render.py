@@ -34,6 +34,7 @@ def render(
     notes: Sequence[str],
     network: Mapping[str, Any] | None,
     moments: Sequence[Moment],
+    are_folded: bool,
     verification: Report | None,
 ) -> str:
     """The page as HTML.
@@ -41,6 +42,7 @@ def render(
     Args:
         about: what is said below the title, such as the optimizer.
         notes: why something is not shown.
+        are_folded: whether the statistics of the layers are seen at a click only.
         network: what :func:`~torch_manualbp.insight.page.data.network_data` gives, for a network that can be drawn.
     """
     environment = Environment(
@@ -56,6 +58,7 @@ def render(
         layers=_table_of_layers(moments) if moments else None,
         charts=charts.by_layer(moments) if moments else [],
         lines=charts.by_step(moments),
+        are_folded=are_folded,
         verification=None if verification is None else _table_of_report(verification),
         style=Markup("\n".join(_own(name) for name in ("style.css", *(("network.css",) if network else ())))),
         script=Markup("\n".join(_own(name) for name in scripts)),
@@ -111,6 +114,7 @@ def _table_of_report(report: Report) -> dict[str, Any]:
         "columns": list(zip(columns, kinds, strict=True)),
         "rows": [list(zip(line, kinds, strict=True)) for line in cells],
         "ok": report.ok,
+        "sign": report.sign,
         "summary": report.summary(),
         "notes": report.notes,
     }
