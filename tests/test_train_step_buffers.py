@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, RMSprop
 
 from torch_manualbp import TrainStep, nn
-from torch_manualbp.derive import NotDerivableError, assembled
+from torch_manualbp.derive import NotDerivableError, assembled, tape
 
 Forward = Callable[[Any, Tensor, Tensor], Tensor]
 
@@ -173,6 +173,61 @@ def test_a_step_that_fails_changes_nothing(case: str, folded: bool) -> None:
     step(x / 0, y)
     assert step.skipped == 1
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+class Standardized(Module):
+    """A batch norm of the data, by which nothing is learnt, and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = torch.nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.norm(x))
+        return out
+
+
+NORMS: dict[str, Callable[[], Module]] = {
+    "BatchNorm1d": lambda: torch.nn.Sequential(nn.Linear(6, 4), torch.nn.BatchNorm1d(4), nn.Tanh()),
+    "ours": lambda: torch.nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, momentum=0.3), nn.Tanh()),
+    "InstanceNorm1d": lambda: torch.nn.Sequential(
+        nn.Linear(6, 12),
+        torch.nn.Unflatten(1, (3, 4)),
+        torch.nn.InstanceNorm1d(3, affine=True, track_running_stats=True),
+        torch.nn.Flatten(),
+        nn.Linear(12, 4),
+    ),
+    "of the data": Standardized,
+}
+
+
+@pytest.mark.parametrize("case", NORMS)
+def test_norms_keep_their_statistics(case: str) -> None:
+    torch.manual_seed(0)
+    stock = NORMS[case]().double()
+    ours = copy.deepcopy(stock)
+    optimizer = SGD(stock.parameters(), lr=0.1, momentum=0.9)
+    step = TrainStep(ours, nn.CrossEntropyLoss(), SGD(ours.parameters(), lr=0.1, momentum=0.9))
+    for i in range(8):
+        for model in (ours, stock):
+            model.train(i not in (4, 5))
+        x, y = batch(i)
+        optimizer.zero_grad()
+        C = F.cross_entropy(stock(x), y)
+        C.backward()
+        optimizer.step()
+        torch.testing.assert_close(step(x, y), C.detach(), rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(ours.state_dict(), stock.state_dict(), rtol=1e-10, atol=1e-12)
+    assert len(step._programs) == 2
+
+
+def test_an_update_that_nobody_sees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tape, "UPDATING", frozenset())
+    model = Standardized()
+    step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), lr=0.1))
+    x, y = batch(0)
+    with pytest.raises(NotDerivableError, match=r"norm: changes the buffer norm\.running_mean in a way that cannot"):
+        step(x.float(), y)
 
 
 def test_another_update_than_stock_s_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

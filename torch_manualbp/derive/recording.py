@@ -243,6 +243,11 @@ def _recorded(
             program.section = "loss"
             with tape.within(path):
                 C = loss(output, target)
+        written = {memory for call in program.calls for memory in call.written}
+        for name, tensor in named.items():
+            if _letter(name) in tape.changed and program.value(tensor).memory not in written:
+                what = f"changes the buffer {name} in a way that cannot be seen"
+                tape.problems.append((name.rpartition(".")[0], what, "write it by torch's functions"))
         if tape.problems:
             raise NotDerivableError(tape.problems)
         one_number(C)

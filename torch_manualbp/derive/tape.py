@@ -84,6 +84,9 @@ ASKED_OF_AUTOGRAD = words("requires_grad is_leaf grad_fn")
 AUTOGRADS = words("backward grad register_hook register_post_accumulate_grad_hook retain_grad retains_grad")
 """What needs the graph."""
 
+UPDATING = words("batch_norm instance_norm")
+"""What writes to buffers where nobody sees it: by rules it writes to them in plain calls."""
+
 MEMORY = words(
     "_version _base untyped_storage storage storage_offset data_ptr _typed_storage __dlpack__ set_ share_memory_ "
     "pin_memory"
@@ -134,6 +137,9 @@ class Tape(RuleRunner):
         """Whether somebody, who may be another thread, drew random numbers that are not torch's."""
 
         self._buffers: dict[str, Tensor] = {}
+        self.changed: dict[str, Tensor] = {}
+        """The buffers that forward has changed, by name, with the numbers that it gave them."""
+
         self._may_be_changed: dict[Memory, bool] = {}
         self._is_composing = False  # a function of torch out of others
 
@@ -191,6 +197,7 @@ class Tape(RuleRunner):
             watching = watched(modules, self._refuse_at, self._suspect, draws=not self.knows_draws)
             following = _following(self, {id(module): name for name, module in modules})
             kept = Kept(self._buffers if roots else {})
+            self.changed = kept.changed
             surroundings = (kept, recorded_by(self), self.program.draws, self, torch.enable_grad(), watching, following)
             with contextlib.ExitStack() as stack:
                 for surrounding in (*surroundings, _refusing(), self.asked):
@@ -319,7 +326,7 @@ class Tape(RuleRunner):
         if function in IN_PLACE or (function in OPERATIONS and is_in_place(function, args, kwargs)):
             result = self._ruled(function, IN_PLACE.get(function) or OPERATIONS[function], args, kwargs)
             return self._write(args[0], result)
-        if function in OPERATIONS and self._need_gradient(args, kwargs):
+        if function in OPERATIONS and (self._need_gradient(args, kwargs) or name in UPDATING):
             return self._ruled(function, OPERATIONS[function], args, kwargs)
         if name in ASKED_OF_AUTOGRAD:
             return self._autograd_says(name, args[0])
