@@ -300,6 +300,11 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
         (x, make(4), make.positive(4), None, None, True, 0.3),
         (x, make(4), make.positive(4), vector, None, False, 0.1, 0.1),
     ],
+    "cosine_similarity": [(x, y), (x, y, 0), (x, vector)],
+    "local_response_norm": [(cube, 2), (learns(2, 4, 2, 2), 3, 0.5)],
+    "normalize": [(x,), (x, 3.0, 0), (cube, 2.0, (0, 2))],
+    "pairwise_distance": [(x, y), (x, y, 1.0), (x, vector, With(keepdim=True))],
+    "pdist": [(x,), (x, 1.0)],
     "group_norm": [(x, 1, vector, learns(4)), (learns(2, 4, 3), 2)],
     "instance_norm": [
         (cube, None, None, learns(3), learns(3)),

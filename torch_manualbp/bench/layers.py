@@ -138,6 +138,12 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
     for name in ours_of([*builds]):
         kwargs = {"affine": True} if name == "InstanceNorm2d" else {}
         yield Case(name, "32×64×28×28", _built(name, *builds[name], dtype=dtype, **kwargs), inputs(images), (1.5, 1.15))
+    for name in ours_of(["CosineSimilarity", "PairwiseDistance"]):
+        yield Case(name, "4096×256", _built(name), inputs((4096, 256), (4096, 256)), (1.5, 1.15))
+    if ours_of(["LocalResponseNorm"]):
+        yield Case(
+            "LocalResponseNorm", "8×64×28×28", _built("LocalResponseNorm", 5), inputs((8, 64, 28, 28)), (1.5, 1.15)
+        )
     if ours_of(["BatchNorm2d"]):
         evaluated = _built("BatchNorm2d", 64, dtype=dtype)
         yield Case(

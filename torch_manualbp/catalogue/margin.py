@@ -163,7 +163,14 @@ def _multi_label_soft_margin(s: Tensor, y: Tensor, w: Tensor | None, reduction: 
 
 
 MARGINS: tuple[Operation, ...] = (
-    Operation(VectorNorm, _vector_norm, _vector_norm_samples, complex=True),
+    Operation(
+        VectorNorm,
+        _vector_norm,
+        _vector_norm_samples,
+        functions="pairwise_distance",
+        layers="PairwiseDistance",
+        complex=True,
+    ),
     Operation(
         CosineEmbedding,
         _cosine_embedding,

@@ -9,7 +9,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.catalogue.operation import Make, Operation, Sample
-from torch_manualbp.rules.norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningBatchNorm
+from torch_manualbp.rules.norm import (
+    BatchNorm,
+    CosineSimilarity,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    LocalResponseNorm,
+    Normalize,
+    PairwiseDistances,
+    RMSNorm,
+    RunningBatchNorm,
+)
 
 __all__ = ["NORMS"]
 
@@ -114,6 +125,64 @@ def _rms_norm_samples(make: Make) -> Iterator[Sample]:
     yield Sample("empty batch", (make(0, 4), (4,), make(4), 1e-5))
 
 
+def _local_response_norm_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("sequence", (3 * make(2, 4, 3), 2, 1.0, 0.75, 1.0))
+    yield Sample("images", (make(2, 4, 3, 2), 3, 0.5, 0.5, 0.8))
+    yield Sample("volumes", (make(2, 4, 1, 2, 2), 2, 0.5, 0.75, 1.0))
+    yield Sample("more channels than there are", (make(2, 4, 3), 9, 1.0, 2.0, 0.5))
+    yield Sample("of itself alone", (make(2, 4, 3), 1, 1.0, 0.75, 1.0))
+
+
+def _normalize(z: Tensor, p: float, dims: tuple[int, ...], eps: float) -> Tensor:
+    return F.normalize(z, p, dims, eps)  # type: ignore[arg-type]
+
+
+def _normalize_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), 2.0, (-1,), 1e-12))
+    yield Sample("columns", (make(5, 4), 2.0, (0,), 1e-12))
+    yield Sample("one vector", (make(6), 2.0, (0,), 1e-12))
+    yield Sample("images", (make(2, 4, 3, 2), 2.0, (-2, -1), 1e-12))
+    yield Sample("of sums", (make(5, 4), 1.0, (-1,), 1e-12))
+    yield Sample("of cubes", (make(5, 4), 3.0, (-1,), 1e-12))
+    yield Sample("by the largest", (make(5, 4), float("inf"), (-1,), 1e-12))
+    yield Sample("shorter than ε", (make(5, 4), 2.0, (-1,), 20.0))
+    yield Sample("empty batch", (make(0, 4), 2.0, (-1,), 1e-12))
+
+
+def _cosine_similarity(u: Tensor, v: Tensor, dim: int, eps: float) -> Tensor:
+    """torch differentiates the norm of a vector that is shorter than ε, which its forward takes for ε."""
+    if u.is_complex():
+        raise RuntimeError("the cosine of complex vectors is no derivative's")
+    u, v = torch.broadcast_tensors(u, v)
+    m, n = (t.norm(2, dim, keepdim=True).clamp_min(eps) for t in (u, v))
+    return ((u / m) * (v / n)).sum(dim)
+
+
+def _cosine_similarity_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), make(5, 4), -1, 1e-8))
+    yield Sample("channels", (make(2, 4, 3), make(2, 4, 3), -2, 1e-8))
+    yield Sample("one pair", (make(6), make(6), -1, 1e-8))
+    yield Sample("broadcast", (make(5, 1, 4), make(3, 4), -1, 1e-8))
+    yield Sample("shorter than ε", (make(5, 4), 4 * make(5, 4), -1, 3.0))
+    yield Sample("empty batch", (make(0, 4), make(0, 4), -1, 1e-8))
+
+
+def _pdist(z: Tensor, p: float) -> Tensor:
+    """torch.pdist in operations of which torch has second derivatives, where torch.pdist takes the rows."""
+    if z.dim() != 2 or not z.is_floating_point() or z.dtype in (torch.float16, torch.bfloat16):
+        return torch.pdist(z, p)
+    i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)
+    return torch.norm(z.index_select(0, i) - z.index_select(0, j), p, -1)
+
+
+def _pdist_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), 2.0))
+    yield Sample("of sums", (make(4, 3), 1.0))
+    yield Sample("of cubes", (make(4, 3), 3.0))
+    yield Sample("by the largest", (make(4, 3), float("inf")))
+    yield Sample("one row", (make(1, 4), 2.0))
+
+
 ROUNDS_STATISTICS = "torch rounds the mean to the input's dtype, which of large means leaves z − μ few right digits"
 LARGE_MEANS = {f"autocast, {dtype}, large means": ROUNDS_STATISTICS for dtype in ("float16", "bfloat16")}
 ANY_WEIGHTS = "of no channels torch takes weights of any number; functional leaves that to it"
@@ -176,5 +245,33 @@ NORMS: tuple[Operation, ...] = (
     ),
     Operation(
         RMSNorm, _rms_norm, _rms_norm_samples, functions="rms_norm", layers="RMSNorm", complex=True, cancels=True
+    ),
+    Operation(
+        LocalResponseNorm,
+        F.local_response_norm,
+        _local_response_norm_samples,
+        functions="local_response_norm",
+        layers="LocalResponseNorm",
+        cancels=True,
+    ),
+    Operation(Normalize, _normalize, _normalize_samples, functions="normalize", complex=True, cancels=True),
+    Operation(
+        CosineSimilarity,
+        _cosine_similarity,
+        _cosine_similarity_samples,
+        functions="cosine_similarity",
+        layers="CosineSimilarity",
+        cancels=True,
+    ),
+    Operation(
+        PairwiseDistances,
+        _pdist,
+        _pdist_samples,
+        functions="pdist",
+        cancels=True,
+        exempt={
+            "changes in place, argument 0": "the twin keeps the differences of all pairs; torch.pdist keeps z, as ours",
+            "bytes kept, one row": "the twin keeps the differences of all pairs, which are none; torch keeps z",
+        },
     ),
 )

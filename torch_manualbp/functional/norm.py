@@ -9,10 +9,23 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from torch_manualbp import rules
-from torch_manualbp.functional.call import overridable, run, run_with_byproducts
+from torch_manualbp._torch import is_autocast_enabled
+from torch_manualbp.functional.call import in_full_precision, overridable, run, run_with_byproducts
+from torch_manualbp.rules.norm.normalized import is_low
 from torch_manualbp.rules.rule import widened
 
-__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
+__all__ = [
+    "batch_norm",
+    "cosine_similarity",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "local_response_norm",
+    "normalize",
+    "pairwise_distance",
+    "pdist",
+    "rms_norm",
+]
 
 
 @overridable
@@ -45,6 +58,17 @@ def batch_norm(
         _move(running_mean, mu, momentum)
         _move(running_var, v * (n / (n - 1)), momentum)
     return a
+
+
+@overridable
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """c = u·v / (max(‖u‖, ε) max(‖v‖, ε)), with :class:`~torch_manualbp.rules.CosineSimilarity`; as
+    :func:`torch.nn.functional.cosine_similarity`."""
+    rank = max(x1.dim(), x2.dim())
+    is_usual = x1.is_floating_point() and x2.is_floating_point() and -rank <= dim < rank
+    if not is_usual:
+        return torch_functional.cosine_similarity(x1, x2, dim, eps)  # says what is wrong
+    return run(rules.CosineSimilarity, x1, x2, dim % rank - rank, eps)
 
 
 @overridable
@@ -110,6 +134,55 @@ def layer_norm(
     """a = w (z − μ) / √(v + ε) + b over the last dimensions, with :class:`~torch_manualbp.rules.LayerNorm`; as
     :func:`torch.nn.functional.layer_norm`."""
     return run(rules.LayerNorm, input, tuple(normalized_shape), weight, bias, eps)
+
+
+@overridable
+def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """a_c = z_c / (k + α / n Σ_j z_j²)^β of the n channels around each, with
+    :class:`~torch_manualbp.rules.LocalResponseNorm`; as :func:`torch.nn.functional.local_response_norm`."""
+    is_pooled = input.dim() > 3  # by torch, on the CPU not in low precision, and under autocast in float32
+    is_refused = is_pooled and is_low(input) and input.device.type == "cpu" and not is_autocast_enabled()
+    if input.dim() < 3 or not input.is_floating_point() or size < 1 or not input.numel() or is_refused:
+        return torch_functional.local_response_norm(input, size, alpha, beta, k)  # says what is wrong
+    return (in_full_precision if is_pooled else run)(rules.LocalResponseNorm, input, size, alpha, beta, k)
+
+
+@overridable
+def normalize(
+    input: Tensor, p: float = 2.0, dim: int | Sequence[int] = 1, eps: float = 1e-12, out: Tensor | None = None
+) -> Tensor:
+    """a = z / max(‖z‖_p, ε), with :class:`~torch_manualbp.rules.Normalize`; as
+    :func:`torch.nn.functional.normalize`, which takes ``out`` itself.
+
+    a = z / m, m = max(D, ε), D = ‖z‖_p ⇒ ∂C/∂z = ∂C/∂a / m + ∂C/∂D ∂D/∂z, ∂C/∂D = −Σ z ∂C/∂a / m² where D ≥ ε, else 0.
+    Kept: z.
+    """
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    if out is not None or not dims or not _has_numbers(input) or not all(-input.dim() <= d < input.dim() for d in dims):
+        return torch_functional.normalize(input, p, dim, eps, out)  # type: ignore[arg-type]
+    return run(rules.Normalize, input, p, tuple(d % input.dim() - input.dim() for d in dims), eps)
+
+
+@overridable
+def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """D = ‖x₁ − x₂ + ε‖_p, with :class:`~torch_manualbp.rules.VectorNorm` of
+    :class:`~torch_manualbp.rules.Difference`; as :func:`torch.nn.functional.pairwise_distance`."""
+    if not (_has_numbers(x1) and _has_numbers(x2) and max(x1.dim(), x2.dim())):
+        return torch_functional.pairwise_distance(x1, x2, p, eps, keepdim)  # says what is wrong
+    D: Tensor = run(rules.VectorNorm, run(rules.Difference, x1, x2, eps), p)
+    return run(rules.Reshape, D, (*D.shape, 1)) if keepdim else D
+
+
+@overridable
+def pdist(input: Tensor, p: float = 2.0) -> Tensor:
+    """D_ij = ‖z_i − z_j‖_p, i < j, with :class:`~torch_manualbp.rules.PairwiseDistances`; as
+    :func:`torch.nn.functional.pdist`.
+
+    D_ij = ‖z_i − z_j‖_p ⇒ ∂C/∂z_i = Σ_{j > i} h_ij − Σ_{j < i} h_ji, h_ij = ∂C/∂D_ij ∂D_ij/∂z_i. Kept: z, D.
+    """
+    if input.dim() != 2 or not input.is_floating_point() or is_low(input):
+        return torch_functional.pdist(input, p)  # says what is wrong
+    return run(rules.PairwiseDistances, input, p)
 
 
 @overridable

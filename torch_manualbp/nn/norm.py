@@ -1,4 +1,4 @@
-"""The normalisations."""
+"""The normalisations and the distances."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "CosineSimilarity",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -24,6 +25,8 @@ __all__ = [
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
+    "LocalResponseNorm",
+    "PairwiseDistance",
     "RMSNorm",
     "SyncBatchNorm",
 ]
@@ -235,3 +238,36 @@ class LazyInstanceNorm3d(torch.nn.LazyInstanceNorm3d, InstanceNorm3d):
     ``InstanceNorm3d``."""
 
     cls_to_become = InstanceNorm3d
+
+
+class LocalResponseNorm(torch.nn.LocalResponseNorm):
+    """``torch.nn.LocalResponseNorm`` by :class:`torch_manualbp.rules.LocalResponseNorm`.
+
+    a_c = z_c / s_c^β, s_c = k + α / n Σ_j z_j² over the n channels j around c ⇒ ∂C/∂z_j = ∂C/∂a_j / s_j^β − 2 α β / n
+    z_j Σ_c z_c ∂C/∂a_c / s_c^(β + 1). Kept: z.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
+
+
+class CosineSimilarity(torch.nn.CosineSimilarity):
+    """``torch.nn.CosineSimilarity`` by :class:`torch_manualbp.rules.CosineSimilarity`.
+
+    c = u·v / (m n), m = max(‖u‖, ε), n = max(‖v‖, ε) ⇒ ∂C/∂u = ∂C/∂c (v / (m n) − c u / m² [‖u‖ ≥ ε]), and with v for u
+    ∂C/∂v. Kept: u, v.
+    """
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return F.cosine_similarity(x1, x2, self.dim, self.eps)
+
+
+class PairwiseDistance(torch.nn.PairwiseDistance):
+    """``torch.nn.PairwiseDistance`` by :class:`torch_manualbp.rules.VectorNorm` of
+    :class:`torch_manualbp.rules.Difference`.
+
+    D = ‖d‖_p, d = x₁ − x₂ + ε ⇒ ∂C/∂x₁ = sgn(d) |d|^(p−1) / D^(p−1) ∂C/∂D, ∂C/∂x₂ = −∂C/∂x₁. Kept: d, D.
+    """
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return F.pairwise_distance(x1, x2, self.norm, self.eps, self.keepdim)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch_manualbp.rules.loss.reduction import reduced, share_of_each
 from torch_manualbp.rules.rule import Rule, widened
 
-__all__ = ["CosineEmbedding", "TripletMargin", "VectorNorm", "vector_norm_gradient"]
+__all__ = ["CosineEmbedding", "TripletMargin", "VectorNorm", "norm_gradient", "vector_norm_gradient"]
 
 
 class VectorNorm(Rule):
@@ -58,7 +58,11 @@ def vector_norm_gradient(d: Tensor, D: Tensor, p: float, g: Tensor) -> Tensor:
 
     The quotient comes first, since it is small. Its D = 0 is made ∞, so that it and its derivatives are 0 there.
     """
-    D, g = D.unsqueeze(-1), g.unsqueeze(-1)
+    return norm_gradient(d, D.unsqueeze(-1), p, g.unsqueeze(-1), (-1,))
+
+
+def norm_gradient(d: Tensor, D: Tensor, p: float, g: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The same of norms over other dimensions, which D and g have with size 1."""
     if p == 0:
         return torch.zeros_like(d) * g
     if p == 1:
@@ -67,7 +71,7 @@ def vector_norm_gradient(d: Tensor, D: Tensor, p: float, g: Tensor) -> Tensor:
         return d * (g / D.masked_fill(D == 0, math.inf))
     if math.isinf(p):
         largest = (d.abs() == D) | (d.isnan() & D.isnan())
-        return d.sgn() * largest * (g / largest.sum(-1, keepdim=True))
+        return d.sgn() * largest * (g / largest.sum(dims, keepdim=True))
     if p < 1:
         return d.sgn() * d.abs().pow(p - 1).masked_fill(d == 0, 0) * (g * D.pow(1 - p))
     g = g / D.masked_fill(D == 0, math.inf).pow(p - 1)

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from torch_manualbp.rules.norm import batch, channels, rows
+from torch_manualbp.rules.norm import batch, channels, distance, response, rows
 from torch_manualbp.rules.norm.batch import *  # noqa: F403
 from torch_manualbp.rules.norm.channels import *  # noqa: F403
+from torch_manualbp.rules.norm.distance import *  # noqa: F403
+from torch_manualbp.rules.norm.response import *  # noqa: F403
 from torch_manualbp.rules.norm.rows import *  # noqa: F403
 
 if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
-    __all__ = [name for module in (batch, channels, rows) for name in module.__all__]
+    __all__ = [name for module in (batch, channels, distance, response, rows) for name in module.__all__]

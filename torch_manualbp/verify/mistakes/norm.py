@@ -6,8 +6,20 @@ from typing import Any
 
 import torch
 
-from torch_manualbp.rules import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningBatchNorm
+from torch_manualbp.rules import (
+    BatchNorm,
+    CosineSimilarity,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    LocalResponseNorm,
+    Normalize,
+    PairwiseDistances,
+    RMSNorm,
+    RunningBatchNorm,
+)
 from torch_manualbp.rules.norm.normalized import normalized
+from torch_manualbp.rules.norm.response import around, sum_of_channels
 from torch_manualbp.verify.mistakes.mistake import breaks
 
 
@@ -148,3 +160,63 @@ class OverTheBatch(InstanceNorm):
             return InstanceNorm.backward(ctx, da, dmu, dv)
         finally:
             ctx.dims = dims
+
+
+@breaks("sequence", "first derivatives", "gradcheck")
+class TheSameWindow(LocalResponseNorm):
+    """The channels around j in place of those around which j is: of an even n others."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        n, alpha, beta, k = ctx.options
+        s = around(z, n, alpha, k)
+        along = sum_of_channels(z * da / s ** (beta + 1), n // 2, (n - 1) // 2)
+        return da / s**beta - z * along * (2 * alpha * beta / n), None, None, None, None
+
+
+@breaks("matrix", "first derivatives")
+class LengthTakenForAConstant(Normalize):
+    """∂C/∂a / m."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        return da / z.norm(ctx.p, ctx.dims, keepdim=True), None, None, None
+
+
+@breaks("shorter than ε", "first derivatives", "gradcheck")
+class LengthOfAShortVector(Normalize):
+    """The length has a derivative where ε is in its place."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        D = z.norm(ctx.p, ctx.dims, keepdim=True)
+        along = (z * da).sum(ctx.dims, keepdim=True) / ctx.eps**2
+        return da / ctx.eps - z / D * along, None, None, None
+
+
+@breaks("matrix", "first derivatives")
+class OneLengthForBoth(CosineSimilarity):
+    """‖u‖ ‖v‖ in place of ‖v‖²."""
+
+    @staticmethod
+    def backward(ctx: Any, dc: Any) -> Any:
+        u, v = ctx.saved_tensors
+        du, dv, *others = CosineSimilarity.backward(ctx, dc)
+        m, n = (t.norm(2, ctx.dim, keepdim=True) for t in (u, v))
+        c = (u * v).sum(ctx.dim, keepdim=True) / m / n
+        return du, None if dv is None else dv + dc.unsqueeze(ctx.dim) * c * v * (1 / n / n - 1 / m / n), *others
+
+
+@breaks("matrix", "first derivatives", "gradcheck")
+class OneOfThePairAlone(PairwiseDistances):
+    """What the second of a pair has of a distance is left away."""
+
+    @staticmethod
+    def backward(ctx: Any, dD: Any) -> Any:
+        z, D = ctx.saved_tensors
+        i, j = torch.triu_indices(len(z), len(z), 1).unbind(0)
+        h = (z[i] - z[j]) * (dD / D).unsqueeze(-1)
+        return torch.zeros_like(z).index_add(0, i, h), None
