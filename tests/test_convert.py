@@ -612,7 +612,7 @@ def test_layers_with_code_of_their_own_stay() -> None:
 
     replaced = torch_nn.Linear(4, 4)
     replaced.forward = lambda x: x  # type: ignore[assignment, method-assign]
-    model = torch_nn.Sequential(Own(4, 4), replaced, Frozen(), torch_nn.Dropout())
+    model = torch_nn.Sequential(Own(4, 4), replaced, Frozen(), torch_nn.Flatten())
     report = convert(model)
     assert [s.path for s in report.swapped] == ["2.layer"]
     assert reasons(report) == {
@@ -644,7 +644,7 @@ def test_fx_graphs_and_quantized_layers() -> None:
 
 
 def test_the_report_reads() -> None:
-    model = torch_nn.Sequential(*(torch_nn.Sequential(torch_nn.Linear(4, 4), torch_nn.Dropout()) for _ in range(12)))
+    model = torch_nn.Sequential(*(torch_nn.Sequential(torch_nn.Linear(4, 4), torch_nn.Flatten()) for _ in range(12)))
     model.append(torch_nn.Tanh())
     report = convert(model)
     assert str(report) == (
@@ -653,7 +653,7 @@ def test_the_report_reads() -> None:
         "  Tanh                     12\n"
         "Left as they are: 12 layers\n"
         "  no formula here:\n"
-        "    Dropout                  *.1 (12)\n"
+        "    Flatten                  *.1 (12)\n"
         "Functions that a forward calls (torch.relu, F.gelu, x.tanh()) are no layers, and stay torch's.\n"
         "In code of your own, import torch_manualbp.functional in place of torch.nn.functional."
     )

@@ -232,7 +232,11 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
         (x, With(dtype=torch.float32)),
     ],
     # dropout
-    "dropout": [(x, 0.3, True), (x.mT, 0.5, True), (x, 0.5, False), (x, 0.0, True), (x, 1.0, True)],
+    "dropout alpha_dropout": [(x, 0.3, True), (x.mT, 0.5, True), (x, 0.5, False), (x, 0.0, True), (x, 1.0, True)],
+    "feature_dropout feature_alpha_dropout": [(cube, 0.3, True), (images, 0.5, True), (cube, 0.5, False)],
+    "dropout1d": [(x, 0.5), (cube, 0.3), (cube, 0.3, False)],
+    "dropout2d": [(cube, 0.3), (images, 0.5), (images, 1.0)],
+    "dropout3d": [(images, 0.3), (learns(2, 3, 2, 2, 2), 0.5)],
     # dtypes
     "float double half bfloat16": [(x,)],
     "to": [(x, torch.float32), (x, With(dtype=torch.float16)), (x, rows.float()), (x, "cpu"), (x, With(copy=True))],
@@ -559,13 +563,14 @@ def test_what_a_model_writes_is_in_the_table(written: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_draws_as_torch_does(dtype: torch.dtype, p: float) -> None:
+@pytest.mark.parametrize("function", [F.dropout, F.alpha_dropout, F.dropout1d, F.feature_alpha_dropout])
+def test_dropout_draws_as_torch_does(function: Any, dtype: torch.dtype, p: float) -> None:
     for input in (make(7, 30).to(dtype), make(30, 7).to(dtype).mT, make(7, 30, 2).to(dtype)[..., 0]):
         results = []
-        for dropout in (F.dropout, OPERATIONS[F.dropout]):
+        for dropout in (function, OPERATIONS[function]):
             torch.manual_seed(5)
             leaf = input.detach().requires_grad_()
-            output = dropout(leaf, p)
+            output = dropout(leaf, p, True)
             results.append((output, *torch.autograd.grad(output.sum(), leaf), torch.rand(1)))
         for theirs, ours in zip(*results, strict=True):
             assert torch.equal(theirs, ours)

@@ -13,6 +13,8 @@ from torch_manualbp.catalogue.activation import ACTIVATIONS
 from torch_manualbp.catalogue.arrangement import ARRANGEMENT
 from torch_manualbp.catalogue.attention import ATTENTION
 from torch_manualbp.catalogue.convolution import CONVOLUTIONS
+from torch_manualbp.catalogue.ctc import CTC
+from torch_manualbp.catalogue.dropout import DROPOUTS
 from torch_manualbp.catalogue.embedding import EMBEDDING
 from torch_manualbp.catalogue.entrywise import ENTRYWISE
 from torch_manualbp.catalogue.linear import LINEAR
@@ -37,9 +39,11 @@ FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "poolings": POOLINGS,
     "activations": ACTIVATIONS,
     "losses": LOSSES,
+    "losses of labels without times": CTC,
     "losses of margins": MARGINS,
     "normalisations": NORMS,
     "recurrence": RECURRENT,
+    "dropouts": DROPOUTS,
     "structure": STRUCTURE,
     "arrangements": ARRANGEMENT,
     "functions of entries": ENTRYWISE,

@@ -51,7 +51,7 @@ def _lstm(x: Any, h: Any, c: Any, W: Any, U: Any, b: Any, V: Any, sizes: Any, re
 
 def _lstm_samples(make: Make) -> Iterator[Sample]:
     def sample(name: str, sizes: tuple[int, ...], reverse: bool, bias: bool = True, out: int | None = None) -> Sample:
-        n, rows, hidden = sizes[0], sum(sizes), 2 if out is None else 3
+        n, rows, hidden = sizes[0], sum(sizes), 2 if out is None else 4
         state = make(n, out or hidden), make(n, hidden)
         weights = make(4 * hidden, 3), make(4 * hidden, out or hidden), make(4 * hidden) if bias else None
         return Sample(name, (make(rows, 3), *state, *weights, make(out, hidden) if out else None, sizes, reverse))

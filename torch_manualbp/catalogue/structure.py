@@ -15,7 +15,6 @@ from torch_manualbp.rules.structure import (
     Cat,
     Difference,
     Divide,
-    Dropout,
     Expand,
     Index,
     MatMul,
@@ -153,10 +152,6 @@ def _over_samples(make: Make) -> Iterator[Sample]:
     yield Sample("empty batch", (make(0, 4), None, False))
 
 
-def _dropout_samples(make: Make) -> Iterator[Sample]:
-    yield Sample("matrix", (make(5, 4), (2 * make.indices(2, 5, 4)).to(make.dtype)))
-
-
 def _scaled(input: Any, other: Any, *, alpha: float = 1) -> tuple[Any, ...]:
     return input, other, alpha
 
@@ -198,7 +193,6 @@ STRUCTURE: tuple[Operation, ...] = (
     ),
     Operation(Difference, _difference, _difference_samples, complex=True),
     Operation(Divide, torch.div, _divide_samples, complex=True),
-    Operation(Dropout, torch.mul, _dropout_samples, constants=frozenset({1})),
     Operation(Expand, Tensor.expand, _expand_samples, complex=True),
     Operation(Index, _index, _index_samples, complex=True),
     Operation(

@@ -30,6 +30,7 @@ from torch_manualbp.catalogue import CATALOGUE, FAMILIES, named
 from torch_manualbp.derive.composites import COMPOSITES, NoRule
 from torch_manualbp.derive.program import leaves_of
 from torch_manualbp.functional import activation, recurrent
+from torch_manualbp.functional.dropouts import left_out
 
 __all__ = ["IN_PLACE", "OPERATIONS", "NoRule", "is_in_place"]
 
@@ -381,20 +382,20 @@ def _sum_to_size(input: Tensor, *size: Any) -> Tensor:
 # Dropout
 
 
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    if not 0 <= p <= 1:
-        with without_torch_function():
-            F.dropout(input, p, training)  # says what is wrong
-    if p == 0 or not training or not input.numel():
-        return input
-    if p == 1:
-        return rules.Dropout.apply(input, torch.zeros_like(input))
-    mask = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)  # torch's own steps, so that a seed draws the same
-    return rules.Dropout.apply(input, mask)
+def _dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    return functional.dropout(input, p, train)
 
 
-def _torch_dropout(input: Tensor, p: float, train: bool) -> Tensor:
-    return _dropout(input, p, train)
+def _feature_dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    return left_out(input, p, train, inplace=False, channels=2)
+
+
+def _alpha_dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    return functional.alpha_dropout(input, p, train)
+
+
+def _feature_alpha_dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    return functional.feature_alpha_dropout(input, p, train)
 
 
 # Dtypes
@@ -527,7 +528,10 @@ _SPELLED: Mapping[Function, str] = {
     _sum: "sum",
     _mean: "mean",
     _sum_to_size: "sum_to_size",
-    _torch_dropout: "dropout",
+    _dropout: "dropout",
+    _feature_dropout: "feature_dropout",
+    _alpha_dropout: "alpha_dropout",
+    _feature_alpha_dropout: "feature_alpha_dropout",
     _to: "to",
     _type: "type",
     _type_as: "type_as",
@@ -598,7 +602,6 @@ def _operations() -> dict[Any, Function]:
             found = named(own, getattr(torch, room)) if room else [*named(name, torch, Tensor), *_special(name)]
             table.update(dict.fromkeys(found, _callable_as(own, function)))
     table[torch.where], table[Tensor.where] = _callable_as("where", _where), _callable_as("where", _where_of)
-    table[F.dropout] = _callable_as("dropout", _dropout)
     for name in functional.__all__:
         twin = _own_twin(name) or _twin(name)
         elsewhere = name in activation.__all__ + recurrent.__all__
@@ -633,8 +636,9 @@ def _in_place() -> dict[Any, Function]:
         for name in operation.functions.split():
             plain_ones = named(name, functional, torch)
             table.update(dict.fromkeys(named(f"{name}_"), OPERATIONS[plain_ones[0]]))
-    table[torch.dropout_] = OPERATIONS[torch.dropout]
     table[Tensor.__setitem__] = _callable_as("__setitem__", _setitem)
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+        table[getattr(torch, f"{name}_")] = OPERATIONS[getattr(torch, name)]
     return table
 
 

@@ -14,6 +14,8 @@ from torch.nn import functional as _torch_functional
 from torch_manualbp.functional import activation as _activation
 from torch_manualbp.functional import attention as _attention
 from torch_manualbp.functional import convolution as _convolution
+from torch_manualbp.functional import ctc as _ctc
+from torch_manualbp.functional import dropouts as _dropout
 from torch_manualbp.functional import embedding as _embedding
 from torch_manualbp.functional import linear as _linear
 from torch_manualbp.functional import loss as _loss
@@ -25,6 +27,8 @@ from torch_manualbp.functional import recurrent as _recurrent
 from torch_manualbp.functional.activation import *  # noqa: F403
 from torch_manualbp.functional.attention import *  # noqa: F403
 from torch_manualbp.functional.convolution import *  # noqa: F403
+from torch_manualbp.functional.ctc import *  # noqa: F403
+from torch_manualbp.functional.dropouts import *  # noqa: F403
 from torch_manualbp.functional.embedding import *  # noqa: F403
 from torch_manualbp.functional.linear import *  # noqa: F403
 from torch_manualbp.functional.loss import *  # noqa: F403
@@ -33,6 +37,8 @@ from torch_manualbp.functional.norm import *  # noqa: F403
 from torch_manualbp.functional.padding import *  # noqa: F403
 from torch_manualbp.functional.pooling import *  # noqa: F403
 from torch_manualbp.functional.recurrent import *  # noqa: F403
+from torch_manualbp.functional.recurrent import recurrent_cell as recurrent_cell
+from torch_manualbp.functional.recurrent import recurrent_layer as recurrent_layer
 
 __all__ = (
     _linear.__all__
@@ -46,6 +52,8 @@ __all__ = (
     + _recurrent.__all__
     + _padding.__all__
     + _pooling.__all__
+    + _dropout.__all__
+    + _ctc.__all__
 )
 
 for _name in __all__:  # where users, pickles and fx's generated code find them, and no module stands in the way

@@ -19,6 +19,7 @@ __all__ = [
     "in_full_precision_on_cpu",
     "in_low_precision",
     "in_place",
+    "in_precision_of",
     "legacy_reduction",
     "overridable",
     "run",
@@ -85,6 +86,13 @@ def in_full_precision_on_cpu(rule: type[Rule], *args: Any) -> Any:
     """``run(rule, *args)``, under autocast on the CPU in float32, where autocast runs some functions so there alone."""
     if is_autocast_enabled() and _autocasts(args[0]) and args[0].device.type == "cpu":
         return _run_cast(rule, torch.float32, args)
+    return run(rule, *args)
+
+
+def in_precision_of(state: Tensor, rule: type[Rule], *args: Any) -> Any:
+    """``run(rule, *args)``, under autocast in the dtype of the state, which torch's own steps come back to."""
+    if is_autocast_enabled() and _autocasts(args[0]):
+        return _run_cast(rule, state.dtype, args)
     return run(rule, *args)
 
 

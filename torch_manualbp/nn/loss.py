@@ -10,6 +10,7 @@ from torch_manualbp import functional as F
 __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
+    "CTCLoss",
     "CrossEntropyLoss",
     "GaussianNLLLoss",
     "HingeEmbeddingLoss",
@@ -168,3 +169,16 @@ class SoftMarginLoss(torch.nn.SoftMarginLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.soft_margin_loss(input, target, reduction=self.reduction)
+
+
+class CTCLoss(torch.nn.CTCLoss):
+    """``torch.nn.CTCLoss`` by :class:`torch_manualbp.rules.ConnectionistTemporalClassification`.
+
+    C = −log Σ of all paths that say the labels, of Π_t exp s_t, by α_t(u) = (α_t−1(u) + α_t−1(u − 1) + …) exp s_t(l_u)
+    ⇒ ∂C/∂s_t(k) = −Σ_u [l_u = k] α_t(u) β_t(u) / P. Kept: s, y, log α.
+    """
+
+    def forward(self, log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor) -> Tensor:
+        return F.ctc_loss(
+            log_probs, targets, input_lengths, target_lengths, self.blank, self.reduction, self.zero_infinity
+        )

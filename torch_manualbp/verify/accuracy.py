@@ -171,7 +171,7 @@ def _all_points(entry: Operation, dtype: torch.dtype) -> Iterator[list[_Points]]
 
 def _gridded(sample: Sample) -> list[int]:
     """The arguments that a grid replaces. One number alone is an option in the form of a tensor."""
-    return [i for i, a in enumerate(sample.args) if isinstance(a, Tensor) and (a.numel() > 1 or not a.dim())]
+    return [i for i, a in enumerate(sample.args) if is_number(a) and (a.numel() > 1 or not a.dim())]
 
 
 def _is_pointwise(entry: Operation, sample: Sample) -> bool:

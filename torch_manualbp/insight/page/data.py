@@ -15,7 +15,7 @@ from torch_manualbp.insight.page.autograd import Step
 from torch_manualbp.insight.page.cost import cost_data
 from torch_manualbp.insight.page.numbers import for_script
 from torch_manualbp.insight.trace import Quantity, Trace
-from torch_manualbp.rules import Diagonal, Dropout, RReLU
+from torch_manualbp.rules import AlphaDropout, Diagonal, Dropout, RReLU
 
 __all__ = ["MOST_UNITS", "NotDrawableError", "network_data"]
 
@@ -23,7 +23,7 @@ MOST_UNITS = 200
 """Neurons, inputs included, above which a drawing shows nothing any more."""
 
 
-RANDOM = {Dropout: "Dropout", RReLU: "RReLU"}
+RANDOM = {AlphaDropout: "AlphaDropout", Dropout: "Dropout", RReLU: "RReLU"}
 
 # Where not all rows are given, "size" and "sizeb" are what the gradients would be if no term had a sign: by these it is
 # judged whether two of them are the same up to rounding.

@@ -114,7 +114,7 @@ class GRU(RuleWithByproducts):
             epsilon = torch.cat([dh_t, dh_t, dh_t], 1) * of_time[t]
             epsilon = epsilons[t] = epsilon if above_y is None else epsilon + above_y[t]
             if U is not None:
-                dh_t = dh_before[t] = torch.addcmul(epsilon @ U, dh_t, u[t])
+                dh_t = dh_before[t] = dh_t * u[t] + epsilon @ U
         epsilon, delta_n = torch.cat(epsilons), torch.cat(dhs) * through_n
         delta_n = delta_n if of_n is None else delta_n + of_n
         delta = torch.cat([epsilon[:, : 2 * delta_n.shape[1]], delta_n], 1)
@@ -164,7 +164,7 @@ class GRU(RuleWithByproducts):
             (dz_r, dz_u, dz_n), (r, u, n, y_n) = dz_t.chunk(3, 1), gates_t.chunk(4, 1)
             dy_r, dy_u, dy_n = (dy_t + F.linear(dh_t, U)).chunk(3, 1)
             dr, du = (dz_r + dy_r) * r * (1 - r), (dz_u + dy_u) * u * (1 - u)
-            dn = (dz_n + r * dy_n + dr * y_n) * (1 - n * n)
+            dn = (dz_n + r * dy_n + dr * y_n) * (1 - n) * (1 + n)
             dh_t = dhs[t] = (1 - u) * dn + (h_t - n) * du + u * dh_t
             dgates[t] = torch.cat([dr, du, dn, dy_n], 1)
         made = torch.cat(dhs), final(dhs, sizes, reverse), torch.cat(dhs), torch.cat(dgates)
@@ -175,7 +175,7 @@ def jacobian_of_time(gates: Tensor, h_before: Tensor) -> tuple[Tensor, Tensor]:
     """What one time does: ∂h/∂y_r, ∂h/∂y_u and ∂h/∂y_n side by side, and ∂h/∂z_n, of which the others are made:
     (rows, 4 hidden), (rows, hidden) → (rows, 3 hidden), (rows, hidden)."""
     r, u, n, y_n = gates.chunk(4, 1)
-    through_n = (1 - u) * (1 - n * n)
+    through_n = (1 - u) * (1 - n) * (1 + n)
     return torch.cat([through_n * y_n * r * (1 - r), (h_before - n) * u * (1 - u), through_n * r], 1), through_n
 
 
@@ -183,7 +183,7 @@ def _by_gates(dgates: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
     """The parts of ε and of δ_n that come from gradients of the gates."""
     r, u, n, y_n = gates.conj().chunk(4, 1)
     dr, du, dn, dy_n = dgates.chunk(4, 1)
-    delta_n = dn * (1 - n * n)
+    delta_n = dn * (1 - n) * (1 + n)
     return torch.cat([(dr + delta_n * y_n) * r * (1 - r), du * u * (1 - u), delta_n * r + dy_n], 1), delta_n
 
 

@@ -197,7 +197,7 @@ def jacobian_of_time(gates: Tensor, c: Tensor, c_before: Tensor) -> tuple[Tensor
     i, f, g, o = gates.chunk(4, 1)
     tanh_c = torch.tanh(c)
     through_z = torch.cat([g, c_before, i, tanh_c], 1) * slopes(gates)
-    return through_z, o * (1 - tanh_c * tanh_c), f, o * tanh_c
+    return through_z, o * (1 - tanh_c) * (1 + tanh_c), f, o * tanh_c
 
 
 def _hidden_before(h0: Tensor, m: Tensor, V: Tensor | None, sizes: Sizes, reverse: bool) -> Tensor:
@@ -208,7 +208,7 @@ def _hidden_before(h0: Tensor, m: Tensor, V: Tensor | None, sizes: Sizes, revers
 def slopes(gates: Tensor) -> Tensor:
     """σ' of i, f and o, and tanh' of g."""
     i_f, g, o = gates.split((gates.shape[1] // 2, gates.shape[1] // 4, gates.shape[1] // 4), 1)
-    return torch.cat([i_f * (1 - i_f), 1 - g * g, o * (1 - o)], 1)
+    return torch.cat([i_f * (1 - i_f), (1 - g) * (1 + g), o * (1 - o)], 1)
 
 
 def _wide(t: Tensor | None) -> Any:

@@ -61,11 +61,11 @@ class RNN(RuleWithByproducts):
     def backward(
         ctx: Any, dh: Tensor | None, dh_n: Tensor | None = None, dh_kept: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, lambda h: 1 - h * h, dh, dh_n, dh_kept)
+        return _backward(ctx, lambda h: (1 - h) * (1 + h), dh, dh_n, dh_kept)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        return _jvp(ctx, lambda h: 1 - h * h, *tangents)
+        return _jvp(ctx, lambda h: (1 - h) * (1 + h), *tangents)
 
 
 class RNNReLU(RNN):

@@ -2,19 +2,74 @@
 
 from __future__ import annotations
 
-from torch_manualbp.rules.constant import TimesConstant
+from typing import Any
 
-__all__ = ["Dropout"]
+import torch
+from torch import Tensor
+
+from torch_manualbp.rules.jacobian import Diagonal
+from torch_manualbp.rules.rule import Rule
+
+__all__ = ["AlphaDropout", "Dropout"]
 
 
-class Dropout(TimesConstant):
+class LeftOut(Rule):
+    """∂C/∂z = r ⊙ ∂C/∂a for r = s where an entry passes, else 0. Which entries pass is drawn by the caller.
+
+    Shapes: z any, passes (booleans) that or of sizes that broadcast to it: whole channels pass or do not where it is
+    (samples, channels, 1, …). Kept: passes.
+    """
+
+    jacobian = Diagonal(slope="r")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, passes, ctx.s, *ctx.others = inputs
+        ctx.save_for_backward(passes)
+        ctx.save_for_forward(passes)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        (passes,) = ctx.saved_tensors
+        return da * passes * ctx.s, None, None, *[None] * len(ctx.others)
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor, *_: None) -> Tensor:
+        (passes,) = ctx.saved_tensors
+        return dz * passes * ctx.s
+
+
+class Dropout(LeftOut):
     """The layer that lets each entry pass with probability 1 − p, and so much larger that the mean stays.
 
     ::
 
-        a = r ⊙ z,  r = 1 / (1 − p) with probability 1 − p, else 0
+        a = r ⊙ z,  r = s = 1 / (1 − p) with probability 1 − p, else 0
         ⇒
         ∂C/∂z = r ⊙ ∂C/∂a
 
-    r is drawn by the caller, and a constant. Shapes: z and r alike. Kept: r.
+    Shapes: z any, passes (booleans) that or of sizes that broadcast to it: whole channels pass or do not where it is
+    (samples, channels, 1, …). Kept: passes.
     """
+
+    @staticmethod
+    def forward(z: Tensor, passes: Tensor, s: float) -> Tensor:
+        return z * passes * s
+
+
+class AlphaDropout(LeftOut):
+    """The dropout that keeps mean and variance of what SELU makes: what does not pass becomes SELU's limit at −∞.
+
+    ::
+
+        a = r ⊙ z + b,  r = s and b = high with probability 1 − p, else r = 0 and b = low
+        s = 1 / √((1 + α² p) (1 − p)),  high = α s p,  low = high − α s,  α = 1.758…
+        ⇒
+        ∂C/∂z = r ⊙ ∂C/∂a
+
+    Shapes and what is kept are those of :class:`Dropout`.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, passes: Tensor, s: float, low: float, high: float) -> Tensor:
+        return z * passes * s + torch.where(passes, z.new_full((), high), z.new_full((), low))

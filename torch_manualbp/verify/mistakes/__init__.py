@@ -25,6 +25,7 @@ for topic in (
     "order",
     "edges",
     "surroundings",
+    "ctc",
     "recurrent",
     "structure",
     "entrywise",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torch_manualbp.rules import (
     Add,
+    AlphaDropout,
     Cat,
     Divide,
     Dropout,
@@ -177,6 +178,15 @@ class MeanOfEverything(Mean):
 @breaks("matrix", "first derivatives", "second derivatives")
 class MaskNotScaled(Dropout):
     @staticmethod
-    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
-        (r,) = ctx.saved_tensors
-        return da * r.sign(), None
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        (passes,) = ctx.saved_tensors
+        return da * passes, None, None
+
+
+@breaks("channels", "first derivatives", "second derivatives")
+class EveryEntryPasses(AlphaDropout):
+    """What is low has a gradient, too."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        return da * ctx.s, None, None, None, None

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp import nn as our_nn
-from torch_manualbp._torch import pytree
 from torch_manualbp.catalogue import FAMILIES
 from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.subject import Setting, Subject, is_number
@@ -91,6 +90,18 @@ class Layer(Trial):
         return tuple(t.requires_grad_(i < self.differentiable) for i, t in enumerate(cast))
 
 
+class _First(Module):
+    """The first output of a layer that has several."""
+
+    def __init__(self, layer: Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        first: Tensor = self.layer(input)[0]
+        return first
+
+
 class _Namespace:
     """``torch_manualbp.nn`` with other classes in it."""
 
@@ -126,13 +137,12 @@ def results(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)  # for the layers that draw random numbers
         in_place = getattr(module, "inplace", False)  # which no leaf may be changed
-        result = module(*(t * 1 if in_place and t.requires_grad else t for t in inputs))
-    outputs = [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
-    upstreams = [_random_like(output) for output in outputs] if upstream is None else [upstream]
-    gradients = torch.autograd.grad(outputs, [t for _, t in leaves], upstreams)
+        output = module(*(t * 1 if in_place and t.requires_grad else t for t in inputs))
+    if upstream is None:
+        upstream = _random_like(output)
+    gradients = torch.autograd.grad(output, [t for _, t in leaves], upstream)
     named = {f"gradient of {name}": g for (name, _), g in zip(leaves, gradients, strict=True)}
-    names = ["output", *(f"output {i}" for i in range(1, len(outputs)))]
-    return {name: output.detach() for name, output in zip(names, outputs, strict=True)} | named
+    return {"output": output.detach(), **named}
 
 
 def _random_like(t: Tensor) -> Tensor:
@@ -435,21 +445,28 @@ _LISTED: tuple[Layer, ...] = (
     Layer("LayerNorm without bias", lambda nn: _drawn(nn.LayerNorm(4, bias=False)), _normal),
     Layer("RMSNorm", lambda nn: _drawn(nn.RMSNorm(4)), _normal),
     Layer("RMSNorm without weights", lambda nn: nn.RMSNorm(4, eps=0.1, elementwise_affine=False), _normal),
-    Layer("RNN", lambda nn: nn.RNN(4, 3, nonlinearity="relu"), _normal, shape=(3, 2, 4), image=None),
-    Layer("RNN by tanh, bidirectional", lambda nn: nn.RNN(4, 3, bidirectional=True), _normal, image=None),
-    Layer("LSTM", lambda nn: nn.LSTM(4, 3, 2, batch_first=True), _normal, shape=(2, 3, 4), image=None),
+    Layer("Dropout", lambda nn: nn.Dropout(0.3), _normal, is_random=True),
+    Layer("Dropout in evaluation", lambda nn: nn.Dropout(0.3).eval(), _normal),
+    Layer("Dropout1d", lambda nn: nn.Dropout1d(0.3), _normal, shape=(2, 4, 3), image=None, is_random=True),
+    Layer("Dropout2d", lambda nn: nn.Dropout2d(0.3), _normal, shape=(2, 4, 3, 4), is_random=True),
+    Layer("Dropout3d", lambda nn: nn.Dropout3d(0.3), _normal, shape=(2, 4, 2, 3, 4), image=None, is_random=True),
+    Layer("AlphaDropout", lambda nn: nn.AlphaDropout(0.3), _normal, is_random=True),
+    Layer("FeatureAlphaDropout", lambda nn: nn.FeatureAlphaDropout(0.3), _normal, is_random=True),
+    Layer("RNN", lambda nn: _First(nn.RNN(4, 3, nonlinearity="relu")), _normal, shape=(3, 2, 4), image=None),
+    Layer("RNN by tanh, bidirectional", lambda nn: _First(nn.RNN(4, 3, bidirectional=True)), _normal, image=None),
+    Layer("LSTM", lambda nn: _First(nn.LSTM(4, 3, 2)), _normal, shape=(3, 2, 4), image=None),
     Layer(
         "LSTM, projected, bidirectional",
-        lambda nn: nn.LSTM(4, 3, 2, dropout=0.4, bidirectional=True, proj_size=2),
+        lambda nn: _First(nn.LSTM(4, 3, 2, dropout=0.4, bidirectional=True, proj_size=2)),
         _normal,
         shape=(3, 2, 4),
         image=None,
         is_random=True,
     ),
-    Layer("GRU", lambda nn: nn.GRU(4, 3, 2, bidirectional=True), _normal, shape=(3, 2, 4), image=None),
+    Layer("GRU", lambda nn: _First(nn.GRU(4, 3, 2, bidirectional=True)), _normal, shape=(3, 2, 4), image=None),
     Layer("RNNCell", lambda nn: nn.RNNCell(4, 3), _normal, image=None),
     Layer("RNNCell, rectified", lambda nn: nn.RNNCell(4, 3, nonlinearity="relu"), _normal, image=None),
-    Layer("LSTMCell", lambda nn: nn.LSTMCell(4, 3), _normal, image=None),
+    Layer("LSTMCell", lambda nn: _First(nn.LSTMCell(4, 3)), _normal, image=None),
     Layer("GRUCell", lambda nn: nn.GRUCell(4, 3), _normal, image=None),
     Layer("L1Loss", lambda nn: nn.L1Loss(), _two, differentiable=2),
     Layer("SmoothL1Loss", lambda nn: nn.SmoothL1Loss(beta=0.3), _two, differentiable=2),

@@ -134,7 +134,7 @@ def keeps_channels_last(layer: Layer) -> None:
     _keeps_layout(layer, _channels_last, layer.image)
 
 
-LAID_OUT_PLAINLY = {"Linear", "LazyLinear"}
+LAID_OUT_PLAINLY = {"Linear", "LazyLinear", "RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}
 """Layers whose gradient for a transposed input is laid out row by row, where ATen's product imitates the input."""
 
 
@@ -179,6 +179,9 @@ def works_in_place(layer: Layer) -> None:
     if not hasattr(theirs, "inplace"):
         raise DoesNotApply("torch's class has no inplace")
     ours.inplace = theirs.inplace = True  # type: ignore[assignment]
+    probe = layer.inputs()[0].detach()
+    if theirs(probe) is not probe:
+        raise DoesNotApply("torch's class has an inplace, and does nothing with it")
     z, z_of_torch = layer.inputs()[0].detach(), layer.inputs()[0].detach()
     for module, t in ((ours, z), (theirs, z_of_torch)):
         with torch.random.fork_rng(devices=[]):

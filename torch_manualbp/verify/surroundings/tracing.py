@@ -28,7 +28,11 @@ def compiles(layer: Layer, backend: str = "aot_eager") -> Iterator[Row]:
     """Under ``torch.compile(fullgraph=True)`` output and gradients are torch's."""
     if layer.is_random:
         raise DoesNotApply("compiled code draws other random numbers")
-    return transforms.compiled(layer, backend)
+    try:
+        return iter(list(transforms.compiled(layer, backend)))
+    except RuntimeError:
+        of_torch(torch.compile(layer.pair()[1], fullgraph=True, backend=backend), *layer.inputs())
+        raise
 
 
 def exports(layer: Layer, strict: bool = False) -> None:
