@@ -582,7 +582,8 @@ class Calls(torch_nn.Module):
 def test_functions_called_in_a_forward_are_named() -> None:
     layer = torch_nn.TransformerEncoderLayer(4, 2, 8, activation=torch_nn.functional.relu)
     report = convert(torch_nn.Sequential(Calls(), layer))
-    assert [s.path for s in report.swapped] == ["0.linear", "1.linear1", "1.linear2", "1.norm1", "1.norm2"]
+    of_block = ["linear1", "dropout", "linear2", "norm1", "norm2", "dropout1", "dropout2"]
+    assert [s.path for s in report.swapped] == ["0.linear", *(f"1.{name}" for name in of_block)]
     assert reasons(report)["0"] == "a forward of its own, and calls F.relu, nn.MSELoss, torch.tanh"
     assert reasons(report)["1"] == "no formula here, and calls F.relu"
     assert reasons(report)["1.self_attn"] == "no formula here"

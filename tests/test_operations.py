@@ -16,7 +16,7 @@ from torch_manualbp import functional
 from torch_manualbp.catalogue import CATALOGUE, FAMILIES, Make, named
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.runner import is_continuous
-from torch_manualbp.rules import Hardsigmoid, Rule
+from torch_manualbp.rules import ConnectionistTemporalClassification, Hardsigmoid, Rule
 from torch_manualbp.verify.contract import EXACT, assert_same, upstream_for
 from torch_manualbp.verify.outputs import outputs
 
@@ -341,6 +341,9 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "l1_loss smooth_l1_loss huber_loss mse_loss": [(s, target), (s, target, With(reduction="sum"))],
     "cross_entropy": [(s, classes), (s, probabilities)],
     "nll_loss multi_margin_loss": [(s, classes)],
+    "ctc_loss": [
+        (cube, torch.tensor([[1], [2], [1]]), torch.tensor([2, 2, 1]), torch.tensor([1, 1, 1]), 0, "sum", False)
+    ],
     "kl_div": [(s, probabilities, With(reduction="batchmean"))],
     "gaussian_nll_loss": [(s, target, make.positive(5, 4).requires_grad_()), (s, target, learns(5).detach().exp())],
     "poisson_nll_loss": [(s, target.exp())],
@@ -411,8 +414,10 @@ def test_every_function_of_the_table_is_called() -> None:
 
 def torchs(function: Any) -> Callable[..., Any]:
     """The function of torch that this one is, or stands for."""
-    if function.__name__ == "hardsigmoid":  # the gradient of torch's own has 1/6 in float32 even for float64
-        (entry,) = (e for e in CATALOGUE if e.rule is Hardsigmoid)
+    # The gradient of torch's hardsigmoid has 1/6 in float32 even for float64; that of its ctc_loss is another.
+    others = {"hardsigmoid": Hardsigmoid, "ctc_loss": ConnectionistTemporalClassification}
+    if function.__name__ in others:
+        (entry,) = (e for e in CATALOGUE if e.rule is others[function.__name__])
         return entry.twin
     is_ours = function in [getattr(functional, name) for name in functional.__all__]
     if not is_ours:

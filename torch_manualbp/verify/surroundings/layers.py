@@ -102,6 +102,19 @@ class _First(Module):
         return first
 
 
+class _OfLogits(Module):
+    """The loss of two label sequences by scores that a log_softmax makes log-probabilities of."""
+
+    def __init__(self, loss: Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, input: Tensor) -> Tensor:
+        labels = torch.tensor([[1, 2], [2, 2]])
+        C: Tensor = self.loss(input.log_softmax(-1), labels, (4, 3), (2, 1))
+        return C
+
+
 class _Namespace:
     """``torch_manualbp.nn`` with other classes in it."""
 
@@ -445,6 +458,7 @@ _LISTED: tuple[Layer, ...] = (
     Layer("LayerNorm without bias", lambda nn: _drawn(nn.LayerNorm(4, bias=False)), _normal),
     Layer("RMSNorm", lambda nn: _drawn(nn.RMSNorm(4)), _normal),
     Layer("RMSNorm without weights", lambda nn: nn.RMSNorm(4, eps=0.1, elementwise_affine=False), _normal),
+    Layer("CTCLoss", lambda nn: _OfLogits(nn.CTCLoss()), _normal, shape=(4, 2, 3), image=None),
     Layer("Dropout", lambda nn: nn.Dropout(0.3), _normal, is_random=True),
     Layer("Dropout in evaluation", lambda nn: nn.Dropout(0.3).eval(), _normal),
     Layer("Dropout1d", lambda nn: nn.Dropout1d(0.3), _normal, shape=(2, 4, 3), image=None, is_random=True),
