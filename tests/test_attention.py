@@ -134,3 +134,92 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_a_derived_step_is_autograds(name: str) -> None:
     torch.manual_seed(0)
     assert_derives(SelfAttention(**OPTIONS[name]).double(), (make(3, 6, 8),), make(3, 6, 8))
+
+
+def _transformer(namespace: Any, **options: Any) -> nn.Module:
+    options = {"batch_first": True, "dropout": 0.1, **options}
+    layer: nn.Module = namespace.TransformerEncoderLayer(8, 2, 16, **options)
+    return layer
+
+
+@pytest.mark.parametrize("namespace", [nn, torch_manualbp.nn], ids=["torch.nn", "torch_manualbp.nn"])
+@pytest.mark.parametrize("options", [{}, {"norm_first": True, "activation": "gelu"}], ids=str)
+def test_a_derived_step_of_an_encoder_layer_is_autograds(namespace: Any, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    assert_derives(_transformer(namespace, bias=False, **options).double(), (make(3, 6, 8),), make(3, 6, 8))
+
+
+class Block(nn.Module):
+    """A GPT's block, of embeddings to scores, by the layers of a namespace."""
+
+    def __init__(self, namespace: Any) -> None:
+        super().__init__()
+        self.tokens, self.places = namespace.Embedding(11, 8), namespace.Embedding(6, 8)
+        self.attend = namespace.MultiheadAttention(8, 2, dropout=0.1, bias=False, batch_first=True)
+        self.norm1, self.norm2 = namespace.LayerNorm(8), namespace.LayerNorm(8)
+        self.mlp = nn.Sequential(namespace.Linear(8, 32), namespace.GELU(), namespace.Linear(32, 8), nn.Dropout(0.1))
+        self.head = namespace.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1]))
+        mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
+        z = self.norm1(x)
+        x = x + self.attend(z, z, z, attn_mask=mask, is_causal=True, need_weights=False)[0]
+        scores: Tensor = self.head(x + self.mlp(self.norm2(x)))
+        return scores
+
+
+@pytest.mark.parametrize("namespace", [nn, torch_manualbp.nn], ids=["torch.nn", "torch_manualbp.nn"])
+def test_a_derived_step_of_a_gpts_block_is_autograds(namespace: Any) -> None:
+    torch.manual_seed(0)
+    assert_derives(Block(namespace).double(), (make.indices(11, 3, 6),), make(3, 6, 5), steps=5)
+
+
+MASKS: dict[str, Any] = {
+    "none": {},
+    "of keys": {"key_padding_mask": make.indices(3, 2, 6) == 0},
+    "of pairs": {"attn_mask": make.indices(3, 5, 6) == 0},
+    "of heads and keys": {"attn_mask": make(4, 5, 6), "key_padding_mask": make(2, 6)},
+}
+
+
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{"dropout": 0.2}, {"add_bias_kv": True, "add_zero_attn": True}, {"kdim": 3, "vdim": 5, "bias": False}],
+    ids=str,
+)
+def test_multi_head_attention_is_torchs(options: dict[str, Any], need_weights: bool, masks: dict[str, Any]) -> None:
+    query, key = make(5, 2, 4), make(6, 2, options.get("kdim", 4))
+    value = make(6, 2, 5) if "vdim" in options else key
+    results = []
+    for namespace in (nn, torch_manualbp.nn):
+        torch.manual_seed(0)
+        layer = namespace.MultiheadAttention(4, 2, **options).double()
+        o, P = layer(query, key, value, need_weights=need_weights, **masks)
+        gradients = torch.autograd.grad(
+            o.square().sum() + (P.square().sum() if need_weights else 0), [*layer.parameters()]
+        )
+        results.append([o.detach(), P if P is None else P.detach(), *gradients, torch.rand(1)])
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_in_evaluation_without_gradients_torchs_fast_path_runs() -> None:
+    torch.manual_seed(0)
+    layer, x = _transformer(torch_manualbp.nn).eval(), torch.randn(3, 6, 8)
+    expected = layer(x)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        o = layer(x)
+    assert any("_transformer_encoder_layer_fwd" in event.key for event in profile.key_averages())
+    torch.testing.assert_close(o, expected)
+
+
+def test_a_transformer_of_ours_is_of_our_layers() -> None:
+    model, stock = (namespace.Transformer(8, 2, 1, 1, 16, batch_first=True) for namespace in (torch_manualbp.nn, nn))
+    assert list(model.state_dict()) == list(stock.state_dict())
+    ours = {type(module).__name__ for module in model.modules() if type(module).__module__.startswith("torch_manualbp")}
+    assert {"TransformerEncoderLayer", "MultiheadAttention", "Linear", "LayerNorm"} <= ours

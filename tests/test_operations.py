@@ -38,6 +38,9 @@ images, kernels, volumes = learns(2, 2, 5, 4), learns(4, 2, 3, 2), learns(1, 2, 
 square, vectors, places = learns(4, 4), learns(5, 3), torch.tensor([[1, 0], [2, 3], [0, 1]])
 
 
+NO_BIASES = (None, None, False)
+
+
 class With(dict[str, Any]):
     """The keyword arguments of a call."""
 
@@ -282,6 +285,36 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
         (rows, x),
         (make.indices(3, 2, 5), x, With(padding_idx=-1)),
         (rows, x, With(scale_grad_by_freq=True)),
+    ],
+    "multi_head_attention_forward": [
+        (
+            cube,
+            cube,
+            cube,
+            4,
+            2,
+            learns(12, 4),
+            learns(12),
+            *NO_BIASES,
+            0.2,
+            learns(4, 4),
+            learns(4),
+            With(average_attn_weights=False),
+        ),
+        (
+            cube,
+            batch.mT,
+            batch.mT,
+            4,
+            2,
+            learns(12, 4),
+            None,
+            *NO_BIASES,
+            0.0,
+            learns(4, 4),
+            None,
+            With(average_attn_weights=False),
+        ),
     ],
     "scaled_dot_product_attention": [
         (cube, learns(2, 5, 4), learns(2, 5, 3)),

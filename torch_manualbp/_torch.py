@@ -24,6 +24,7 @@ __all__ = [
     "OverloadPacket",
     "TorchDispatchMode",
     "backward_task",
+    "canonical_mask",
     "dispatch_modes",
     "foreach_add_",
     "foreach_mul",
@@ -43,6 +44,7 @@ __all__ = [
     "legacy_reduction_name",
     "mapped_dim",
     "mark_static",
+    "multi_head_shapes_fit",
     "nn_functions",
     "number_of_reduction",
     "parsed_to",
@@ -92,6 +94,12 @@ variable_functions: Any = torch._C._VariableFunctions
 
 nn_functions: Any = torch._C._nn
 """The functions of torch.nn.functional in C++."""
+
+canonical_mask: Callable[..., Tensor | None] = torch.nn.functional._canonical_mask
+"""A mask of numbers, −∞ where one of booleans is True, with torch's warnings and errors."""
+
+multi_head_shapes_fit: Callable[..., bool] = torch.nn.functional._mha_shape_check  # type: ignore[attr-defined]
+"""Whether the inputs of multi-head attention have a batch, with torch's errors where they do not fit."""
 
 parsed_to: Callable[..., Any] = torch._C._nn._parse_to
 """What the arguments of ``Tensor.to`` say: device, dtype, non_blocking, memory format."""

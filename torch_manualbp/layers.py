@@ -32,11 +32,10 @@ def table(operations: Sequence[Operation] = CATALOGUE) -> str:
             row = rows.setdefault(layer, [f"`{layer}`", "", *_formula(getattr(nn, layer)), f"`torch.nn.{layer}`"])
             if f"`{function}`" not in row[1]:
                 row[1] += f"{', ' if row[1] else ''}`{function}`"
-        if not operation.layers:
-            for name in operation.functions.split():
-                if name in functional.__all__:
-                    formula = _formula(getattr(functional, name))
-                    rows.setdefault(f"F.{name}", ["", f"`{name}`", *formula, f"`torch.nn.functional.{name}`"])
+        for name in operation.functions.split():
+            if name in functional.__all__ and name not in operation.functions_of_layers().values():
+                formula = _formula(getattr(functional, name))
+                rows.setdefault(f"F.{name}", ["", f"`{name}`", *formula, f"`torch.nn.functional.{name}`"])
     cells = [COLUMNS, ["---"] * len(COLUMNS), *([cell.replace("|", r"\|") for cell in row] for row in rows.values())]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
@@ -72,8 +71,9 @@ def _missing_of(operation: Operation) -> Iterator[str]:
             yield f"{row} names the layer {name}: write nn.{name}."
         elif FORMULA.search(_paragraph(getattr(nn, name))) is None:
             yield f"nn.{name}: its docstring says no `forward ⇒ backward. Kept: what.`"
-    if not operation.layers:
-        for name in set(operation.functions.split()) & set(functional.__all__):
+    if operation.functions:
+        alone = set(operation.functions.split()) - set(operation.functions_of_layers().values())
+        for name in sorted(alone & set(functional.__all__)):
             if FORMULA.search(_said(getattr(functional, name))) is None:
                 yield f"functional.{name}: its docstring says no `forward ⇒ backward. Kept: what.`"
     if operation.layers and not operation.functions:

@@ -80,7 +80,9 @@ ATTENTION: tuple[Operation, ...] = (
         Attention,
         _attention,
         _attention_samples,
-        functions="scaled_dot_product_attention",
+        functions="multi_head_attention_forward scaled_dot_product_attention",
+        layers="MultiheadAttention TransformerEncoderLayer TransformerDecoderLayer TransformerEncoder "
+        "TransformerDecoder Transformer",
         twin_for_second=_attention_by_softmax,
         cancels=True,
         exempt={

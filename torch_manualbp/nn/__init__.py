@@ -28,3 +28,4 @@ from torch_manualbp.nn.norm import *  # noqa: F403
 from torch_manualbp.nn.padding import *  # noqa: F403
 from torch_manualbp.nn.pooling import *  # noqa: F403
 from torch_manualbp.nn.recurrent import *  # noqa: F403
+from torch_manualbp.nn.transformer import *  # noqa: F403
