@@ -33,8 +33,8 @@ def table(operations: Sequence[Operation] = CATALOGUE) -> str:
             if f"`{function}`" not in row[1]:
                 row[1] += f"{', ' if row[1] else ''}`{function}`"
         for name in operation.functions.split():
-            if name in functional.__all__ and name not in operation.functions_of_layers().values():
-                formula = _formula(getattr(functional, name))
+            formula = _formula(getattr(functional, name)) if name in functional.__all__ else ()
+            if any(formula) and name not in operation.functions_of_layers().values():
                 rows.setdefault(f"F.{name}", ["", f"`{name}`", *formula, f"`torch.nn.functional.{name}`"])
     cells = [COLUMNS, ["---"] * len(COLUMNS), *([cell.replace("|", r"\|") for cell in row] for row in rows.values())]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
@@ -71,9 +71,8 @@ def _missing_of(operation: Operation) -> Iterator[str]:
             yield f"{row} names the layer {name}: write nn.{name}."
         elif FORMULA.search(_paragraph(getattr(nn, name))) is None:
             yield f"nn.{name}: its docstring says no `forward ⇒ backward. Kept: what.`"
-    if operation.functions:
-        alone = set(operation.functions.split()) - set(operation.functions_of_layers().values())
-        for name in sorted(alone & set(functional.__all__)):
+    if not operation.layers:
+        for name in set(operation.functions.split()) & set(functional.__all__):
             if FORMULA.search(_said(getattr(functional, name))) is None:
                 yield f"functional.{name}: its docstring says no `forward ⇒ backward. Kept: what.`"
     if operation.layers and not operation.functions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -158,8 +159,7 @@ class Transformer(torch.nn.Transformer):
 
 def _become_ours(module: Module) -> None:
     """Give the parts that torch's constructor has made our classes in place of torch's."""
-    from torch_manualbp import nn
-
+    nn = sys.modules[__name__.rpartition(".")[0]]  # which imports this file
     for part in list(module.modules())[1:]:
         cls = type(part)
         ours = getattr(nn, cls.__name__, cls)
