@@ -49,7 +49,7 @@ def test_nothing_is_missing() -> None:
 FORGOTTEN = {
     "rule": (EXP, "Exp: its row has a rule that torch_manualbp.rules does not export; add it to __all__"),
     "functional": (replace(EXP, arguments=None), "Exp: its row names the function exp: write functional.exp"),
-    "nn": (replace(TANH, layers="Tanh Unfold"), "Tanh: its row names the layer Unfold: write nn.Unfold."),
+    "nn": (replace(TANH, layers="Tanh Flatten"), "Tanh: its row names the layer Flatten: write nn.Flatten."),
     "torch": (replace(TANH, functions="tanhh"), "Tanh: its row names the function tanhh, which torch has nowhere."),
     "torch.nn": (replace(TANH, layers="Exp"), "Tanh: its row names the layer Exp, which torch.nn has not."),
     "function of the layer": (replace(TANH, functions=""), "Tanh: its row names the layer Tanh Tanhshrink and no"),

@@ -29,6 +29,11 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "GroupNorm": (2, 4),
     "LayerNorm": (4,),
     **{f"{kind}Pool{n}d": (2,) for kind in ("AdaptiveAvg", "AdaptiveMax", "Avg", "Max") for n in (1, 2, 3)},
+    "ChannelShuffle": (2,),
+    "Fold": (4, 2),
+    "PixelShuffle": (2,),
+    "PixelUnshuffle": (2,),
+    "Unfold": (2,),
     **{f"ConstantPad{n}d": (1, 0.5) for n in (1, 2, 3)},
     **{f"{kind}Pad{n}d": (1,) for kind in ("Circular", "Reflection", "Replication", "Zero") for n in (1, 2, 3)},
     **{

@@ -269,6 +269,17 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "adaptive_avg_pool1d adaptive_max_pool1d adaptive_max_pool1d_with_indices": [(cube, 2), (x, 1)],
     "adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool2d_with_indices": [(images, 2), (images, (None, 3))],
     "adaptive_avg_pool3d adaptive_max_pool3d adaptive_max_pool3d_with_indices": [(volumes, (1, 2, None))],
+    "interpolate": [
+        (images, With(scale_factor=2)),
+        (images, (7, 3), With(mode="nearest-exact")),
+        (images, 3, None, "bilinear", True),
+        (images, With(scale_factor=(1.5, 2.5), mode="bicubic", recompute_scale_factor=True)),
+        (images, With(size=(2, 3), mode="area")),
+    ],
+    "pixel_shuffle channel_shuffle": [(learns(2, 4, 3, 2), 2)],
+    "pixel_unshuffle": [(learns(2, 1, 4, 6), 2)],
+    "unfold": [(images, (2, 3), 1, 1, 2)],
+    "fold": [(learns(1, 8, 4), 4, 2, With(stride=2))],
     "conv1d": [(learns(2, 3, 5), learns(4, 3, 2), learns(4)), (learns(3, 5), learns(4, 3, 2), None, [2], 1)],
     "conv2d": [
         (images, kernels, learns(4)),

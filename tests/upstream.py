@@ -228,7 +228,10 @@ def _module_infos() -> Iterator[Any]:
 
 
 def _function_of(op: Any) -> Callable[..., Any] | None:
-    """Our function of an entry: ``nn.functional.relu`` and plain ``relu`` are both ours, ``masked.softmax`` is not."""
+    """Our function of an entry: ``nn.functional.relu`` and plain ``relu`` are both ours, ``masked.softmax`` is not, nor
+    is ``unfold``, a method of tensors."""
+    if op.name == "unfold":
+        return None
     return FUNCTIONS.get(op.name.removeprefix("nn.functional."))
 
 

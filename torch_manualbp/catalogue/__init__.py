@@ -26,6 +26,7 @@ from torch_manualbp.catalogue.padding import PADDINGS
 from torch_manualbp.catalogue.pooling import POOLINGS
 from torch_manualbp.catalogue.recurrent import RECURRENT
 from torch_manualbp.catalogue.reduction import REDUCTIONS
+from torch_manualbp.catalogue.resampling import RESAMPLINGS
 from torch_manualbp.catalogue.structure import STRUCTURE
 
 __all__ = ["CATALOGUE", "FAMILIES", "Make", "Operation", "Sample", "named"]
@@ -37,6 +38,7 @@ FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "paddings": PADDINGS,
     "attention": ATTENTION,
     "poolings": POOLINGS,
+    "resamplings": RESAMPLINGS,
     "activations": ACTIVATIONS,
     "losses": LOSSES,
     "losses of labels without times": CTC,

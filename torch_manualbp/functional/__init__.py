@@ -24,6 +24,7 @@ from torch_manualbp.functional import norm as _norm
 from torch_manualbp.functional import padding as _padding
 from torch_manualbp.functional import pooling as _pooling
 from torch_manualbp.functional import recurrent as _recurrent
+from torch_manualbp.functional import resampling as _resampling
 from torch_manualbp.functional.activation import *  # noqa: F403
 from torch_manualbp.functional.attention import *  # noqa: F403
 from torch_manualbp.functional.convolution import *  # noqa: F403
@@ -39,6 +40,7 @@ from torch_manualbp.functional.pooling import *  # noqa: F403
 from torch_manualbp.functional.recurrent import *  # noqa: F403
 from torch_manualbp.functional.recurrent import recurrent_cell as recurrent_cell
 from torch_manualbp.functional.recurrent import recurrent_layer as recurrent_layer
+from torch_manualbp.functional.resampling import *  # noqa: F403
 
 __all__ = (
     _linear.__all__
@@ -54,6 +56,7 @@ __all__ = (
     + _pooling.__all__
     + _dropout.__all__
     + _ctc.__all__
+    + _resampling.__all__
 )
 
 for _name in __all__:  # where users, pickles and fx's generated code find them, and no module stands in the way

@@ -275,11 +275,16 @@ def _largest(
     stride = kernel_size if _is_left_away(stride) else stride
     numbers = sizes(n, kernel_size, stride, padding, dilation)
     is_usual = isinstance(z, Tensor) and z.dim() in (n + 1, n + 2) and 0 not in z.shape[-n - 1 :]
-    if not is_usual or numbers is None or any(k < 1 for which in (0, 1, 3) for k in numbers[which]):
+    if not is_usual or numbers is None or not all(map(_takes_a_window, z.shape[-n:], *numbers)):
         return of_torch(z, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # says what is wrong
     call = in_full_precision_on_cpu if n == 3 else run
     a, i = call(rules.MaxPool, z, *numbers, bool(ceil_mode), not return_indices)
     return (a, i) if return_indices else a
+
+
+def _takes_a_window(m: int, k: int, s: int, p: int, d: int) -> bool:
+    """Whether a window of size k fits into a dimension of size m, with stride, padding and dilation as torch takes."""
+    return k > 0 and s > 0 and d > 0 and m + 2 * p > d * (k - 1)
 
 
 def _evenly(of_torch: Callable[..., Any], n: int, rule: Any, z: Tensor, output_size: Any, *options: bool) -> Any:

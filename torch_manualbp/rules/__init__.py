@@ -35,6 +35,7 @@ from torch_manualbp.rules import (
     pooling,
     recurrent,
     reduction,
+    resampling,
     structure,
 )
 from torch_manualbp.rules.activation import *  # noqa: F403
@@ -51,6 +52,7 @@ from torch_manualbp.rules.padding import *  # noqa: F403
 from torch_manualbp.rules.pooling import *  # noqa: F403
 from torch_manualbp.rules.recurrent import *  # noqa: F403
 from torch_manualbp.rules.reduction import *  # noqa: F403
+from torch_manualbp.rules.resampling import *  # noqa: F403
 from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.structure import *  # noqa: F403
 
@@ -69,6 +71,7 @@ if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for expo
         pooling,
         recurrent,
         reduction,
+        resampling,
         structure,
     ):
         __all__ += _family.__all__

@@ -15,6 +15,7 @@ for topic in (
     "linear",
     "convolution",
     "pooling",
+    "resampling",
     "activation",
     "along",
     "attention",
