@@ -278,7 +278,7 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     ],
     "pixel_shuffle channel_shuffle": [(learns(2, 4, 3, 2), 2)],
     "pixel_unshuffle": [(learns(2, 1, 4, 6), 2)],
-    "unfold": [(images, (2, 3), 1, 1, 2)],
+    "F.unfold": [(images, (2, 3), 1, 1, 2)],
     "fold": [(learns(1, 8, 4), 4, 2, With(stride=2))],
     "conv1d": [(learns(2, 3, 5), learns(4, 3, 2), learns(4)), (learns(3, 5), learns(4, 3, 2), None, [2], 1)],
     "conv2d": [
@@ -414,6 +414,8 @@ def name_of(function: Any) -> str:
     """``T`` of ``Tensor.T.__get__``, ``add`` of ``Tensor.__radd__``, else its name."""
     if function is Tensor.where:  # whose first argument is another one
         return "Tensor.where"
+    if function in (F.unfold, functional.unfold):  # which is none of Tensor.unfold
+        return "F.unfold"
     name: str = function.__self__.__name__ if function.__name__ == "__get__" else function.__name__
     return {"__radd__": "add", "__rmul__": "mul"}.get(name, name).removeprefix("special_")
 
