@@ -60,6 +60,8 @@ def converted() -> Any:
 DISPLAYS: dict[str, Callable[[], Any]] = {
     "LocalGradients": recorded,
     "LocalGradients, reduced": lambda: recorded(insight.summary),
+    "Layer": lambda: recorded()["0"],
+    "Call": lambda: recorded(insight.summary)[HOSTILE][0],
     "Report": lambda: verify_model(network(), X, Y, LOSS),
     "Report, wrong": lambda: Report(HOSTILE, (Row(HOSTILE, "values", "fails", error_ulps=3e5, hint=HOSTILE),)),
     "Matrix": lambda: contract_matrix(
@@ -135,6 +137,22 @@ def test_the_record_shows_delta_itself(displays: dict[str, Any]) -> None:
         for value in first[i].tolist():
             assert f"{value:.4g}".replace("-", "−") in outline.said
     assert f"{first[5, 0].item():.4g}".replace("-", "−") not in outline.said  # the middle is left out
+
+
+def test_a_layer_shows_its_numbers_or_why_there_are_none(displays: dict[str, Any]) -> None:
+    html = displays["Layer"]._repr_html_()
+    said = Outline(html).said
+    assert re.findall("<summary>(.*?)</summary>", html) == ["x", "z", "a", "δ = ∂C/∂z", "∂C/∂a"]
+    for t in (displays["Layer"].x, displays["Layer"].a, displays["Layer"].da):
+        assert f"{t[0, 0].item():.4g}".replace("-", "−") in said
+    model = network()
+    with local_gradients(model) as record:
+        LOSS(model(X), Y).backward()
+        with torch.no_grad():
+            model(X)
+    html = record["0"]._repr_html_()
+    assert "0, call 2 of 2" in html
+    assert "under torch.no_grad()" in html
 
 
 class Residual(torch.nn.Module):

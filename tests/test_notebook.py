@@ -14,7 +14,7 @@ NOTEBOOK = Path(__file__).parent.parent / "examples" / "backpropagation.ipynb"
 DISPLAYED = {
     "insight.picture(": "text/html",
     "with local_gradients(": "text/html",
-    "layers[": "text/plain",
+    "layers[": "text/html",
     "explain(": "text/html",
     "insight.report(": "text/html",
     "verify.verify_model(": "text/html",
@@ -45,8 +45,7 @@ def test_the_notebook_runs_and_displays_its_objects(tmp_path: Path) -> None:
     assert shown.keys() == DISPLAYED.keys()
     for start, kind in DISPLAYED.items():
         assert kind in shown[start], (start, shown[start].keys())
-        if kind != "text/plain":
-            assert len(shown[start]["text/plain"]) < 200  # the plain repr is short
+        assert len(shown[start]["text/plain"]) < 200  # the plain repr is short
     assert ">0.2275</text>" in shown["insight.picture("]["text/html"]  # ∂C/∂w_22⁽²⁾
     assert "factor: it is 0.2 times the right one" in shown["class Scale("]["text/html"]
     assert (tmp_path / "backpropagation.html").exists()

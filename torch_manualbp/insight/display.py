@@ -16,7 +16,7 @@ from torch_manualbp._text import visible
 if TYPE_CHECKING:
     from torch_manualbp.insight.record import Call, LocalGradients
 
-__all__ = ["entries", "of_layers"]
+__all__ = ["entries", "of_calls", "of_layers"]
 
 MOST_ROWS, MOST_COLUMNS = 8, 10
 """Of a tensor, above which its middle is left out."""
@@ -43,6 +43,23 @@ def _delta(call: Call, symbol: str, is_open: bool) -> Markup:
         symbol, visible(call.layer) or "the model", shape
     )
     return _html.folded(summary, entries(call.delta), is_open)
+
+
+def of_calls(calls: Sequence[Call]) -> str:
+    """x, z, a, δ and ∂C/∂a of each."""
+    blocks: list[Markup] = []
+    for i, call in enumerate(calls):
+        which = f", call {i + 1} of {len(calls)}" if len(calls) > 1 else ""
+        blocks.append(_html.paragraph(f"{call.layer or 'the model'}{which}"))
+        gradients = {"δ = ∂C/∂z": call.delta, "∂C/∂a": call.da} if call.is_reached else {}
+        for name, value in {"x": call.x, "z": call.z, "a": call.a, **gradients}.items():
+            if name in ("a", "∂C/∂a") and not call.is_activated:
+                continue  # it is z, or δ
+            content = entries(value) if isinstance(value, Tensor) else _html.paragraph(str(value))
+            blocks.append(_html.folded(name, content, is_open=True))
+        if not call.is_reached:
+            blocks.append(_html.paragraph(call.why_not_reached(), "soft"))
+    return _html.section(*blocks)
 
 
 def entries(t: Tensor) -> Markup:

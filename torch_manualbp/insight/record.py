@@ -20,7 +20,7 @@ class NotReachedError(RuntimeError):
     """No gradient came back to where it was asked for; the message says why."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Call:
     """One call of a layer.
 
@@ -74,6 +74,14 @@ class Call:
 
     _delta: Any = None
     _da: Any = None
+
+    def __repr__(self) -> str:
+        return f"<call of {visible(self.layer) or 'the model'}: z of shape {self.shape}, ‖δ‖ = {_norm(self)}>"
+
+    def _repr_html_(self) -> str:
+        from torch_manualbp.insight.display import of_calls  # notebooks alone ask for it
+
+        return of_calls([self])
 
     @property
     def is_reached(self) -> bool:
@@ -136,6 +144,11 @@ class Layer(Sequence[Call]):
 
     def __repr__(self) -> str:
         return f"<{visible(self.name) or 'the model'}: {visible(self.kind)}, called {len(self)} times>"
+
+    def _repr_html_(self) -> str:
+        from torch_manualbp.insight.display import of_calls  # notebooks alone ask for it
+
+        return of_calls(self)
 
     @property
     def x(self) -> Any:
