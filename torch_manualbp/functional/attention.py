@@ -14,6 +14,7 @@ from torch_manualbp import rules
 from torch_manualbp._torch import canonical_mask, multi_head_shapes_fit
 from torch_manualbp.functional.activation import softmax
 from torch_manualbp.functional.call import in_low_precision, overridable, run
+from torch_manualbp.functional.dropout import dropout
 from torch_manualbp.functional.linear import linear
 from torch_manualbp.rules.attention import bits_of
 
@@ -226,9 +227,7 @@ def _with_weights(q: Tensor, k: Tensor, v: Tensor, M: Tensor | None, p: float) -
     """Attention and its weights, after their dropout."""
     S = run(rules.MatMul, q * math.sqrt(1 / q.shape[-1]), k.mT)
     P = softmax(S if M is None else S + M, -1)
-    if p > 0:
-        r = torch.zeros_like(P) if p == 1 else torch.empty_like(P).bernoulli_(1 - p).div_(1 - p)
-        P = run(rules.Dropout, P, r)
+    P = dropout(P, p) if p > 0 else P
     return run(rules.MatMul, P, v), P
 
 
