@@ -14,7 +14,7 @@ from torch_manualbp import rules
 from torch_manualbp._torch import canonical_mask, multi_head_shapes_fit
 from torch_manualbp.functional.activation import softmax
 from torch_manualbp.functional.call import in_low_precision, overridable, run
-from torch_manualbp.functional.dropout import dropout
+from torch_manualbp.functional.dropouts import dropout
 from torch_manualbp.functional.linear import linear
 from torch_manualbp.rules.attention import bits_of
 
