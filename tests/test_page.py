@@ -544,3 +544,15 @@ def test_the_columns_that_a_reader_needs_are_explained(tmp_path: Path) -> None:
     assert heads.count("") == 6  # of 15
     explained = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)
     assert [title for title, _ in explained] == ["‖δ‖", "‖∂C/∂W‖", "‖ΔW‖ / ‖W‖", "dead", "saturated", "noise scale"]
+
+
+def test_other_costs_have_the_formula_of_their_rule(tmp_path: Path) -> None:
+    cost = network_in(report(small(), nn.SmoothL1Loss(), X, Y, tmp_path / "page.html"))["cost"]
+    assert cost["formula"][0] == "C_i = (s_i − y_i)² / 2β where |s_i − y_i| < β"
+    assert cost["formula"][-1] == "C = Σ C_i / n, n = the number of entries"
+    assert cost["derivative"][0].startswith("∂C/∂s_i = ")
+    assert (cost["columns"], cost["rows"], cost["is_class"]) == ([], [], False)
+    composed = network_in(report(small(), lambda s, y: ((s - y) ** 2).mean(), X, Y, tmp_path / "page.html"))["cost"]
+    assert composed["formula"] == ["C is made by Difference, Power, Mean"]
+    summed = network_in(report(small(), nn.MSELoss(reduction="sum"), X, Y, tmp_path / "page.html"))["cost"]
+    assert (summed["formula"], summed["n"]) == (["C = Σ (s − y)²"], 1)

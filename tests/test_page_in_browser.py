@@ -867,6 +867,8 @@ def test_cross_entropy_has_its_softmax_and_classes_count_as_neurons_do(browser: 
     torch.testing.assert_close(rows, torch.stack([s, p, q, -(q * p.log()), p - q], -1))
     assert browser.texts("#panel .rule") == ["p = softmax(s)", "C = −Σ y log p / n", "∂C/∂s = (p − y) / n"]
     assert "y: s₃" in browser.texts(".drawing .value")
+    go_to(browser, titles(browser).index("The cost"))
+    assert browser.texts("#step-formulas math") == ["C=−12∑allylog\u2061p,p=softmax(s)"]  # −½ Σ
     assert browser.text("#whose").startswith("Numbers at neurons are those of sample 1 of 2;")
 
 

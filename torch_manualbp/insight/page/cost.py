@@ -59,7 +59,7 @@ def _formulas(rule: type[Rule]) -> tuple[list[str], list[str]]:
     if "⇒" not in formulas:
         return [], []
     at = formulas.index("⇒")
-    before = [part for line in formulas[:at] for part in re.split(r" {3,}", line)]
+    before = [" ".join(part.split()) for line in formulas[:at] for part in re.split(r" {3,}(?=C )", line)]
     # g is the gradient that comes from above: at the cost itself it is 1
     after = [re.sub(r" g\b", "", line) for line in formulas[at + 1 :] if line.startswith("∂C/∂s")]
     return before, after

@@ -35,7 +35,7 @@ function costFormula(s) {
   const mean = net.cost.n > 1 ? [`<mfrac><mn>1</mn><mn>${net.cost.n}</mn></mfrac>`] : [];
   const sum = net.cost.n > 1 || net.batch > 1 || col(last).n > 1 ? [...mean, total] : [];
   if (net.cost.columns.includes("(s − y)²")) return ["<mi>C</mi>", op("="), ...sum, op("("), s, op("−"), y, '<msup><mo>)</mo><mn>2</mn></msup>'];
-  if (net.cost.is_class) return ["<mi>C</mi>", op("="), ...mean, op("−"), total, y, "<mi>log</mi>", op("⁡"), "<mi>p</mi>", op(","), "<mspace width='1em'/><mi>p</mi>", op("="), "<mtext>softmax</mtext>", op("("), s, op(")")];
+  if (net.cost.is_class) return ["<mi>C</mi>", op("="), op("−"), ...mean, total, y, "<mi>log</mi>", op("⁡"), "<mi>p</mi>", op(","), "<mspace width='1em'/><mi>p</mi>", op("="), "<mtext>softmax</mtext>", op("("), s, op(")")];
   return ["<mi>C</mi>", op("="), "<mtext>cost</mtext>", op("("), s, op(","), y, op(")")];
 }
 
