@@ -21,6 +21,7 @@ from torch.nn.modules import loss as torch_losses
 from torch_manualbp import kernels, nn, rules
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp._torch import reset_compiler
+from torch_manualbp.bench import recurrent
 from torch_manualbp.bench.allocator import keep_freed_memory
 from torch_manualbp.bench.command import add_files, count, microseconds, surroundings
 from torch_manualbp.bench.timing import Question, Stopwatch, compare
@@ -58,7 +59,7 @@ class Case:
     def runs(self, mode: str) -> bool:
         """Whether this row is measured in this mode."""
         if mode == "compiled":  # of this one torch.compile makes a tensor of 16 GB, the pairs of labels and classes
-            return self.name != "MultiLabelMarginLoss"
+            return self.name not in ("MultiLabelMarginLoss", "LSTM", "GRU", "RNN")  # which torch.compile leaves alone
         return mode == "eager" or self.has_compiled_formula
 
     @property
@@ -150,6 +151,8 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
             "BatchNorm2d, evaluation", "32×64×28×28", lambda nn: evaluated(nn).eval(), inputs(images), (1.5, 1.15)
         )
 
+    for name, size, args, kwargs, arguments in recurrent.rows(learns, dtype):
+        yield Case(name, size, _built(name, *args, **kwargs), arguments)
     yield from _losses(4096, 1000, learns, randn, dtype)
 
 
@@ -227,7 +230,7 @@ def _losses(
     }
     options: dict[str, dict[str, Any]] = {"KLDivLoss": {"reduction": "batchmean"}}
     numbers = {"": lambda: (learns(n, K), randn(n, K))}
-    for name in ours_of(torch_losses.__all__):
+    for name in ours_of([name for name in torch_losses.__all__ if name != "CTCLoss"]):
         for about, arguments in inputs.get(name, numbers).items():
             yield Case(name + about, f"{n}×{K}", _built(name, **options.get(name, {})), arguments, (1.3, 1.3))
 
@@ -264,13 +267,13 @@ def _stopwatch(layer: torch.nn.Module, inputs: tuple[Any, ...], mode: str) -> St
     """Times forward, backward, and both."""
     learning = [t for t in (*inputs, *layer.parameters()) if isinstance(t, Tensor) and t.requires_grad]
     call: Callable[..., Tensor] = torch.compile(layer, dynamic=False) if mode == "compiled" else layer
-    upstream = torch.randn_like(call(*inputs))
+    upstream = torch.randn_like(_first(call(*inputs)))
 
     def run(repeats: int) -> tuple[float, ...]:
         forward = backward = 0.0
         for _ in range(repeats):
             start = perf_counter()
-            y = call(*inputs)
+            y = _first(call(*inputs))
             between = perf_counter()
             y.backward(upstream)
             end = perf_counter()
@@ -282,6 +285,12 @@ def _stopwatch(layer: torch.nn.Module, inputs: tuple[Any, ...], mode: str) -> St
         return forward, backward, forward + backward
 
     return run
+
+
+def _first(output: Any) -> Tensor:
+    """The output, or the first of several."""
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,12 +31,12 @@ class LeftOut(Rule):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
         (passes,) = ctx.saved_tensors
-        return da * passes * ctx.s, None, None, *[None] * len(ctx.others)
+        return da * multiples(passes, ctx.s, da), None, None, *[None] * len(ctx.others)
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, *_: None) -> Tensor:
         (passes,) = ctx.saved_tensors
-        return dz * passes * ctx.s
+        return dz * multiples(passes, ctx.s, dz)
 
 
 class Dropout(LeftOut):
@@ -54,7 +54,7 @@ class Dropout(LeftOut):
 
     @staticmethod
     def forward(z: Tensor, passes: Tensor, s: float) -> Tensor:
-        return z * passes * s
+        return z * multiples(passes, s, z)
 
 
 class AlphaDropout(LeftOut):
@@ -72,4 +72,9 @@ class AlphaDropout(LeftOut):
 
     @staticmethod
     def forward(z: Tensor, passes: Tensor, s: float, low: float, high: float) -> Tensor:
-        return z * passes * s + torch.where(passes, z.new_full((), high), z.new_full((), low))
+        return z * multiples(passes, s, z) + torch.where(passes, z.new_full((), high), z.new_full((), low))
+
+
+def multiples(passes: Tensor, s: float, like: Tensor) -> Tensor:
+    """r: s where an entry passes, else 0."""
+    return passes.to(like.dtype) * s
