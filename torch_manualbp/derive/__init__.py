@@ -9,6 +9,7 @@
 - ``refusals``: what cannot be derived, in one error
 - ``reads``: what a forward reads from Python
 - ``buffers``: what forward writes to them, done together with the update
+- ``floats``: numbers of modules that are inputs of the program
 - ``check``: the program's numbers held against autograd's
 - ``update``: what becomes of the gradients
 - ``plan``: what is done once, and where the values live

@@ -13,7 +13,7 @@ is refused, and stays changed.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch_manualbp.derive.check import Case, Reference, differences, named_resu
 from torch_manualbp.derive.derived import Derived, How, heading_of
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.derive.effects import DRAWS, Restored, has_hooks_on_the_way, refuse_scripted, wrappers
+from torch_manualbp.derive.floats import float_inputs, in_place_of
 from torch_manualbp.derive.foreign import mistakes_of
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.reads import Executed, Reads
@@ -51,8 +52,12 @@ def derived_program(
     target: Any,
     how: How,
     check: bool,
+    floats: Sequence[tuple[dict[str, Any], str, str]] = (),
 ) -> tuple[Derived, Reads]:
     """The program for these data, and everything that it depends on.
+
+    Args:
+        floats: attributes of modules that are to be inputs of the program, by name, and keys for them.
 
     Raises:
         NotDerivableError: the step cannot be derived, or its numbers are not autograd's.
@@ -98,29 +103,33 @@ def derived_program(
         if executed.draws:
             raise NotDerivableError([DRAWS])
 
+        given_floats = float_inputs(floats, torch.float32 if expected is None else expected.C.dtype)
+
         def recorded(as_traced: bool) -> tuple[Reads, Recording]:
-            reads = Reads(roots, executed, map(id, named.values()))
+            reads = Reads(roots, executed, map(id, named.values()), given_floats)
             if reads.beyond is not None:
                 what = "forward may read more of Python than can be followed at each step, by way of "
                 todo = "have it read numbers from a few attributes"
                 raise NotDerivableError([(reads.beyond.path, what + reads.beyond.text, todo)])
             knows_draws = expected is not None and not executed.may_draw_by_numpy()
-            return reads, record(
-                model,
-                loss,
-                named,
-                reads.held,
-                inputs,
-                target,
-                draws,
-                share=how.share,
-                pure=how.compile,
-                at_call=go_on,
-                knows_draws=knows_draws,
-                as_traced=as_traced,
-                frozen=frozen,
-                evaluates=how.evaluates,
-            )
+            with in_place_of(given_floats) as tensors:
+                reads.held.update(tensors)
+                return reads, record(
+                    model,
+                    loss,
+                    named,
+                    reads.held,
+                    inputs,
+                    target,
+                    draws,
+                    share=how.share,
+                    pure=how.compile,
+                    at_call=go_on,
+                    knows_draws=knows_draws,
+                    as_traced=as_traced,
+                    frozen=frozen,
+                    evaluates=how.evaluates,
+                )
 
         as_traced = False
         try:
@@ -136,7 +145,9 @@ def derived_program(
             for function, _, _ in recording.functions:
                 backward = inspect.unwrap(function.backward)
                 executed.codes.setdefault(backward.__code__, backward.__globals__)
-            reads = Reads(roots, executed, map(id, named.values()))  # with what the Functions' backward reads
+            reads = Reads(
+                roots, executed, map(id, named.values()), given_floats
+            )  # with what the Functions' backward reads
         seeds = [("", f"forward sets torch's seed by {seed}", "set seeds outside of it") for seed in executed.seeds]
         changes = [(at.path, f"forward changes {at.text}", "keep such state out of a derived step") for at in changed]
         if seeds or changes:

@@ -45,6 +45,7 @@ from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from torch_manualbp.derive.floats import FloatInput
 from torch_manualbp.derive.program import words
 
 try:
@@ -204,10 +205,19 @@ class Reads:
         roots: by module path; each module among them with all of its submodules.
         executed: the code of a forward and a loss.
         named: the parameters and buffers that the program is given in any case, by id.
+        floats: the attributes of modules that the program is given at each call.
     """
 
-    def __init__(self, roots: Iterable[tuple[str, Any]], executed: Executed, named: Iterable[int]) -> None:
+    def __init__(
+        self,
+        roots: Iterable[tuple[str, Any]],
+        executed: Executed,
+        named: Iterable[int],
+        floats: Sequence[FloatInput] = (),
+    ) -> None:
         self.executed = executed
+        self.floats = floats
+        self._of_modules: dict[int, str] = {}  # the path of a module by the id of its attributes
         self.names = {*MODULE_NAMES}
         self.reads_any_name = not executed.is_complete
         for code in executed.codes:
@@ -422,7 +432,11 @@ class Reads:
         if isinstance(attributes, dict):
             if not isinstance(thing, Module):
                 place = place if place.text else Place(place.path, cls.__name__, place.depth)
-            may_hold = _any_name if by_any_name else self.names.__contains__
+            may_hold: Callable[[str], bool] = _any_name if by_any_name else self.names.__contains__
+            if isinstance(thing, Module):
+                self._of_modules[id(attributes)] = place.path
+            if given := {item.name for item in self.floats if item.attributes is attributes}:
+                may_hold = _all_but(given, may_hold)
             self._add_dict(attributes, may_hold, place.at(".{}", deeper=True))
             if isinstance(thing, Module) or not _is_trusted_name(cls.__module__):
                 self._typed.append((thing, cls, place))
@@ -508,6 +522,7 @@ class Reads:
                 (is_untouched or self._is_equal())
                 and list(map(type, self._objects)) == self._classes
                 and (not self._content or self._contents_hold())
+                and all(item.is_float() for item in self.floats)
             )
         except (AttributeError, RuntimeError):
             return False
@@ -552,6 +567,20 @@ class Reads:
 
     def _contents_hold(self) -> bool:
         return all(content(thing) == before for thing, content, before, _ in self._content)
+
+    def changed_floats(self) -> list[tuple[dict[str, Any], str, str]]:
+        """The attributes of modules that are other floats than before, each with a key, if all else is as it was; and
+        those that the program is given."""
+        found = []
+        for d in self._dicts.values():
+            if id(d.items) in self._of_modules:
+                path = self._of_modules[id(d.items)]
+                pairs = ((name, item, d.before.get(name)) for name, item in d.now().items())
+                names = [name for name, a, b in pairs if type(a) is type(b) is float and not _are_same(a, b)]
+                found += [(d.items, name, f"{path}.{name}" if path else name) for name in names]
+        if not found or len(self.changes()) != len(found):
+            return []
+        return [*((item.attributes, item.name, item.key) for item in self.floats), *found]  # type: ignore[list-item]
 
     def changes(self) -> list[Place]:
         """Where something is not as it was: what a forward changes, if it has run meanwhile."""
@@ -620,6 +649,10 @@ def _all_of(items: Any) -> tuple[Any, ...]:
 
 def _any_name(name: str) -> bool:
     return True
+
+
+def _all_but(left_out: set[str], may_hold: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda name: name not in left_out and may_hold(name)
 
 
 def _either(one: Callable[[str], bool], other: Callable[[str], bool]) -> Callable[[str], bool]:

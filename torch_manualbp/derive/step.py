@@ -123,9 +123,10 @@ class TrainStep:
     with clipping or accumulation, gradients go into new tensors in ``.grad``, and the optimizer makes its own step.
 
     A call also derives anew where something is another that forward or loss read from Python: modules, parameters,
-    buffers, attributes of any depth, globals, closures, arrays, functions and classes. Tensors that they hold beside
-    parameters and buffers are read at each call. What forward writes to buffers in place is done at each call, together
-    with the update; what else it changes, besides making tensors, is refused.
+    buffers, attributes of any depth, globals, closures, arrays, functions and classes. A float of a module that
+    changes is an input of the next program, if its code takes one. Tensors that they hold beside parameters and buffers
+    are read at each call. What forward writes to buffers in place is done at each call, together with the update; what
+    else it changes, besides making tensors, is refused.
 
     An interruption, such as Ctrl-C's, waits until the update is made wholly. Calls from several threads wait for one
     another.
@@ -225,6 +226,9 @@ class TrainStep:
         self._is_odd = False
         """Whether the optimizer's state was of a kind at the last call that its own step has to deal with."""
 
+        self._constants: set[tuple[int, str]] = set()
+        """Attributes, by the id of their dict, whose numbers forward or loss reads."""
+
         self._lock = threading.RLock()
 
     def reset(self) -> None:
@@ -236,13 +240,13 @@ class TrainStep:
     def __getstate__(self) -> dict[str, Any]:
         """All but the programs, which are derived anew when they are called for; and the gradients that wait for an
         update, which copies of parameters leave behind."""
-        state = {name: value for name, value in vars(self).items() if name not in ("_programs", "_lock")}
+        state = {name: value for name, value in vars(self).items() if name not in ("_programs", "_lock", "_constants")}
         return {**state, "_waiting": [(p, p.grad) for p in self._parameters() if p.grad is not None]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for p, gradient in state.pop("_waiting"):
             p.grad = gradient
-        vars(self).update(state, _programs=[], _lock=threading.RLock())
+        vars(self).update(state, _programs=[], _constants=set(), _lock=threading.RLock())
 
     @property
     def folds(self) -> bool:
@@ -407,6 +411,8 @@ class TrainStep:
         written = derived.addresses
         leaves = [t.clone() if t.untyped_storage().data_ptr() in written else t for t in leaves]
         grads = self._taken_gradients(derived, leaves) if derived.how.adds else []
+        for item in entry.reads.floats:
+            item.fill()
         result = derived.run([*leaves, *grads])
         if self.layers:
             self.layers = []
@@ -458,7 +464,9 @@ class TrainStep:
         Raises:
             NotDerivableError: they are not the same.
         """
-        again, _ = derived_program(self.model, self.loss, self.optimizer, inputs, target, entry.derived.how, True)
+        floats = [(item.attributes, item.name, item.key) for item in entry.reads.floats]
+        about = self.model, self.loss, self.optimizer, inputs, target, entry.derived.how
+        again, _ = derived_program(*about, True, floats)
         if again.source.text != entry.derived.source.text:
             self._programs.remove(entry)
             pairs = zip(again.source.lines, entry.derived.source.lines, strict=False)
@@ -507,10 +515,22 @@ class TrainStep:
             how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, **kept)
         if structure is not None and has_odd_state(self.optimizer):
             raise OddStateError
-        derived, reads = derived_program(self.model, self.loss, self.optimizer, inputs, target, how, bool(self.check))
+        derived, reads = self._derived(form, inputs, target, how)
         entries[: max(len(entries) - PROGRAMS + 1, 0)] = []
         entries.append(_Entry(form, reads, derived))
         return self._with_memory(entries[-1])
+
+    def _derived(self, form: list[Any], inputs: Any, target: Any, how: How) -> tuple[Derived, Reads]:
+        """A new program; where nothing but floats of modules has changed since another one, with these for inputs."""
+        about = self.model, self.loss, self.optimizer, inputs, target, how, bool(self.check)
+        changed = (entry.reads.changed_floats() for entry in reversed(self._programs) if entry.form == form)
+        floats = next(filter(None, changed), [])
+        if floats and not any((id(at), name) in self._constants for at, name, _ in floats):
+            try:
+                return derived_program(*about, floats)
+            except (NotDerivableError, RuntimeError, TypeError, ValueError):  # whatever a tensor in its place leads to
+                self._constants.update((id(at), name) for at, name, _ in floats)
+        return derived_program(*about)
 
     def _with_memory(self, entry: _Entry) -> _Entry:
         """The entry of the program that runs next. The memory of those that have not run for the longest goes."""
