@@ -153,6 +153,7 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
 
     for name, size, args, kwargs, arguments in recurrent.rows(learns, dtype):
         yield Case(name, size, _built(name, *args, **kwargs), arguments)
+    yield from _of_images(inputs, dtype)
     yield from _losses(4096, 1000, learns, randn, dtype)
 
 
@@ -176,6 +177,26 @@ def _embeddings(dtype: torch.dtype) -> Iterator[Case]:
 
 def _built(name: str, *args: Any, **kwargs: Any) -> Build:
     return lambda nn: getattr(nn, name)(*args, **kwargs)
+
+
+def _of_images(inputs: Callable[..., Callable[[], tuple[Any, ...]]], dtype: torch.dtype) -> Iterator[Case]:
+    """What a block of a ResNet, and one of a U-Net, are made of."""
+    images = inputs((8, 64, 56, 56))
+    built: dict[str, Build] = {
+        "Conv2d, 3×3": _built("Conv2d", 64, 64, 3, padding=1, bias=False, dtype=dtype),
+        "Conv2d, 3×3 by 2": _built("Conv2d", 64, 128, 3, stride=2, padding=1, bias=False, dtype=dtype),
+        "Conv2d, 1×1": _built("Conv2d", 64, 128, 1, dtype=dtype),
+        "Conv2d, each channel": _built("Conv2d", 64, 64, 3, padding=1, groups=64, dtype=dtype),
+        "ConvTranspose2d, 2×2 by 2": _built("ConvTranspose2d", 64, 32, 2, stride=2, dtype=dtype),
+        "MaxPool2d, 3×3 by 2": _built("MaxPool2d", 3, 2, 1),
+        "AvgPool2d, 2×2": _built("AvgPool2d", 2),
+        "AdaptiveAvgPool2d, all": _built("AdaptiveAvgPool2d", 1),
+        "ReflectionPad2d": _built("ReflectionPad2d", 1),
+        "Upsample, nearest": _built("Upsample", scale_factor=2),
+        "Upsample, bilinear": _built("Upsample", scale_factor=2, mode="bilinear"),
+    }
+    for name, build in built.items():
+        yield Case(name, "8×64×56×56", build, images, (1.5, 1.15))
 
 
 def _losses(

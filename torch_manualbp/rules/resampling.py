@@ -55,7 +55,9 @@ class Interpolate(Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         z, *ctx.options = inputs
-        ctx.size, ctx.channels_last = z.shape[2:], z.dim() == 4 and is_channels_last(z)
+        ctx.size = z.shape[2:]
+        # As ATen's, which lays out volumes plainly where they are not weighed.
+        ctx.channels_last = is_channels_last(z) and (z.dim() == 4 or inputs[3] == "trilinear")
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
@@ -80,7 +82,8 @@ def interpolation_gradient(
 ) -> Tensor:
     """∂C/∂z, of this size, one dimension after the other."""
     dz = widened(da)
-    for k in reversed(range(len(size))):
+    order = range(len(size))  # of sums rows first, which lie together; of products columns, which are rows of P
+    for k in order if mode.startswith("nearest") else reversed(order):
         d, n, m = k + 2, size[k], da.shape[k + 2]
         of = None if to_size is None else to_size[k]
         scale = None if scales is None else scales[k]
