@@ -20,7 +20,7 @@ DISPLAYED = {
     "verify.verify_model(": "text/html",
     "class Scale(": "text/html",
     "optimizer = ": "text/html",
-    "convert(": "text/html",
+    "class Scaled(": "text/html",
     "statistics = ": "image/png",
     "from torch_manualbp.catalogue": "text/html",
 }
@@ -48,4 +48,5 @@ def test_the_notebook_runs_and_displays_its_objects(tmp_path: Path) -> None:
         assert len(shown[start]["text/plain"]) < 200  # the plain repr is short
     assert ">0.2275</text>" in shown["insight.picture("]["text/html"]  # ∂C/∂w_22⁽²⁾
     assert "factor: it is 0.2 times the right one" in shown["class Scale("]["text/html"]
+    assert "left: a subclass of torch.nn.Linear" in shown["class Scaled("]["text/html"]
     assert (tmp_path / "backpropagation.html").exists()

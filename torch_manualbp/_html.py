@@ -41,6 +41,7 @@ STYLE = (
   & p { margin: .4em 0; }
   & .soft { color: var(--soft); } & .ok { color: var(--good); } & .fails { color: var(--bad); font-weight: 600; }
   & .scroll, & .wide { overflow: auto; margin: .6em 0; } & .scroll { max-height: 36rem; }
+  & .wide svg { max-width: none; }
   & table { border: 0; border-collapse: collapse; font-size: inherit; font-variant-numeric: tabular-nums; margin: 0;
     table-layout: auto; }
   & tr, & tbody tr:hover, & tbody tr:nth-child(odd) { background: none; }
