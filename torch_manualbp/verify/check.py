@@ -110,7 +110,8 @@ class Check:
         except AssertionError as error:
             yield Row("", self.name, FAILS, hint=one_line(error).removeprefix("AssertionError: "), kind=self.kind)
         except Exception as error:
-            may_refuse = not trial.has_twin and any(words in str(error) for words in UNSUPPORTED)
+            refuses = getattr(error, "of_the_forward", False) and self.error != VALUE
+            may_refuse = not trial.has_twin and (refuses or any(words in str(error) for words in UNSUPPORTED))
             kind = "" if may_refuse else self.error
             yield Row("", self.name, DOES_NOT_APPLY if may_refuse else ERROR, hint=one_line(error), kind=kind)
 

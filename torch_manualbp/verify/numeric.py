@@ -74,6 +74,8 @@ def directions(leaves: Sequence[Tensor], seed: int) -> list[Tensor]:
         size = numbers[numbers.isfinite()].abs().square().mean().sqrt().item() if numbers.numel() else 0.0
         wide = torch.complex128 if leaf.is_complex() else torch.float64
         drawn = torch.randn(leaf.shape, dtype=wide, generator=generator)
+        if leaf.dim() > 1 and leaf.shape[-1] == leaf.shape[-2] and torch.equal(numbers, numbers.mH):
+            drawn = (drawn + drawn.mH) / 2  # what is symmetric may have to stay so
         found.append((drawn * (size if 0 < size < math.inf else 1.0)).to(leaf.device, leaf.dtype))
     return found
 

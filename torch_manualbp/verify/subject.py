@@ -79,6 +79,10 @@ class Subject:
     """The dtype in which gradients are compared to all digits: that of the inputs, of a target that takes no other."""
     widens = False
     """Whether casts to float32 inside are left out where all else is float64."""
+    swaps = False
+    """Whether the target is a module whose backward runs its forward again, with the parameters that it has then."""
+    constants: tuple[Leaf, ...] = ()
+    """Inputs for which a Function's backward returns None."""
     narrows = False
     """Whether backward has casts to float32, and forward none."""
     eps = EPS
@@ -193,9 +197,13 @@ class Subject:
     def find_digits(self, dtype: torch.dtype | None = None) -> None:
         """Find out in how many digits the target computes, whatever it is given; or take the user's word for it."""
         if dtype is not None:
+            self._without_constants()
             self._has_digits_of(dtype, f"it computes in {name_of_dtype(dtype)}, as dtype= says")
             return
+        self._without_constants()
         at = self.setting(torch.float64)
+        if isinstance(self.target, Module) and self.functions:
+            self.swaps = self._runs_forward_again(self.target)
         try:
             with Widening() as mode:
                 leaves = at.leaves()
@@ -224,6 +232,36 @@ class Subject:
             self.eps = eps_of(self._noise(at))
         if self.eps > EPS:
             self.digits = f"it computes in fewer digits than float64's, of ε {self.eps:.2g}, and is held to those"
+
+    def _without_constants(self) -> None:
+        """Leave out those inputs of a Function for which its backward returns None, where its user asks for no
+        gradient by name: a target or a mask in floating point."""
+        if not self.is_function or any(isinstance(v, Tensor) and v.requires_grad for v in self.values):
+            return
+        at = self.setting(self.dtype)
+        leaves = at.leaves()
+        try:
+            outputs = at.run(leaves)
+            found = gradients_of(outputs, leaves, at.upstream(outputs))
+        except Exception:  # which the checks report
+            return
+        self.constants = tuple(leaf for leaf, g in zip(self.leaves, found, strict=True) if g is None)
+        if len(self.constants) == len(self.leaves):
+            self.constants = ()
+        self.leaves = tuple(leaf for leaf in self.leaves if leaf not in self.constants)
+
+    def _runs_forward_again(self, module: Module) -> bool:
+        """Whether gradients reach the module's own parameters, and not those that it was called with."""
+        at = self.setting(self.dtype)
+        own = [p for p in module.parameters() if p.requires_grad and p.grad is None]
+        try:
+            at.results()
+        except Exception:
+            return False
+        found = any(p.grad is not None for p in own)
+        for p in own:
+            p.grad = None
+        return found
 
     def _has_digits_of(self, dtype: torch.dtype, digits: str) -> None:
         self.wide, self.eps, self.digits = dtype, torch.finfo(dtype).eps, digits
@@ -290,6 +328,8 @@ class Subject:
         except ValueError:  # it takes no fewer
             return self
         small.wide, small.widens, small.eps, small.digits = self.wide, self.widens, self.eps, self.digits
+        small.swaps, small.narrows, small.constants = self.swaps, self.narrows, self.constants
+        small.leaves = tuple(f for f in small.leaves if f.name not in {c.name for c in self.constants})
         small.name = self.name
         return small
 
@@ -410,7 +450,9 @@ class Setting:
         args, kwargs = pytree.tree_unflatten(values, subject._form)
         try:
             with around(self.dtype) if subject.widens else contextlib.nullcontext():
-                if isinstance(target, Module):
+                if isinstance(target, Module) and subject.swaps and target is self.target:
+                    result = _swapped(target, {**self.state, **state})(*args, **kwargs)
+                elif isinstance(target, Module):
                     rest = {
                         n: t.clone() if _is_buffer(target, n) else t for n, t in self.state.items() if n not in state
                     }
@@ -420,7 +462,13 @@ class Setting:
                 else:
                     result = target(*args, **kwargs)
         except AssertionError as error:
-            raise ValueError(f"it asserts {one_line(error).removeprefix('AssertionError: ')}") from error
+            refused: Any = ValueError(f"it asserts {one_line(error).removeprefix('AssertionError: ')}")
+            refused.of_the_forward = True
+            raise refused from error
+        except Exception as error:
+            if not subject.makes_copies:
+                error.of_the_forward = True  # type: ignore[attr-defined]
+            raise
         parts = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)] or tensors_in(result)
         return tuple(t for t in parts if is_number(t))
 
@@ -467,6 +515,18 @@ def as_function(at: Setting) -> Callable[..., Any]:
         return tuple(t for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point())
 
     return function
+
+
+def _swapped(module: Module, state: Mapping[str, Tensor]) -> Module:
+    """The module with these tensors for its own, until others take their place: its backward may run its forward."""
+    for name, tensor in state.items():
+        path, _, last = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if last in owner._buffers:
+            owner._buffers[last] = tensor.clone()
+        elif last in owner._parameters:
+            owner._parameters[last] = tensor  # type: ignore[assignment]
+    return module
 
 
 def gradients_of(

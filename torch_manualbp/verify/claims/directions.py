@@ -13,9 +13,12 @@ from torch_manualbp.verify.measure import largest
 from torch_manualbp.verify.numeric import contraction, directions, inner, slope_along
 from torch_manualbp.verify.report import VALUE, Row
 from torch_manualbp.verify.subject import Setting, gradients_of, name_of_dtype, with_zeros
-from torch_manualbp.verify.trial import Trial
+from torch_manualbp.verify.trial import EPS, Trial
 
 __all__ = ["along_directions", "order_of", "sides_with"]
+
+FEW_DIGITS = 3e4
+"""ε of float32, or fewer digits, to which a slope is known."""
 
 LEAVES = 8
 """Tensors that are looked at one by one; the others all together."""
@@ -29,6 +32,7 @@ def along_directions(trial: Trial, at: Setting, count: int = 3, least: float = 1
     upstream = at.upstream(outputs)
     found = with_zeros(gradients_of(outputs, leaves, upstream), leaves)
     cost = contraction(at, upstream)
+    least = max(least, FEW_DIGITS * trial.eps if trial.eps > EPS else 0.0)
     floor = 64 * trial.eps * sum(largest(u) * largest(o) for u, o in zip(upstream, outputs, strict=True))
     several = [[i] for i in range(len(leaves))][:LEAVES]
     if count == 1 and len(leaves) > 1:
@@ -51,6 +55,8 @@ def along_directions(trial: Trial, at: Setting, count: int = 3, least: float = 1
             wrong = ""
             if not off <= 20 * doubt + least * size + floor:
                 order = order_of(cost, leaves, along, claimed)
+                if trial.eps > EPS and not order < 1.5:
+                    continue  # in few digits it is the order that tells
                 wrong = (
                     f"along a random direction the forward's slope is {slope:.6g}, and the gradient says {claimed:.6g}"
                     f"{_factor(slope, claimed)}: the remainder is of order {order:.2g} in the step, a right one's of 3"

@@ -15,6 +15,7 @@ from torch.nn import Module
 from torch_manualbp._text import one_line
 from torch_manualbp._torch import reset_compiler
 from torch_manualbp.verify.check import DoesNotApply
+from torch_manualbp.verify.claims.structure import RUNS_AGAIN
 from torch_manualbp.verify.claims.varied import RefusedError, against_autograd
 from torch_manualbp.verify.functions import recorded
 from torch_manualbp.verify.measure import error_of, largest
@@ -95,6 +96,8 @@ def two_forwards(trial: Trial) -> Iterator[Row]:
     """Two forwards before a backward, on other numbers, are no trouble to each other: nothing of the one is kept where
     the other puts its own."""
     at = trial.exact
+    if trial.subject.swaps:
+        raise DoesNotApply(RUNS_AGAIN)
     first, second = trial.versions(at, 2)
     apart = [one.results() for one in (first, second)]
     leaves = [one.leaves() for one in (first, second)]

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.functions import Application, recorded
-from torch_manualbp.verify.report import Row
+from torch_manualbp.verify.report import ADVICE, Row
 from torch_manualbp.verify.subject import Setting, gradients_of, name_of_dtype
 from torch_manualbp.verify.trial import Trial
 
 __all__ = ["frozen", "raw_backward"]
+
+RUNS_AGAIN = "its backward runs its forward again, with what it has then"
 
 MANY = 8
 """Tensors that are looked at one by one; the others are left to the values."""
@@ -28,6 +30,9 @@ def raw_backward(trial: Trial) -> Iterator[Row]:
     engine sums, expands and casts some of what is otherwise, and takes None for 0."""
     if not trial.subject.functions:
         raise DoesNotApply("there is no autograd.Function in it")
+    for leaf in trial.subject.constants:
+        wrong = "backward returns None for it, as for a constant: if it is none, pass it with requires_grad=True"
+        yield trial.row(leaf.name, wrong, kind=ADVICE)
     dtypes = dict.fromkeys((torch.float64, torch.float32, trial.subject.dtype))
     seen: set[tuple[str, str]] = set()
     for dtype in [torch.float64] if trial.has_twin else dtypes:
@@ -112,6 +117,8 @@ def frozen(trial: Trial) -> Iterator[Row]:
     """With all but one tensor frozen, that one's gradient is the same; those of a target also with others frozen."""
     if len(trial.leaves) < 2 and not trial.has_twin:
         raise DoesNotApply("there is one tensor only")
+    if trial.subject.swaps:
+        raise DoesNotApply(RUNS_AGAIN)
     every = trial.references.own()
     for needed in _subsets(len(trial.leaves), trial.has_twin):
         found = trial.exact.results(leaves=trial.exact.leaves(needed)).gradients

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_manualbp.verify.subject import Setting, is_number
 
-__all__ = ["Varied", "of_floats", "redrawn", "replaced"]
+__all__ = ["Varied", "is_sorted", "of_floats", "redrawn", "replaced"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,20 @@ def of_floats(at: Setting) -> list[int]:
     return [i for i in at.tensors() if is_number(at.values[i]) and at.values[i].numel()]
 
 
+def is_sorted(flat: Tensor) -> bool:
+    """Whether integers ascend, which may be what they are for."""
+    return flat.numel() > 2 and flat.dtype != torch.bool and bool((flat[1:] >= flat[:-1]).all())
+
+
 def redrawn(t: Tensor, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """A tensor of this shape with numbers like those of ``t``: of integers and truth values the same over and over; of
     others such as stand there, none larger, and no two alike."""
     count = torch.Size(shape).numel()
     flat = t.detach().flatten()
     if not is_number(t):
-        return flat[torch.arange(count, device=t.device) % flat.numel()].reshape(shape)
+        which = torch.arange(count, device=t.device)
+        which = which.clamp_max(flat.numel() - 1) if t.dim() == 1 and is_sorted(flat) else which % flat.numel()
+        return flat[which].reshape(shape)
     generator = torch.Generator().manual_seed(seed + count)
     which = torch.randint(flat.numel(), (count,), generator=generator).to(t.device)
     factor = (1 - 0.3 * torch.rand(count, dtype=torch.float64, generator=generator)).to(t.device)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from torch_manualbp.verify.subject import Setting, is_number
-from torch_manualbp.verify.vary.made import Varied, redrawn, replaced
+from torch_manualbp.verify.vary.made import Varied, is_sorted, redrawn, replaced
 
 __all__ = ["indices", "options"]
 
-WORDS = (("mean", "sum", "none"), ("none", "tanh"), ("zeros", "border", "reflection"), ("nearest", "bilinear"))
+WORDS = (("mean", "sum", "none"), ("tanh", "none"), ("zeros", "border", "reflection"), ("nearest", "bilinear"))
 """Options of torch's that are one of a few words."""
 
 IGNORED = -100
@@ -28,7 +28,8 @@ def options(at: Setting) -> Iterator[Varied]:
         if isinstance(value, bool):
             others = [not value]
         elif isinstance(value, str):
-            others = [word for words in WORDS if value in words for word in words if word != value]
+            words = next((words for words in WORDS if value in words), ())
+            others = [word for word in words if word != value]
         elif isinstance(value, int) and value != IGNORED:
             others = [value + 1, value + 2, *((0, 1, -2) if value < 0 else (value - 1, -1) if value <= 8 else ())]
         elif isinstance(value, float):
@@ -79,10 +80,12 @@ def indices(at: Setting) -> Iterator[Varied]:
             continue
         else:
             repeated = flat.clone()
-            repeated[len(flat) // 2 :] = flat[0]
+            repeated[1::2] = flat[: len(flat) - 1 : 2]
             none = flat.clone()
             none[::3] = ignored[0]
-            kinds = {"all the same": flat[:1].expand(len(flat)), "repeated": repeated, "in another order": flat.flip(0)}
+            kinds = {"all the same": flat[:1].expand(len(flat)), "repeated": repeated}
+            if not is_sorted(flat):  # as offsets have to be
+                kinds |= {"in another order": flat.flip(0)}
             if ignored[0] < -1:
                 kinds |= {"of no class in some rows": none, "of no class": torch.full_like(flat, ignored[0])}
         for words, changed in kinds.items():

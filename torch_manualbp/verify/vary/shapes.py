@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from torch_manualbp.verify.subject import Setting
+from torch_manualbp.verify.subject import Setting, is_number
 from torch_manualbp.verify.vary.made import Varied, of_floats, redrawn, replaced
 
 __all__ = ["dimensions", "sizes", "stretched"]
@@ -37,6 +37,21 @@ def sizes(at: Setting) -> Iterator[Varied]:
                 continue
             if varied := _resized(at, group, new):
                 yield varied
+                if size < new < 100:
+                    yield from _with_last_index(varied, size, new)
+
+
+def _with_last_index(varied: Varied, size: int, new: int) -> Iterator[Varied]:
+    """The same where indices that were below the size go up to the last of the new one, too."""
+    at = varied.at
+    for i in at.tensors():
+        t = at.values[i]
+        if is_number(t) or t.dtype == torch.bool or not t.numel() or not 0 <= int(t.min()) <= int(t.max()) < size:
+            continue
+        last = t.clone().flatten()
+        last[::2] = new - 1
+        words = f"{varied.words}, {at.subject.value_names[i]} up to {new - 1}"
+        yield replaced(at, {i: last.reshape(t.shape)}, words, words)
 
 
 def stretched(at: Setting, by: int, most: int = 3) -> Iterator[Varied]:
