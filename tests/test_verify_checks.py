@@ -229,6 +229,37 @@ def compiled_to_twice(z: Tensor) -> Tensor:
     return z.sinh() * (2 if torch.compiler.is_compiling() else 1)
 
 
+def operator(name: str, fake: Any = torch.empty_like) -> Any:
+    """An operator of torch.library that is sinh."""
+
+    @torch.library.custom_op(f"verify_checks::{name}", mutates_args=())
+    def sinh(z: Tensor) -> Tensor:
+        return z.sinh()
+
+    sinh.register_fake(fake)
+    sinh.register_autograd(
+        lambda ctx, da: da * ctx.saved_tensors[0].cosh(),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    )
+    return sinh
+
+
+class JvpOfValues(Sinh):
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return z.detach().sinh()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return dz * z.cosh()
+
+
 class KeepsTheLast(Sinh):
     last: Tensor
 
@@ -395,6 +426,8 @@ PLANTED: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {  # the check: what is w
     "unused outputs": (AnswersForBoth, Both, Z),
     "finite differences": (Straight(), torch.nn.Tanh(), Z),
     "adjoint identity": (Tangent, rules.Sigmoid, Z),
+    "operator": (operator("fake_of_another_shape", fake=lambda z: z.new_empty(z.shape[0])), operator("right"), Z),
+    "tangents of values": (operator("sinh"), JvpOfValues, Z),
     "linearity": (Clamped, Sinh, Z),
     "additivity": (SamplesMeet(), torch.nn.Tanh(), Z),
     "second order": (Once, Sinh, Z),

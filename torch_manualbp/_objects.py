@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import functools
 import importlib
+import importlib.util
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -73,19 +76,39 @@ def where_python_looks() -> Iterator[None]:
 
 
 def evaluated(argument: str, text: str) -> Any:
-    """What ``package.module:expression`` is: a name in the module, or a call of one with literal arguments.
+    """What ``package.module:expression``, or ``./file.py:expression``, is: a name in the module, or a call of one with
+    literal arguments.
 
     Raises:
         RefusedError: it is of another form, or the module or the expression raises.
     """
     name, _, expression = text.partition(":")
-    if not re.fullmatch(r"\w+(\.\w+)*", name) or not expression.strip():
+    is_file = name.endswith(".py")
+    if not (is_file or re.fullmatch(r"\w+(\.\w+)*", name)) or not expression.strip():
         raise RefusedError(f"argument {argument}: {text!r} is not of the form package.module:name")
     try:
-        module = importlib.import_module(name)
+        module = _of_file(name) if is_file else importlib.import_module(name)
     except OF_THE_USERS as error:
         raise RefusedError(f"argument {argument}: {name} cannot be imported: {one_line(error)}") from error
-    return _evaluated(argument, expression, vars(module), own_code=True)
+    try:
+        return _evaluated(argument, expression, vars(module), own_code=True)
+    except RefusedError as error:
+        near = difflib.get_close_matches(expression, [n for n in vars(module) if not n.startswith("_")], 1)
+        if "NameError" not in str(error) or not near:
+            raise
+        raise RefusedError(f"{error}: did you mean {near[0]!r}?") from error
+
+
+def _of_file(path: str) -> ModuleType:
+    """The module that a file is, such as ``./ops.py``."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not os.path.exists(path):
+        raise ImportError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(name, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 def data(argument: str, text: str) -> Any:

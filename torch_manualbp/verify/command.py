@@ -1,6 +1,7 @@
 """Hold gradients against autograd of the same forward in float64, and look at all that gradcheck does not.
 
   torch-manualbp verify my_package.ops:MyFunction --input "randn(8, 16)"
+  torch-manualbp verify ./ops.py:MyFunction --input "randn(8, 16)" --kwargs dim=0 --reference ./ops.py:right
   torch-manualbp verify "torch_manualbp.nn:Linear(16, 4)" --input "randn(8, 16)" --json report.json
   torch-manualbp verify --self-test
 
@@ -35,13 +36,27 @@ __all__ = ["add_arguments", "main", "target_named"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``torch-manualbp verify``."""
     add = parser.add_argument
-    add("target", nargs="?", metavar="package.module:Thing", help="what is verified")
+    add(
+        "target",
+        nargs="?",
+        metavar="package.module:Thing",
+        help="or ./file.py:Thing, or ns::operator: what is verified",
+    )
     add(
         "--input",
         action="append",
         metavar="EXPRESSION",
         help='such as "randn(8, 16)" or "randint(10, (8,))"; again for each input',
     )
+    add(
+        "--kwargs",
+        action="append",
+        default=[],
+        metavar="NAME=EXPRESSION",
+        help='an input by keyword, such as "dim=0" or "mask=ones(4, 4)"; again for each',
+    )
+    add("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="what the target computes in")
+    add("--kinks", choices=("between", "autograd"), default="between", help="which derivative a kink has")
     names = ", ".join(check.name for check in CHECKS)
     add("--check", action="append", metavar="NAME", help=f"only this check, and others named so: {names}")
     add("--leave-out", action="append", default=[], metavar="NAME", help="not this check")
@@ -67,12 +82,16 @@ def main(options: argparse.Namespace) -> int:
             reference = None if options.reference is None else evaluated("--reference", options.reference)
         torch.manual_seed(options.seed)
         inputs = [data("--input", text) for text in options.input]
+        keywords = dict(_keyword(text) for text in options.kwargs)
         if options.check and not set(options.check) - set(options.leave_out):
             raise RefusedError("argument --leave-out: no check is left")
         report = verify(
             target,
             *inputs,
+            kwargs=keywords,
             reference=reference,
+            dtype=None if options.dtype is None else getattr(torch, options.dtype),
+            kinks=options.kinks,
             checks=options.check,
             leave_out=options.leave_out,
             batch=options.batch,
@@ -87,6 +106,13 @@ def main(options: argparse.Namespace) -> int:
     if options.json is not None:
         write(options.json, report.to_json() + "\n")
     return 2 if report.verdict == "not verified" else 0 if report.ok else 1
+
+
+def _keyword(text: str) -> tuple[str, Any]:
+    name, equals, expression = text.partition("=")
+    if not equals or not name.strip().isidentifier():
+        raise RefusedError(f"argument --kwargs: {text!r} is not of the form name=expression")
+    return name.strip(), data("--kwargs", expression)
 
 
 def _seconds(text: str) -> float:
@@ -112,6 +138,8 @@ def _self_test(options: argparse.Namespace) -> int:
 
 def target_named(text: str) -> Any:
     """A Function is its class, a module an object: of its class, or of what returns it, one is made."""
+    if "::" in text and ".py:" not in text:
+        return text
     target = evaluated("target", text)
     if not isinstance(target, type) or not issubclass(target, Module):
         return target
