@@ -97,7 +97,8 @@ def test_validation_goes_on_with_a_loss_that_is_not_finite(tmp_path: Path) -> No
 @pytest.mark.parametrize("loader", [batches(torch.ones(8, 3)), batches(torch.ones(8, 3), torch.ones(8), torch.ones(8))])
 def test_a_batch_of_another_form_is_refused(loader: Any, tmp_path: Path) -> None:
     module, run = ManualBackpropModule(nn.Linear(3, 2), nn.MSELoss()), trainer(tmp_path, num_sanity_val_steps=0)
-    refused = r"_step takes batches \(inputs, target\), not a list of length [13]; have the data loader make them so, or unpack=$"
+    takes = r"_step takes batches \(inputs, target\), not a list of length [13]"
+    refused = f"{takes}; have the data loader make them so, or unpack=$"
     with pytest.raises(TypeError, match="^training" + refused):
         run.fit(module, loader, loader)
     with pytest.raises(TypeError, match="^validation" + refused):
