@@ -10,6 +10,8 @@ import torch
 
 import torch_manualbp
 from torch_manualbp import nn
+from torch_manualbp.kernels.dispatch import LARGE, plain
+from torch_manualbp.rules.norm.normalized import normalized_gradients
 
 LIBRARIES = {"torch": torch.nn, "ours": nn}
 NETWORKS: dict[str, Callable[[Any], torch.nn.Module]] = {
@@ -94,3 +96,36 @@ def test_an_empty_batch_moves_no_statistics() -> None:
     assert layer.num_batches_tracked == 1
     assert_same(layer.running_mean, torch.zeros(4))
     assert_same(layer.running_var, torch.ones(4))
+
+
+LARGE_CALLS: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, ...], tuple[int, ...]]] = {
+    "rows": ((700, 300), (300,), (-1,), (0,)),
+    "rows without weights": ((700, 300), None, (-1,), (0,)),
+    "planes": ((70, 4, 20, 30), (20, 30), (-2, -1), (0, 1)),
+}
+"""The shape of z, that of w, what is normalised together, and what shares a w."""
+
+
+@pytest.mark.parametrize("centred", [True, False], ids=["centred", "not centred"])
+@pytest.mark.parametrize("call", LARGE_CALLS)
+def test_the_kernel_is_the_formula(call: str, centred: bool) -> None:
+    shape, of_weight, dims, shared = LARGE_CALLS[call]
+    torch.manual_seed(0)
+    formula = plain(normalized_gradients)
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 5e-6)):
+        z, da = torch.randn(shape, dtype=torch.float64) + 2, torch.randn(shape, dtype=torch.float64)
+        w = None if of_weight is None else torch.randn(of_weight, dtype=torch.float64)
+        mu = z.mean(dims, keepdim=True) if centred else None
+        r = torch.rsqrt((z if mu is None else z - mu).square().mean(dims, keepdim=True) + 1e-5)
+        expected = formula(da, z, mu, r, w, dims, shared, True, True)
+        given = [None if t is None else t.to(dtype) for t in (da, z, mu, r, w)]
+        before = [None if t is None else t.clone() for t in given]
+        for needs in ((True, False),) if w is None else ((True, True), (True, False), (False, True)):
+            found = LARGE[formula](*given, dims, shared, *needs)
+            for t, right, is_needed in zip(found, expected, needs, strict=True):
+                assert (t is not None) == is_needed
+                if is_needed:
+                    assert t.dtype == dtype
+                    torch.testing.assert_close(t.double(), right, rtol=0, atol=tolerance * right.abs().max().item())
+        for t, was in zip(given, before, strict=True):
+            assert (t is None and was is None) or torch.equal(t, was)  # type: ignore[arg-type]
