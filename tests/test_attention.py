@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_manualbp
-from torch_manualbp import functional
+from torch_manualbp import functional, kernels
 from torch_manualbp.catalogue import Make
+from torch_manualbp.kernels.dispatch import plain
+from torch_manualbp.rules.attention import attended, attention_gradients, bits_of
 
 make = Make()
 
@@ -223,3 +225,39 @@ def test_a_transformer_of_ours_is_of_our_layers() -> None:
     assert list(model.state_dict()) == list(stock.state_dict())
     ours = {type(module).__name__ for module in model.modules() if type(module).__module__.startswith("torch_manualbp")}
     assert {"TransformerEncoderLayer", "MultiheadAttention", "Linear", "LayerNorm"} <= ours
+
+
+SHAPES = (((2, 3, 37, 4), (2, 3, 29, 4)), ((2, 3, 2, 20, 4), (2, 3, 1, 41, 4)), ((33, 4), (33, 4)))
+KINDS = ("none", "booleans", "numbers", "one row", "of heads", "one column")
+
+
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("is_causal", "drops"), [(False, False), (True, True), (True, False)])
+def test_blocks_of_queries_give_what_all_at_once_give(
+    shapes: Any, kind: str, is_causal: bool, drops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels.attention, "FEW_PAIRS", 0)
+    monkeypatch.setattr(kernels.attention, "BLOCK_PAIRS", 64)
+    (*batch, L, E), (*_, S, _) = shapes[0], shapes[1]
+    q, k, v = make(*shapes[0]), make(*shapes[1]), make(*shapes[1][:-1], 5)
+    masks = {
+        "none": None,
+        "booleans": make(*batch, L, S) > -0.5,
+        "numbers": make(L, S),
+        "one row": make(*batch[:1], *[1] * max(len(batch) - 1, 0), 1, S),
+        "of heads": make(*batch[1:], L, S),
+        "one column": make(L, 1),
+    }
+    M, bits = masks[kind], bits_of(make(*batch, L, S) > -0.5) if drops else None
+    args, about = (q, k, v, M, bits), (E**-0.5, is_causal, 0.3)
+    o, lse = plain(attended)(*args, *about)
+    needs = (True, True, True, M is not None and M.dtype != torch.bool)
+    of_backward = (make(*o.shape), None, *args, lse, *about, needs)
+    expected = [o, lse, *plain(attention_gradients)(*of_backward)]
+    found = [*kernels.attention.attended_in_blocks(*args, *about)]
+    found += kernels.attention.attention_gradients_in_blocks(*of_backward)
+    for ours, right in zip(found, expected, strict=True):
+        assert (ours is None) == (right is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, right, rtol=0, atol=1e-12)
