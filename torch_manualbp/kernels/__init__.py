@@ -4,19 +4,21 @@ A kernel computes what a formula of :mod:`torch_manualbp.rules` says, and is hel
 the rules are as right, and slower on large tensors.
 """
 
-<<<<<<< HEAD
-from torch_manualbp.kernels import dispatch, elementwise, embedding, losses, norm, products, softmax
-=======
-from torch_manualbp.kernels import attention, dispatch, elementwise, embedding, losses, products, softmax
->>>>>>> 50efba5 (Attention of large tensors is evaluated in blocks of queries)
+from torch_manualbp.kernels import attention, dispatch, elementwise, embedding, losses, norm, products, softmax
 from torch_manualbp.kernels.compiled import compile_formulas
 from torch_manualbp.kernels.products import use_onednn
 from torch_manualbp.rules.rule import evaluate_by
 
-<<<<<<< HEAD
-__all__ = ["compile_formulas", "elementwise", "embedding", "losses", "norm", "products", "softmax", "use_onednn"]
-=======
-__all__ = ["attention", "compile_formulas", "elementwise", "embedding", "losses", "products", "softmax", "use_onednn"]
->>>>>>> 50efba5 (Attention of large tensors is evaluated in blocks of queries)
+__all__ = [
+    "attention",
+    "compile_formulas",
+    "elementwise",
+    "embedding",
+    "losses",
+    "norm",
+    "products",
+    "softmax",
+    "use_onednn",
+]
 
 evaluate_by(dispatch.dispatch)
