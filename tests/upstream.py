@@ -148,10 +148,13 @@ KNOWN_DIFFERENCES: dict[tuple[str, str], str] = {
 }
 """Where ours is not torch's: each is a strict expected failure."""
 
+TRANSFORMERS = ("MultiheadAttention", "Transformer", "TransformerDecoderLayer", "TransformerEncoder")
+TRANSFORMERS += ("TransformerEncoderLayer",)
 SLOW = {
     ("nn.functional.ctc_loss", "test_fn_gradgrad"),
     ("nn.functional.gaussian_nll_loss", "test_fn_gradgrad"),
     ("nn.functional.gaussian_nll_loss", "test_fn_fwgrad_bwgrad"),
+    *((f"nn.{name}", test) for name in TRANSFORMERS for test in ("test_grad", "test_gradgrad")),
 }
 """Tests of upstream's that stand under the marker ``slow``: this entry has 324 samples, the next 72."""
 
