@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
 
-from torch_manualbp.derive.check import differences
+from torch_manualbp.derive.check import differences, is_rounding
 
 
 class Weighted(Module):
@@ -91,3 +91,18 @@ def test_noise_about_a_gradient_of_zero_is_no_difference() -> None:
 
     assert differ(1.0) == []
     assert differ(3.0) != []
+
+
+def test_a_loss_that_rounding_moves_far_is_no_stale_one() -> None:
+    def cancels(t: Tensor) -> Tensor:
+        return ((t * 1e9 + 1e9) - 1e9).mean()
+
+    model = torch.nn.Linear(3, 2).double()
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64)
+    expected = cancels(model(x)).detach()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return cancels(output)
+
+    assert is_rounding(expected * (1 + 1e-13), expected, model, loss, x, y, 1.4e-14)
+    assert not is_rounding(expected + 1e6, expected, model, loss, x, y, 1.4e-14)

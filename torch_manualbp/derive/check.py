@@ -32,7 +32,17 @@ from torch_manualbp.derive.recording import called, named_tensors, one_number
 from torch_manualbp.rules import CELU, Hardsigmoid
 from torch_manualbp.rules.rule import Rule
 
-__all__ = ["Case", "Reference", "differences", "is_close", "loss_by_autograd", "named_results", "reference", "rounding"]
+__all__ = [
+    "Case",
+    "Reference",
+    "differences",
+    "is_close",
+    "is_rounding",
+    "loss_by_autograd",
+    "named_results",
+    "reference",
+    "rounding",
+]
 
 ULPS = {torch.float16: 8, torch.bfloat16: 8}
 """Units in the last place of the lowest precision that the program computes in; of others 64: two orders of the same
@@ -245,6 +255,27 @@ class Case:
             if theirs is not None and not is_close(deltas[name], theirs, self.rounded):
                 return name
         return None
+
+
+def is_rounding(
+    found: Tensor,
+    expected: Tensor,
+    model: Module,
+    loss: Callable[..., Tensor],
+    inputs: Any,
+    target: Any,
+    rounded: float,
+) -> bool:
+    """Whether two losses differ by no more than rounding makes of a loss like this: what moving all numbers that it is
+    made of by their rounding does to it."""
+    if found.shape != expected.shape or not torch.isfinite(found).all():
+        return False
+    with torch.inference_mode(False):
+        parameters = {name: t for name, t in named_tensors(model, loss).items() if t.requires_grad}
+        case = Case(model, loss, inputs, target, parameters, Draws(), 1.0, rounded)
+        now = {"the loss": reference(model, loss, inputs, target, {}, case.draws, 1.0).C}
+        off = _distance(found, expected)
+        return any(off <= NOISE * draw.get("the loss", 0.0) for draw in case.moved(now))
 
 
 def rounding(dtypes: Iterable[torch.dtype], rules: Collection[type[Rule]] = ()) -> float:
