@@ -30,6 +30,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "LayerNorm": (4,),
     **{f"{kind}Pool{n}d": (2,) for kind in ("AdaptiveAvg", "AdaptiveMax", "Avg", "Max") for n in (1, 2, 3)},
     "ChannelShuffle": (2,),
+    **{f"MaxUnpool{n}d": (2,) for n in (1, 2, 3)},
     "Fold": (4, 2),
     "PixelShuffle": (2,),
     "PixelUnshuffle": (2,),

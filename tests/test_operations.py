@@ -269,6 +269,9 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "adaptive_avg_pool1d adaptive_max_pool1d adaptive_max_pool1d_with_indices": [(cube, 2), (x, 1)],
     "adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool2d_with_indices": [(images, 2), (images, (None, 3))],
     "adaptive_avg_pool3d adaptive_max_pool3d adaptive_max_pool3d_with_indices": [(volumes, (1, 2, None))],
+    "max_unpool1d": [(vector[None, None], make.indices(1, 1, 1, 4) + torch.arange(0, 8, 2), 2)],
+    "max_unpool2d": [(batch[None], torch.arange(12).view(1, 1, 4, 3).expand(1, 2, 4, 3), 2)],
+    "max_unpool3d": [(batch[None], torch.arange(24).view(1, 2, 4, 3), 2)],
     "interpolate": [
         (images, With(scale_factor=2)),
         (images, (7, 3), With(mode="nearest-exact")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.catalogue.operation import Make, Operation, Sample
-from torch_manualbp.rules.pooling import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, MaxPool
+from torch_manualbp.rules.pooling import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, MaxPool, MaxUnpool
 
 __all__ = ["POOLINGS"]
 
@@ -87,6 +88,22 @@ def _adaptive_avg_pool_samples(make: Make) -> Iterator[Sample]:
     yield Sample("volumes", (make(1, 2, 3, 4, 3), (2, 2, 1)))
 
 
+def _max_unpool(z: Tensor, i: Tensor, window: Sizes, stride: Sizes, padding: Sizes, size: Sizes | None) -> Tensor:
+    unpool = (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)[len(window) - 1]
+    return unpool(z, i, window, stride, padding, size)
+
+
+def _max_unpool_samples(make: Make) -> Iterator[Sample]:
+    def places(*shape: int, n: int) -> Tensor:
+        return torch.argsort(make(*shape[: len(shape) - n], 20).real, -1)[..., : math.prod(shape[-n:])].reshape(shape)
+
+    yield Sample("images", (make(2, 3, 2, 2), places(2, 3, 2, 2, n=2), (2, 2), (2, 2), (0, 0), (4, 5)))
+    yield Sample("one sequence", (make(3, 12), places(3, 12, n=1), (2,), (2,), (0,), None))
+    yield Sample(
+        "volumes", (make(1, 2, 1, 2, 2), places(1, 2, 1, 2, 2, n=3), (2, 2, 2), (2, 2, 2), (0,) * 3, (2, 4, 3))
+    )
+
+
 POOLINGS: tuple[Operation, ...] = (
     Operation(
         AvgPool,
@@ -118,5 +135,12 @@ POOLINGS: tuple[Operation, ...] = (
         _adaptive_avg_pool_samples,
         functions="adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
         layers="AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d",
+    ),
+    Operation(
+        MaxUnpool,
+        _max_unpool,
+        _max_unpool_samples,
+        functions="max_unpool1d max_unpool2d max_unpool3d",
+        layers="MaxUnpool1d MaxUnpool2d MaxUnpool3d",
     ),
 )

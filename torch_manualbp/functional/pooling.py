@@ -31,6 +31,9 @@ __all__ = [
     "max_pool2d_with_indices",
     "max_pool3d",
     "max_pool3d_with_indices",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
 ]
 
 
@@ -261,6 +264,36 @@ def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     return a
 
 
+@overridable
+def max_unpool1d(
+    input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+) -> Tensor:
+    """a(i(x)) = z(x) along one dimension, with :class:`~torch_manualbp.rules.MaxUnpool`; as
+    :func:`torch.nn.functional.max_unpool1d`."""
+    of_torch = torch_functional.max_unpool1d
+    return _unpooled(of_torch, 1, input, indices, kernel_size, stride, padding, output_size)
+
+
+@overridable
+def max_unpool2d(
+    input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+) -> Tensor:
+    """a(i(x)) = z(x) along two dimensions, with :class:`~torch_manualbp.rules.MaxUnpool`; as
+    :func:`torch.nn.functional.max_unpool2d`."""
+    of_torch = torch_functional.max_unpool2d
+    return _unpooled(of_torch, 2, input, indices, kernel_size, stride, padding, output_size)
+
+
+@overridable
+def max_unpool3d(
+    input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+) -> Tensor:
+    """a(i(x)) = z(x) along three dimensions, with :class:`~torch_manualbp.rules.MaxUnpool`; as
+    :func:`torch.nn.functional.max_unpool3d`."""
+    of_torch = torch_functional.max_unpool3d
+    return _unpooled(of_torch, 3, input, indices, kernel_size, stride, padding, output_size)
+
+
 def _largest(
     of_torch: Callable[..., Any],
     n: int,
@@ -296,6 +329,24 @@ def _evenly(of_torch: Callable[..., Any], n: int, rule: Any, z: Tensor, output_s
     if numbers is None:
         return of_torch(z, output_size)  # which says what is wrong
     return (in_full_precision_on_cpu if n == 3 else run)(rule, z, *numbers, *options)
+
+
+def _unpooled(
+    of_torch: Callable[..., Tensor],
+    n: int,
+    z: Tensor,
+    i: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    output_size: Any,
+) -> Tensor:
+    numbers = sizes(n, kernel_size, kernel_size if _is_left_away(stride) else stride, padding)
+    if numbers is None or not isinstance(z, Tensor) or z.dim() not in (n + 1, n + 2):
+        return of_torch(z, i, kernel_size, stride, padding, output_size)  # which says what is wrong
+    size = None if output_size is None else tuple(output_size)
+    a: Tensor = in_full_precision_on_cpu(rules.MaxUnpool, z, i, *numbers, size)
+    return a
 
 
 def _averaged(

@@ -22,6 +22,9 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
 ]
 
 
@@ -105,6 +108,36 @@ class MaxPool3d(torch.nn.MaxPool3d):
         return F.max_pool3d(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
         )
+
+
+class MaxUnpool1d(torch.nn.MaxUnpool1d):
+    """``torch.nn.MaxUnpool1d`` by :class:`torch_manualbp.rules.MaxUnpool`.
+
+    a(i(x)) = z(x), and 0 elsewhere ⇒ ∂C/∂z(x) = ∂C/∂a(i(x)). Kept: i.
+    """
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return F.max_unpool1d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class MaxUnpool2d(torch.nn.MaxUnpool2d):
+    """``torch.nn.MaxUnpool2d`` by :class:`torch_manualbp.rules.MaxUnpool`.
+
+    a(i(x)) = z(x), and 0 elsewhere ⇒ ∂C/∂z(x) = ∂C/∂a(i(x)). Kept: i.
+    """
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return F.max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class MaxUnpool3d(torch.nn.MaxUnpool3d):
+    """``torch.nn.MaxUnpool3d`` by :class:`torch_manualbp.rules.MaxUnpool`.
+
+    a(i(x)) = z(x), and 0 elsewhere ⇒ ∂C/∂z(x) = ∂C/∂a(i(x)). Kept: i.
+    """
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return F.max_unpool3d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
 class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):

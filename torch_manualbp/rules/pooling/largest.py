@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from torch_manualbp.rules.layout import is_channels_last, laid_out
 from torch_manualbp.rules.rule import Rule, formula, widened
 
-__all__ = ["AdaptiveMaxPool", "MaxPool", "entries_at", "own", "put_at"]
+__all__ = ["AdaptiveMaxPool", "MaxPool", "MaxUnpool", "entries_at", "own", "put_at"]
 
 Sizes = tuple[int, ...]
 
 POOLS: Sequence[Callable[..., Any]] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+UNPOOLS: Sequence[Callable[..., Tensor]] = (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
 ADAPTIVE: Sequence[Callable[..., Any]] = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
 
 
@@ -87,6 +88,42 @@ class AdaptiveMaxPool(_Largest):
     def forward(z: Tensor, size: Sizes, narrow: bool) -> tuple[Tensor, Tensor]:
         a, i = ADAPTIVE[len(size) - 1](z, size, True)
         return own(a, len(size)), _narrowed(i, z, len(size)) if narrow else own(i, len(size))
+
+
+class MaxUnpool(Rule):
+    """Entries put back where the largest were, among zeros.
+
+    ::
+
+        a(i(x)) = z(x),  and 0 elsewhere
+        ⇒
+        ∂C/∂z(x) = ∂C/∂a(i(x))
+
+    i as in :class:`MaxPool`, of which no two are alike. Window, stride and padding, or ``size``, say how large a is.
+    Shapes: z and i (N, n, *), or without N for one sample. Kept: i.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, i: Tensor, window: Sizes, stride: Sizes, padding: Sizes, size: Sizes | None) -> Tensor:
+        a = UNPOOLS[len(window) - 1](z, i, window, stride, padding, size)
+        return own(a, len(window))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, i, *ctx.options = inputs
+        ctx.size = output.shape[-len(ctx.options[0]) :]
+        ctx.save_for_backward(i)
+        ctx.save_for_forward(i)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        (i,) = ctx.saved_tensors
+        return entries_at(da, i, ctx.size), None, *[None for _ in ctx.options]
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor, *_: None) -> Tensor:
+        (i,) = ctx.saved_tensors
+        return put_at(dz, i, ctx.size)
 
 
 @formula(by="whole")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.catalogue import Make
-from torch_manualbp.rules import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, Border, MaxPool, Pad
+from torch_manualbp.rules import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, Border, MaxPool, MaxUnpool, Pad
 from torch_manualbp.rules.padding import border_gradient
 from torch_manualbp.rules.pooling.average import average_gradient
 from torch_manualbp.rules.pooling.largest import put_at
@@ -87,6 +87,17 @@ class OneOfTheWindowsAlone(MaxPool):
         at, g = i.reshape(*rows, -1).long(), da.reshape(*rows, -1)
         dz = torch.zeros(*rows, math.prod(ctx.size), dtype=da.dtype).scatter(-1, at, g)
         return dz.reshape(*rows, *ctx.size), *[None for _ in ctx.options]
+
+
+@breaks("images", "first derivatives")
+class FromTheFirstPlaces(MaxUnpool):
+    """Takes the gradients of the first entries, wherever the largest were."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Gradients:
+        (i,) = ctx.saved_tensors
+        dz = da.flatten(2)[..., : math.prod(i.shape[2:])].reshape(i.shape)
+        return dz, None, *[None for _ in ctx.options]
 
 
 @breaks("images", "bytes kept")

@@ -205,6 +205,10 @@ def _normal(shape: Shape) -> tuple[Tensor, ...]:
     return (_randn(shape),)
 
 
+def _with_places(shape: Shape) -> tuple[Tensor, ...]:
+    return _randn(shape), torch.arange(torch.Size(shape[2:]).numel()).mul(2).view(shape[2:]).expand(shape).contiguous()
+
+
 def _two(shape: Shape) -> tuple[Tensor, ...]:
     return _randn(shape), _randn(shape, seed=4)
 
@@ -335,6 +339,9 @@ _LISTED: tuple[Layer, ...] = (
     Layer("Upsample by weights", lambda nn: nn.Upsample((5, 4), mode="bicubic"), _normal, shape=(2, 4, 3, 3)),
     Layer("UpsamplingBilinear2d", lambda nn: nn.UpsamplingBilinear2d(scale_factor=2), _normal, shape=(2, 4, 3, 2)),
     Layer("UpsamplingNearest2d", lambda nn: nn.UpsamplingNearest2d((5, 4)), _normal, shape=(2, 4, 3, 2)),
+    Layer("MaxUnpool1d", lambda nn: nn.MaxUnpool1d(2), _with_places, shape=(2, 4, 3), image=None),
+    Layer("MaxUnpool2d", lambda nn: nn.MaxUnpool2d(2), _with_places, shape=(2, 4, 2, 3), image=None),
+    Layer("MaxUnpool3d", lambda nn: nn.MaxUnpool3d(2), _with_places, shape=(2, 2, 2, 1, 3), image=None),
     Layer("Conv1d", lambda nn: nn.Conv1d(4, 6, 3, stride=2, padding=1), _normal, shape=(2, 4, 7), image=None),
     Layer("Conv2d", lambda nn: nn.Conv2d(4, 6, 3, padding=1), _normal, shape=(2, 4, 5, 5)),
     Layer(
