@@ -11,6 +11,7 @@ import torch
 import torch_manualbp
 from torch_manualbp import nn
 from torch_manualbp.kernels.dispatch import LARGE, plain
+from torch_manualbp.rules import LayerNorm, RMSNorm
 from torch_manualbp.rules.norm.normalized import normalized_gradients
 
 LIBRARIES = {"torch": torch.nn, "ours": nn}
@@ -129,3 +130,26 @@ def test_the_kernel_is_the_formula(call: str, centred: bool) -> None:
                     torch.testing.assert_close(t.double(), right, rtol=0, atol=tolerance * right.abs().max().item())
         for t, was in zip(given, before, strict=True):
             assert (t is None and was is None) or torch.equal(t, was)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["LayerNorm", "RMSNorm"])
+def test_an_explanation_adds_up_through_rows(norm: str) -> None:
+    """Every path through the Jacobian of a norm of rows, r ([i = j] − 1 / n − ẑ_i ẑ_j / n), is in ∂C/∂w."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), getattr(nn, norm)(3), nn.Tanh(), nn.Linear(3, 2)).double()
+    torch.nn.init.normal_(model.get_parameter("1.weight"))
+    x, y = torch.randn(3, 4, dtype=torch.float64), torch.randint(2, (3,))
+    for name, index in (("0.weight", (1, 2)), ("0.bias", (0,)), ("1.weight", (2,))):
+        explained = torch_manualbp.explain(model, nn.CrossEntropyLoss(), x, y, name, index)
+        assert abs(explained.difference) <= 1e-15
+
+
+def test_the_jacobian_of_rows_is_autograds() -> None:
+    torch.manual_seed(0)
+    z, w, entries = torch.randn(2, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64), torch.tensor([1, 5])
+    for rule, args in ((LayerNorm, ((3,), w, None, 0.1)), (RMSNorm, ((3,), None, 0.1))):
+        full = torch.autograd.functional.jacobian(lambda z, rule=rule, args=args: rule.apply(z, *args), z).reshape(6, 6)
+        p, q, value = rule.jacobian.by_input(z, 3, args[1], 0.1, entries)
+        found = torch.zeros(6, 6, dtype=torch.float64)
+        found[q, p] = value
+        assert_same(found[:, entries], full[:, entries])

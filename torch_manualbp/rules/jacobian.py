@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["AlongDimension", "Diagonal", "Jacobian", "Product"]
+__all__ = ["AlongDimension", "Diagonal", "Jacobian", "Normalization", "Product"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,33 @@ class AlongDimension(Jacobian):
 
     dim: int = 1
     """The position of the argument that names this dimension."""
+
+
+@dataclass(frozen=True)
+class Normalization(Jacobian):
+    """Rows of the first argument z, of the shape in the second, that are normalised and scaled by the third, a w or
+    None, with the last for ε::
+
+        ∂a_i/∂z_j = w_i r ([i = j] − 1 / n − ẑ_i ẑ_j / n)      for i and j of one row, else 0
+
+    without the 1 / n where no mean is subtracted.
+    """
+
+    is_centred: bool = True
+
+    def by_input(
+        self, z: Tensor, n: int, w: Tensor | None, eps: float, entries: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """∂a/∂z for some entries of z, as flat indices: those of z, those of a, and the derivatives."""
+        rows = z.reshape(z.numel() // n, n)
+        centred = rows - rows.mean(1, keepdim=True) if self.is_centred else rows
+        r = torch.rsqrt(centred.square().mean(1, keepdim=True) + eps)
+        z_hat, row, j = centred * r, entries // n, entries % n
+        value = -z_hat[row] * z_hat[row, j].unsqueeze(1) / n - self.is_centred / n
+        value[torch.arange(len(entries)), j] += 1
+        value = value * r[row] * (1 if w is None else w.reshape(1, n))
+        q = row.unsqueeze(1) * n + torch.arange(n)
+        return entries.repeat_interleave(n), q.reshape(-1), value.reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ with such a tangent, whichever are fewer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.insight.trace import Quantity, Stage
-from torch_manualbp.rules import Diagonal, Product
+from torch_manualbp.rules import Diagonal, Normalization, Product
 
 __all__ = ["Edges", "TooMuchError", "column", "diagonal", "edges", "has_slope", "product_of", "wide"]
 
@@ -25,6 +26,9 @@ MOST_PRODUCTS = 1 << 13
 
 MOST_NUMBERS = 1 << 28
 """How many numbers these may have together: about a second."""
+
+MOST_DERIVATIVES = 1 << 25
+"""Derivatives of a normalisation that are looked at, of half a gigabyte."""
 
 AT_ONCE = 1 << 20
 """And how many numbers are computed at once."""
@@ -92,6 +96,15 @@ def edges(stage: Stage, source: Quantity, reached: Tensor) -> list[Edges]:
     if product is not None and _is_argument_alone(stage, source, product.input):
         p, q, value = product.by_input(stage.args[product.weight].tensor.detach().cpu(), reached)
         return [Edges(stage, source, stage.output, p, q, wide(value))]
+    jacobian = stage.rule.jacobian
+    if isinstance(jacobian, Normalization) and _is_argument_alone(stage, source, 0):
+        shape, w, eps = stage.args[1], getattr(stage.args[2], "tensor", None), stage.args[-1]
+        weights = None if w is None else wide(w)
+        z, n = source.tensor.detach().to("cpu", torch.float64), math.prod(shape)
+        if len(reached) * n > MOST_DERIVATIVES:
+            raise TooMuchError(f"{stage.path}: {stage.rule.__name__} has {len(reached) * n:,} derivatives on the way")
+        p, q, value = jacobian.by_input(z, n, weights, eps, reached)
+        return [Edges(stage, source, stage.output, p, q, value)]
     if has_slope(stage) and source is stage.args[0]:
         value = wide(diagonal(stage))[reached]
         return [Edges(stage, source, stage.output, reached, reached, value)]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp.rules.jacobian import Normalization
 from torch_manualbp.rules.norm.normalized import (
     affine,
     by_statistics,
@@ -43,6 +44,8 @@ class LayerNorm(RuleWithByproducts):
     Kept: z, μ, r where ∂C/∂z or ∂C/∂w is needed, and w where ∂C/∂z is; of float16 and bfloat16, in which μ and r would
     lose the digits of ẑ, z and w alone.
     """
+
+    jacobian = Normalization()
 
     @staticmethod
     def forward(z: Tensor, shape: Shape, w: Tensor | None, b: Tensor | None, eps: float) -> Any:
@@ -110,6 +113,8 @@ class RMSNorm(RuleWithByproducts):
     z, w and r are conjugated. Kept: z where ∂C/∂z or ∂C/∂w is needed, w and r where ∂C/∂z is; of float16 and bfloat16
     z and w alone.
     """
+
+    jacobian = Normalization(is_centred=False)
 
     @staticmethod
     def forward(z: Tensor, shape: Shape, w: Tensor | None, eps: float) -> Any:
