@@ -94,7 +94,7 @@ def evaluated(argument: str, text: str) -> Any:
         return _evaluated(argument, expression, vars(module), own_code=True)
     except RefusedError as error:
         near = difflib.get_close_matches(expression, [n for n in vars(module) if not n.startswith("_")], 1)
-        if "NameError" not in str(error) or not near:
+        if "NameError" not in str(error) or "did you mean" in str(error) or not near:
             raise
         raise RefusedError(f"{error}: did you mean {near[0]!r}?") from error
 

@@ -241,7 +241,7 @@ def against_autograd(trial: Trial, at: Setting, words: str, ranks: int = 0) -> I
     if ranks and not _follow(trial, outputs, ranks):
         raise RefusedError("its outputs do not follow: it takes that for another call")
     if trial.references.is_numeric:
-        rows = along_directions(trial, at, count=1)
+        rows = along_directions(trial, at, count=1, least=1e-3)
         try:
             yield from (replace(row, hint=f"{words}: {row.hint}" if row.hint else "") for row in rows)
         except Exception as error:
