@@ -225,8 +225,12 @@ def _lstm(
     W, U, *others = weights
     bias = others[0] + others[1] if has_biases else None
     V = others[-1] if len(others) % 2 else None
-    output: tuple[Tensor, ...] = in_low_precision(rules.LSTM, x, *states, W, U, bias, V, sizes, reverse)
-    return output
+    args = x, *states, W, U, bias, V, sizes, reverse
+    if V is None and sizes[0] != sizes[-1]:  # what torch has no kernel of the CPU for keeps the precision of the cells
+        output: tuple[Tensor, ...] = in_precision_of(states[1], rules.LSTM, *args)
+        return output
+    h, h_n, c_n = in_low_precision(rules.LSTM, *args)
+    return h, h_n, c_n if V is None else c_n.to(states[1].dtype)
 
 
 def _gru(
