@@ -108,6 +108,12 @@ def _by_what_was_made(m: Any, x: Tensor) -> Tensor:
     return out
 
 
+def _by_steps(m: Any, x: Tensor) -> Tensor:
+    h = m.fc(x)
+    out: Tensor = m.head(h * torch.sign(h) + torch.floor(h))
+    return out
+
+
 def _by_what_is_unused(m: Any, x: Tensor) -> Tensor:
     z = torch.zeros(3, requires_grad=True)
     out: Tensor = m.head(m.fc(x))
@@ -141,6 +147,7 @@ FORWARD: dict[str, Forward] = {
     "a gradient without a graph": _without_a_graph,
     "a gradient by what was made": _by_what_was_made,
     "a gradient by what is unused": _by_what_is_unused,
+    "steps": _by_steps,
     "a reentrant checkpoint": _checkpointed(True),
     "a checkpoint": _checkpointed(False),
     "a Function": _scaled,

@@ -84,6 +84,9 @@ ASKED_OF_AUTOGRAD = words("requires_grad is_leaf grad_fn")
 AUTOGRADS = words("backward grad register_hook register_post_accumulate_grad_hook retain_grad retains_grad")
 """What needs the graph."""
 
+FLAT = words("sign floor ceil round trunc heaviside")
+"""What has the derivative 0 wherever it has one: what it makes is a constant."""
+
 UPDATING = words("batch_norm instance_norm")
 """What writes to buffers where nobody sees it: by rules it writes to them in plain calls."""
 
@@ -399,7 +402,7 @@ class Tape(RuleRunner):
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         if changed and (needs_gradient or any(self._is_held(t) and not self._may_change(t) for t in changed)):
             self._refuse(f"{_named(function)} changes a tensor in place", "write it out of place")
-        elif needs_gradient and any(map(is_continuous, leaves_of(output, Tensor))):
+        elif needs_gradient and name not in FLAT and any(map(is_continuous, leaves_of(output, Tensor))):
             todo = "use a layer of torch_manualbp.nn or an operation that has a rule, or write a Rule for it"
             self._refuse(f"{_named(function)} has no rule", todo)
             self._go_on(output, (args, kwargs))
