@@ -224,7 +224,7 @@ def _within_budget(trial: Trial) -> None:
         raise BudgetSpentError
 
 
-def against_autograd(trial: Trial, at: Setting, words: str, ranks: int = 0) -> Iterator[Row]:
+def against_autograd(trial: Trial, at: Setting, words: str, ranks: int | None = 0) -> Iterator[Row]:
     """A row for each gradient of a varied call, held against autograd of the same forward, or where that sees nothing
     against finite differences.
 
@@ -238,7 +238,7 @@ def against_autograd(trial: Trial, at: Setting, words: str, ranks: int = 0) -> I
         raise RefusedError(one_line(error)) from error
     if not outputs or not any(o.numel() for o in outputs):
         raise RefusedError("there is no output")
-    if ranks and not _follow(trial, outputs, ranks):
+    if ranks != 0 and not _follow(trial, outputs, ranks):
         raise RefusedError("its outputs do not follow: it takes that for another call")
     if trial.references.is_numeric:
         rows = along_directions(trial, at, count=1, least=1e-3)
@@ -264,8 +264,10 @@ def against_autograd(trial: Trial, at: Setting, words: str, ranks: int = 0) -> I
         yield _judged(trial, at, leaf, i, found[i], right, plain, words)
 
 
-def _follow(trial: Trial, outputs: Sequence[Tensor], ranks: int) -> bool:
-    """Whether outputs have so many more dimensions, or are single numbers."""
+def _follow(trial: Trial, outputs: Sequence[Tensor], ranks: int | None) -> bool:
+    """Whether outputs have so many more dimensions, or are single numbers; or, of None, the very shapes."""
+    if ranks is None:
+        return [o.shape for o in outputs] == [o.shape for o in trial.references.own().outputs]
     given = [o.dim() for o in trial.references.own().outputs]
     now = [o.dim() for o in outputs]
     return len(given) == len(now) and all(n == (g + ranks if g else 0) for g, n in zip(given, now, strict=True))

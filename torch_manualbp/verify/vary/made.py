@@ -22,11 +22,12 @@ class Varied:
     at: Setting
     group: str = ""
     """Calls of one group are refused together: where the target takes not the first, the others are not tried."""
-    ranks: int = 0
-    """How many more dimensions outputs have, if they are no single numbers: else it is another call altogether."""
+    ranks: int | None = 0
+    """How many more dimensions outputs have, if they are no single numbers: else it is another call altogether. None is
+    of outputs of the very same shapes."""
 
 
-def replaced(at: Setting, changes: Mapping[int, Any], words: str, group: str = "", ranks: int = 0) -> Varied:
+def replaced(at: Setting, changes: Mapping[int, Any], words: str, group: str = "", ranks: int | None = 0) -> Varied:
     """The call with other values at some places."""
     changed = at.with_values([changes.get(i, v) for i, v in enumerate(at.values)])
     return Varied(words, changed, group or words, ranks)

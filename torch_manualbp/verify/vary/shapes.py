@@ -133,4 +133,6 @@ def dimensions(at: Setting) -> Iterator[Varied]:
         for dim in range(first.dim()):
             shape = tuple(1 if d == dim else n for d, n in enumerate(first.shape))
             if shape != tuple(t.shape):
-                yield replaced(at, {i: redrawn(t, shape, i)}, f"{names[i]} of shape {shape}, to be expanded")
+                yield replaced(
+                    at, {i: redrawn(t, shape, i)}, f"{names[i]} of shape {shape}, to be expanded", ranks=None
+                )
