@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from torch_manualbp import functional
 from torch_manualbp.catalogue import CATALOGUE, FAMILIES, Make, named
+from torch_manualbp.derive.composites import REFUSED as WITHOUT_RULES
 from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.runner import is_continuous
 from torch_manualbp.rules import ConnectionistTemporalClassification, Hardsigmoid, Rule
@@ -57,6 +58,13 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "log log2 log10 log1p reciprocal rsqrt sqrt": [(positive,)],
     "pow": [(x, 2), (positive, -1.5), (positive, y), (positive, vector)],
     "__rpow__": [(x, 2), (y, positive)],
+    "sin cos sinh cosh erf erfc i0 asinh arcsinh atan arctan": [(x,)],
+    "tan asin arcsin acos arccos atanh arctanh erfinv": [(probabilities.detach().requires_grad_(),)],
+    "lgamma digamma": [(positive,)],
+    "acosh arccosh": [((1 + positive).detach().requires_grad_(),)],
+    "atan2 arctan2 hypot logaddexp logaddexp2": [(x, y), (x, vector)],
+    "xlogy": [(x, positive)],
+    "real conj conj_physical resolve_conj resolve_neg": [(x,)],
     # choices
     "where": [(x > 0, x, y), (x > 0, x, 2.0)],
     "Tensor.where": [(x, x > 0, y), (x, x > 0, 2.0)],
@@ -407,7 +415,9 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
 ACTIVATIONS = " ".join(row.functions for row in FAMILIES["activations"]).split()
 OF_NAME: dict[str, Sequence[tuple[Any, ...]]] = {name: [(x,)] for name in ACTIVATIONS}
 OF_NAME |= {name: calls for names, calls in CALLS.items() for name in names.split()}
-NEVER = {"masked_scatter"}
+NEVER = {name.removeprefix("special.").replace(".", "_") for name in " ".join(WITHOUT_RULES).split()} | {
+    "masked_scatter"
+}
 """What stands in the table for the sake of what it says."""
 
 AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__idiv__": "div", "__ipow__": "pow"}

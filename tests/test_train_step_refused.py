@@ -192,20 +192,22 @@ class Block(Module):
         self.fc = nn.Linear(FEATURES, FEATURES)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.lgamma(self.fc(x))
-        return torch.erfinv(out) + torch.digamma(x)
+        out: Tensor = torch.special.i1(self.fc(x))
+        return torch.special.i1e(out) + torch.special.i0e(x)
 
 
 def test_all_is_listed_also_what_stands_behind_a_refused_call() -> None:
     model = torch.nn.Sequential(Block(), Block())
     with pytest.raises(NotDerivableError) as caught:
-        TrainStep(model, lambda h, y: torch.erfinv(h).mean(), SGD(model.parameters(), lr=0.1))(*data(0, torch.float32))
+        TrainStep(model, lambda h, y: torch.special.i1e(h).mean(), SGD(model.parameters(), lr=0.1))(
+            *data(0, torch.float32)
+        )
     here = r"\(test_train_step_refused\.py:\d+\)"
     first, *lines = str(caught.value).splitlines()
     assert first == "no step can be derived, because of 6 places:"
     assert len(lines) == 3
     for line, said in zip(
-        lines, (rf"0, 1 {here}: torch.lgamma has", rf"0, 1 {here}, loss {here}: torch.erfinv", "1 "), strict=True
+        lines, (rf"0, 1 {here}: torch.*i1 has", rf"0, 1 {here}, loss {here}: torch.*i1e", "1 "), strict=True
     ):
         assert re.match(f"  {said}", line)
 

@@ -11,15 +11,33 @@ from torch import Tensor
 from torch_manualbp.catalogue.activation import OVERFLOWS
 from torch_manualbp.catalogue.operation import Make, Operation, Sample, alone, both
 from torch_manualbp.rules.entrywise import (
+    I0,
     Abs,
+    Acos,
+    Acosh,
+    Asin,
+    Asinh,
+    Atan,
+    Atan2,
+    Atanh,
     Clamp,
+    Cos,
+    Cosh,
+    Digamma,
+    Erf,
+    Erfc,
+    Erfinv,
     Exp,
     Exp2,
     Expm1,
+    Hypot,
+    Lgamma,
     Log,
     Log1p,
     Log2,
     Log10,
+    LogAddExp,
+    LogAddExp2,
     MaskedFill,
     Maximum,
     Minimum,
@@ -27,14 +45,20 @@ from torch_manualbp.rules.entrywise import (
     PowerOf,
     Reciprocal,
     Rsqrt,
+    Sin,
+    Sinh,
     Sqrt,
+    Tan,
     Where,
+    XLogY,
 )
 
 __all__ = ["ENTRYWISE"]
 
 ONE_SIDED = {"gradgradcheck, ties": "on either side of a tie the derivative is another number"}
 ROUNDS_BEFORE_THE_PRODUCT = "torch rounds f'(z) to float16, where it overflows or is 0, before it multiplies"
+ROUNDED = {"special values, float16": ROUNDS_BEFORE_THE_PRODUCT}
+BELOW_1 = {"infinities": "at −∞, where a is NaN, the slope of torch is 0, and ours NaN"}
 
 
 def _anywhere(make: Make, *shape: int) -> Tensor:
@@ -43,6 +67,15 @@ def _anywhere(make: Make, *shape: int) -> Tensor:
 
 def _positive(make: Make, *shape: int) -> Tensor:
     return make.positive(*shape) if not make.dtype.is_complex else make(*shape)
+
+
+def _inside(make: Make, *shape: int) -> Tensor:
+    """Between −0.8 and 0.8."""
+    return 0.8 * torch.tanh(make(*shape))
+
+
+def _above_1(make: Make, *shape: int) -> Tensor:
+    return 1 + _positive(make, *shape)
 
 
 def _of_entries(numbers: Callable[..., Tensor], *options: Any) -> Callable[[Make], Iterator[Sample]]:
@@ -100,6 +133,16 @@ def _two_samples(make: Make) -> Iterator[Sample]:
     yield Sample("ties", (make.indices(3, 5, 4).to(make.dtype), make.indices(3, 4).to(make.dtype)))
 
 
+def _pair_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), make(5, 4)))
+    yield Sample("broadcast", (make(5, 1), make(4)))
+
+
+def _two_positive_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("matrix", (make(5, 4), make.positive(5, 4)))
+    yield Sample("broadcast", (make(5, 1), make.positive(4)))
+
+
 def _exponent(input: Any, exponent: Any) -> tuple[Any, ...]:
     return input, exponent
 
@@ -144,9 +187,7 @@ ENTRYWISE: tuple[Operation, ...] = (
     ),
     Operation(Maximum, torch.maximum, _two_samples, functions="maximum", arguments=both, exempt=ONE_SIDED),
     Operation(Minimum, torch.minimum, _two_samples, functions="minimum", arguments=both, exempt=ONE_SIDED),
-    Operation(
-        Power, torch.pow, _power_samples, complex=True, exempt={"special values, float16": ROUNDS_BEFORE_THE_PRODUCT}
-    ),
+    Operation(Power, torch.pow, _power_samples, complex=True, exempt=ROUNDED),
     Operation(PowerOf, torch.pow, _power_of_samples, complex=True),
     Operation(
         Reciprocal,
@@ -155,9 +196,79 @@ ENTRYWISE: tuple[Operation, ...] = (
         functions="reciprocal",
         arguments=alone,
         complex=True,
-        exempt={"special values, float16": ROUNDS_BEFORE_THE_PRODUCT},
+        exempt=ROUNDED,
     ),
     Operation(Rsqrt, torch.rsqrt, _of_entries(_positive), functions="rsqrt", arguments=alone, complex=True),
     Operation(Sqrt, torch.sqrt, _of_entries(_positive), functions="sqrt", arguments=alone, complex=True),
     Operation(Where, torch.where, _where_samples, complex=True),
+    Operation(Acos, torch.acos, _of_entries(_inside), functions="acos arccos", arguments=alone, complex=True),
+    Operation(
+        Acosh,
+        torch.acosh,
+        _of_entries(_above_1),
+        functions="acosh arccosh",
+        arguments=alone,
+        complex=True,
+        exempt=BELOW_1,
+    ),
+    Operation(Asin, torch.asin, _of_entries(_inside), functions="asin arcsin", arguments=alone, complex=True),
+    Operation(
+        Asinh,
+        torch.asinh,
+        _of_entries(_anywhere),
+        functions="asinh arcsinh",
+        arguments=alone,
+        complex=True,
+        exempt=ROUNDED,
+    ),
+    Operation(
+        Atan,
+        torch.atan,
+        _of_entries(_anywhere),
+        functions="atan arctan",
+        arguments=alone,
+        complex=True,
+        exempt=ROUNDED,
+    ),
+    Operation(
+        Atanh,
+        torch.atanh,
+        _of_entries(_inside),
+        functions="atanh arctanh",
+        arguments=alone,
+        complex=True,
+        exempt=ROUNDED,
+    ),
+    Operation(Cos, torch.cos, _of_entries(_anywhere), functions="cos", arguments=alone, complex=True),
+    Operation(Cosh, torch.cosh, _of_entries(_anywhere), functions="cosh", arguments=alone, complex=True),
+    Operation(
+        Digamma,
+        torch.digamma,
+        _of_entries(_above_1),
+        functions="digamma",
+        arguments=alone,
+        exempt=ROUNDED,
+    ),
+    Operation(Erf, torch.erf, _of_entries(_anywhere), functions="erf", arguments=alone),
+    Operation(Erfc, torch.erfc, _of_entries(_anywhere), functions="erfc", arguments=alone),
+    Operation(Erfinv, torch.erfinv, _of_entries(_inside), functions="erfinv", arguments=alone),
+    Operation(I0, torch.special.i0, _of_entries(_anywhere), functions="i0", arguments=alone),
+    Operation(
+        Lgamma,
+        torch.lgamma,
+        _of_entries(_above_1),
+        functions="lgamma",
+        arguments=alone,
+        exempt=ROUNDED,
+    ),
+    Operation(Sin, torch.sin, _of_entries(_anywhere), functions="sin", arguments=alone, complex=True),
+    Operation(Sinh, torch.sinh, _of_entries(_anywhere), functions="sinh", arguments=alone, complex=True),
+    Operation(Tan, torch.tan, _of_entries(_inside), functions="tan", arguments=alone, complex=True),
+    Operation(Atan2, torch.atan2, _pair_samples, functions="atan2 arctan2", arguments=both, cancels=True),
+    Operation(Hypot, torch.hypot, _pair_samples, functions="hypot", arguments=both, cancels=True),
+    Operation(
+        LogAddExp, torch.logaddexp, _pair_samples, functions="logaddexp", arguments=both, complex=True, cancels=True
+    ),
+    Operation(LogAddExp2, torch.logaddexp2, _pair_samples, functions="logaddexp2", arguments=both, cancels=True),
+    Operation(XLogY, torch.xlogy, _two_positive_samples, functions="xlogy", arguments=both, cancels=True),
 )

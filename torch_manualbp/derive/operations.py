@@ -27,12 +27,12 @@ from torch.nn import functional as F
 from torch_manualbp import functional, rules
 from torch_manualbp._torch import TorchDispatchMode, parsed_to, without_torch_function
 from torch_manualbp.catalogue import CATALOGUE, FAMILIES, named
-from torch_manualbp.derive.composites import COMPOSITES, NoRule
+from torch_manualbp.derive.composites import COMPOSITES, REFUSED, NoRule
 from torch_manualbp.derive.program import leaves_of
 from torch_manualbp.functional import activation, recurrent
 from torch_manualbp.functional.dropouts import left_out
 
-__all__ = ["IN_PLACE", "OPERATIONS", "NoRule", "is_in_place"]
+__all__ = ["COMPOSED", "IN_PLACE", "OPERATIONS", "NoRule", "is_in_place"]
 
 Function = Callable[..., Any]
 
@@ -193,6 +193,8 @@ def _narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
 
 
 def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    if not input.dim():
+        return rules.Identity.apply(input)
     return rules.Index.apply(input, *[None] * (dim % input.dim()), index)
 
 
@@ -596,11 +598,12 @@ def _operations() -> dict[Any, Function]:
         table[getattr(Tensor, name)] = _callable_as(name, _casting(dtype))
     for name, function in (("T", _T), ("mT", _mT), ("mH", _mH)):
         table[getattr(Tensor, name).__get__] = _callable_as(name, function)
+    for names, todo in REFUSED.items():
+        for name in names.split():
+            table.update(dict.fromkeys(_everywhere(name), _refusing(name, todo)))
     for function, names in COMPOSITES.items():
         for name in names.split():
-            room, _, own = name.rpartition(".")
-            found = named(own, getattr(torch, room)) if room else [*named(name, torch, Tensor), *_special(name)]
-            table.update(dict.fromkeys(found, _callable_as(own, function)))
+            table.update(dict.fromkeys(_everywhere(name), _callable_as(name, function)))
     table[torch.where], table[Tensor.where] = _callable_as("where", _where), _callable_as("where", _where_of)
     for name in functional.__all__:
         twin = _own_twin(name) or _twin(name)
@@ -611,6 +614,21 @@ def _operations() -> dict[Any, Function]:
         softmax = functools.partial(_torch_softmax, twin=getattr(functional, name))
         table.update(dict.fromkeys(named(name, torch, Tensor), _callable_as(name, softmax)))
     return table
+
+
+def _everywhere(name: str) -> list[Any]:
+    """What torch calls so; a name may have a room of torch before it, such as ``linalg.norm``."""
+    room, _, own = name.rpartition(".")
+    if room:
+        return named(own, getattr(torch, room))
+    return [*named(name, torch, Tensor), *_special(name)]
+
+
+def _refusing(name: str, todo: str) -> Function:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise NoRule(f"{name} has no rule; {todo}")
+
+    return refuse
 
 
 def _special(name: str) -> list[Any]:
@@ -628,7 +646,8 @@ def _in_place() -> dict[Any, Function]:
     table: dict[Any, Function] = {}
     for name in dir(Tensor):
         plain = getattr(Tensor, name[:-1], None)
-        if name.endswith("_") and not name.startswith("_") and plain in OPERATIONS and name not in _CHANGE_SHAPES:
+        is_one = name.endswith("_") and not name.startswith("_") and name not in _CHANGE_SHAPES
+        if is_one and plain in OPERATIONS and name[:-1] not in " ".join(REFUSED).split():
             table.update(dict.fromkeys(named(name, torch, Tensor), OPERATIONS[plain]))
     for name, of in _AUGMENTED.items():
         table.update(dict.fromkeys(named(f"__{name}__", Tensor), OPERATIONS[getattr(Tensor, of)]))
@@ -647,6 +666,15 @@ OPERATIONS: dict[Any, Function] = _operations()
 
 IN_PLACE: dict[Any, Function] = _in_place()
 """For each function that writes over its first argument one that returns what it writes."""
+
+COMPOSED = frozenset(
+    function
+    for names in (*COMPOSITES.values(), "__setitem")
+    for name in names.split()
+    for function in [getattr(Tensor, f"{name}_", None), getattr(Tensor, f"{name}__", None)]
+    if function in IN_PLACE
+)
+"""Those whose result is made of others, and of which torch's own is called where nothing is learnt."""
 
 
 def is_in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -33,7 +33,7 @@ from torch_manualbp.derive.effects import (
 from torch_manualbp.derive.foreign import rule_of
 from torch_manualbp.derive.history import Application
 from torch_manualbp.derive.inner import gradients_inside
-from torch_manualbp.derive.operations import IN_PLACE, OPERATIONS, NoRule, is_in_place
+from torch_manualbp.derive.operations import COMPOSED, IN_PLACE, OPERATIONS, NoRule, is_in_place
 from torch_manualbp.derive.program import (
     CONSTANT,
     INPUT,
@@ -326,6 +326,8 @@ class Tape(RuleRunner):
             return function(*args, **kwargs)
         if not torch.is_grad_enabled() and name.endswith("_") and self.program.value(args[0]) in self._learns:
             return self._plainly(function, args, kwargs)  # which the gradient passes by, as torch has it
+        if function in COMPOSED and not self._need_gradient(args, kwargs):
+            return self._plainly(function, args, kwargs)
         if function in IN_PLACE or (function in OPERATIONS and is_in_place(function, args, kwargs)):
             result = self._ruled(function, IN_PLACE.get(function) or OPERATIONS[function], args, kwargs)
             return self._write(args[0], result)

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch_manualbp.derive.composites import entries, products, reductions, shapes
 from torch_manualbp.derive.composites.refusal import NoRule
+from torch_manualbp.derive.composites.refused import REFUSED
 
-__all__ = ["COMPOSITES", "NoRule"]
+__all__ = ["COMPOSITES", "REFUSED", "NoRule"]
 
 COMPOSITES: Mapping[Callable[..., Any], str] = {
     **entries.COMPOSITES,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp.derive.composites.refusal import NoRule
+
 __all__ = ["COMPOSITES"]
 
 
@@ -83,6 +85,12 @@ def _logit(input: Tensor, eps: float | None = None) -> Tensor:
     return torch.log(p / (1 - p))
 
 
+def _real(input: Tensor) -> Tensor:
+    if input.is_complex():
+        raise NoRule("what conjugates complex numbers has no rule; keep real and imaginary parts in two tensors")
+    return input
+
+
 COMPOSITES: Mapping[Callable[..., Any], str] = {
     _addcmul: "addcmul",
     _addcdiv: "addcdiv",
@@ -98,4 +106,5 @@ COMPOSITES: Mapping[Callable[..., Any], str] = {
     _deg2rad: "deg2rad",
     _rad2deg: "rad2deg",
     _logit: "logit",
+    _real: "real conj conj_physical resolve_conj resolve_neg",
 }

@@ -228,18 +228,29 @@ def _scatter_reduce(
     return _scatter_add(start, dim, index, mine * (y / torch.gather(count, dim, index)))
 
 
+def _before(input: Tensor, dim: int) -> list[None]:
+    """What an index has for the dimensions before this one."""
+    return [None] * (dim % max(input.dim(), 1))
+
+
 def _index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
     y = source if alpha == 1 else alpha * source
-    return rules.IndexPut.apply(input, y, True, *[None] * (dim % input.dim()), index)
+    if not input.dim():
+        return input + y.sum()
+    return rules.IndexPut.apply(input, y, True, *_before(input, dim), index)
 
 
 def _index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    return rules.IndexPut.apply(input, source, False, *[None] * (dim % input.dim()), index)
+    if not input.dim():
+        raise NoRule("index_copy of a number has no rule; write source")
+    return rules.IndexPut.apply(input, source, False, *_before(input, dim), index)
 
 
 def _index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
+    if not input.dim():
+        raise NoRule("index_fill of a number has no rule; write value")
     y = value if isinstance(value, Tensor) else input.new_full((), value)
-    return rules.IndexPut.apply(input, y, False, *[None] * (dim % input.dim()), index)
+    return rules.IndexPut.apply(input, y, False, *_before(input, dim), index)
 
 
 def _index_put(input: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class LogCumsumExp(Rule):
         ⇒
         ∂C/∂z_i = exp(z_i − a_i) s_i,  s_i = ∂C/∂a_i + exp(a_i − a_(i+1)) s_(i+1)
 
-    No exponential is above 1. Shapes: a as z. Kept: z and a.
+    No exponential is above 1, and that of −∞ is 0. Shapes: a as z. Kept: z and a.
     """
 
     @staticmethod
@@ -68,8 +69,8 @@ class LogCumsumExp(Rule):
         z, a = (widened(t.conj() if t.is_complex() else t) for t in ctx.saved_tensors)
         if z.dim() == 0:
             return da.clone(), None
-        s = suffix_sums(widened(da), torch.exp(a - shifted(a, -1, ctx.dim, 0)), ctx.dim)
-        return (torch.exp(z - a) * s).to(da.dtype), None
+        s = suffix_sums(widened(da), _share(a, shifted(a, -1, ctx.dim, math.inf)), ctx.dim)
+        return (_share(z, a) * s).to(da.dtype), None
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, _: None) -> Tensor:
@@ -77,9 +78,14 @@ class LogCumsumExp(Rule):
         if z.dim() == 0:
             return dz.clone()
         # The tangent of a_k is a mean of those of z_k and a_(k−1), weighted by exp(z_k − a_k) and exp(a_(k−1) − a_k).
-        terms = (torch.exp(z - a) * widened(dz)).flip(ctx.dim)
-        weights = torch.exp(shifted(a, 1, ctx.dim, 0) - a).flip(ctx.dim)
+        terms = (_share(z, a) * widened(dz)).flip(ctx.dim)
+        weights = _share(shifted(a, 1, ctx.dim, -math.inf), a).flip(ctx.dim)
         return suffix_sums(terms, weights, ctx.dim).flip(ctx.dim).to(dz.dtype)
+
+
+def _share(z: Tensor, a: Tensor) -> Tensor:
+    """exp(z − a), and 0 for z = −∞ whatever a is."""
+    return torch.where(z.real == -math.inf, 0, torch.exp(z - a))
 
 
 def suffix_sums(d: Tensor, w: Tensor, dim: int) -> Tensor:

@@ -32,6 +32,7 @@ for topic in (
     "entrywise",
     "reduction",
     "arrangement",
+    "special",
     "rules",
 ):
     importlib.import_module(f"{__name__}.{topic}")  # which lists what stands in it
