@@ -112,6 +112,7 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
             yield Case("Bilinear", f"{batch}×{n}×{n}×{n}", build, inputs((batch, n), (batch, n)))
 
     yield from _embeddings(dtype)
+    yield from _attention(inputs, dtype)
 
     variants: dict[str, dict[str, Build]] = {
         "GELU": {"": _built("GELU"), ", tanh": _built("GELU", "tanh")},
@@ -122,7 +123,7 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
         "Softmin": {"": _built("Softmin", dim=1)},
         "Threshold": {"": _built("Threshold", 0.1, 0.2)},
     }
-    for name in ours_of(torch_activations.__all__):
+    for name in ours_of([name for name in torch_activations.__all__ if name != "MultiheadAttention"]):
         for about, build in variants.get(name, {"": _built(name)}).items():
             for rows, features, bounds in ((512, 4096, (1.5, 1.05)), (32, 64, (None, None))):
                 shape = (rows, features // 64, 8, 8) if name == "Softmax2d" else (rows, features)
@@ -175,6 +176,17 @@ def _embeddings(dtype: torch.dtype) -> Iterator[Case]:
                 yield Case(f"EmbeddingBag, {mode}", size, build, indices(rows, batch[0] * batch[1] // 8, 8))
 
 
+def _attention(inputs: Callable[..., Callable[[], tuple[Any, ...]]], dtype: torch.dtype) -> Iterator[Case]:
+    """What a block of a GPT is made of."""
+    options = {"batch_first": True, "dtype": dtype}
+    if ours_of(["MultiheadAttention"]):
+        three = inputs(*[(8, 256, 384)] * 3)
+        yield Case("MultiheadAttention", "8×256×384", _built("MultiheadAttention", 384, 6, **options), three)
+    for name in ours_of(["TransformerEncoderLayer", "TransformerDecoderLayer"]):
+        given = inputs(*[(8, 256, 384)] * (1 if "Encoder" in name else 2))
+        yield Case(name, "8×256×384", _built(name, 384, 6, 1536, 0.0, "gelu", **options), given)
+
+
 def _built(name: str, *args: Any, **kwargs: Any) -> Build:
     return lambda nn: getattr(nn, name)(*args, **kwargs)
 
@@ -191,12 +203,25 @@ def _of_images(inputs: Callable[..., Callable[[], tuple[Any, ...]]], dtype: torc
         "MaxPool2d, 3×3 by 2": _built("MaxPool2d", 3, 2, 1),
         "AvgPool2d, 2×2": _built("AvgPool2d", 2),
         "AdaptiveAvgPool2d, all": _built("AdaptiveAvgPool2d", 1),
+        "AdaptiveMaxPool2d, 7×7": _built("AdaptiveMaxPool2d", 7),
         "ReflectionPad2d": _built("ReflectionPad2d", 1),
+        "ZeroPad2d": _built("ZeroPad2d", 1),
         "Upsample, nearest": _built("Upsample", scale_factor=2),
         "Upsample, bilinear": _built("Upsample", scale_factor=2, mode="bilinear"),
+        "PixelShuffle": _built("PixelShuffle", 2),
+        "PixelUnshuffle": _built("PixelUnshuffle", 2),
+        "ChannelShuffle": _built("ChannelShuffle", 4),
+        "Unfold, 3×3": _built("Unfold", 3, padding=1),
     }
     for name, build in built.items():
         yield Case(name, "8×64×56×56", build, images, (1.5, 1.15))
+    yield Case("Fold, 3×3", "8×576×3136", _built("Fold", 56, 3, padding=1), inputs((8, 576, 3136)), (1.5, 1.15))
+
+    def pooled() -> tuple[Any, ...]:
+        a, indices = torch.nn.functional.max_pool2d(*inputs((8, 64, 56, 56))(), 2, return_indices=True)
+        return a.detach().requires_grad_(), indices
+
+    yield Case("MaxUnpool2d, 2×2", "8×64×28×28", _built("MaxUnpool2d", 2), pooled, (1.5, 1.15))
 
 
 def _losses(
