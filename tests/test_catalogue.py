@@ -16,7 +16,7 @@ from torch_manualbp.catalogue import CATALOGUE, FAMILIES, Make, Operation, Sampl
 from torch_manualbp.catalogue.operation import alone
 from torch_manualbp.layers import main, missing, replaced, table
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent / "torch_manualbp" / "nn" / "README.md"
 
 (TANH,) = (operation for operation in CATALOGUE if operation.rule is rules.Tanh)
 
@@ -93,7 +93,7 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_the_table_of_layers_in_readme_is_what_the_command_prints() -> None:
     text = README.read_text(encoding="utf-8")
-    assert text == replaced(text), "torch-manualbp layers --into README.md writes it anew"
+    assert text == replaced(text), "torch-manualbp layers --into torch_manualbp/nn/README.md writes it anew"
 
 
 def test_the_table_lists_every_layer_and_function_of_ours() -> None:

@@ -161,7 +161,7 @@ def test_all_tools_look_at_a_mistake_and_its_twin() -> None:
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="the README has the score of torch 2.13")
 def test_the_readme_has_the_score() -> None:
     """verify's part of it is what the tests above say: all."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[1] / "torch_manualbp" / "verify" / "README.md").read_text(encoding="utf-8")
     (row,) = (line for line in readme.splitlines() if line.startswith("| caught of "))
     others = {name: tool for name, tool in TOOLS.items() if name != "verify"}
     result = self_test(tools=others)

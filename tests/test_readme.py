@@ -1,4 +1,4 @@
-"""What README says is what happens."""
+"""What the documents say is what happens."""
 
 from __future__ import annotations
 
@@ -10,34 +10,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("torch_manualbp/*/README.md"))]
+README = DOCUMENTS[0].read_text(encoding="utf-8")
 
 BLOCK = r"((?:(?!```).)*)^```$"
-PROGRAMS = re.findall(rf"^```python\n{BLOCK}\n\n```text\n{BLOCK}", README, re.DOTALL | re.MULTILINE)
+PROGRAMS = [
+    pytest.param(program, printed, id=f"{document.parent.name}-{i}")
+    for document in DOCUMENTS
+    for i, (program, printed) in enumerate(
+        re.findall(
+            rf"^```python\n{BLOCK}\n\n```text\n{BLOCK}", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        )
+    )
+]
 
 
-@pytest.mark.parametrize(
-    ("program", "printed"),
-    PROGRAMS,
-    ids=["quick start", "your own rule", "your own gradients", "a step without autograd", "see the backpropagation"],
-)
+@pytest.mark.parametrize(("program", "printed"), PROGRAMS)
 def test_a_program_prints_what_it_says(program: str, printed: str) -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout == printed
 
 
 def test_the_quick_start_begins_with_two_commands() -> None:
-    after = README.split("## Quick start")[1].lstrip()
-    assert after.startswith("```shell\n")
-    commands = after.split("```")[1].splitlines()[1:]
+    block = re.search(r"^## Quick start.*?^```shell\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    commands = block[1].splitlines()
     assert len(commands) == 2
     assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
     assert all("-c .ci/constraints.txt" in command for command in commands)
 
 
-def test_every_file_that_it_names_is_there() -> None:
-    names = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"(?:examples|tests|\.ci)/[\w.]+\.\w+", README)
-    assert names
-    for name in names:
-        assert (ROOT / name).exists(), name
+def test_a_first_reader_has_200_lines() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.parent.name)
+def test_every_file_that_it_names_is_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    links = [document.parent / name for name in re.findall(r"\]\(([^)#:]+)\)", text)]
+    files = [ROOT / name for name in re.findall(r"(?:examples|tests|\.ci)/[\w.]+\.\w+", text)]
+    for file in (*links, *files):
+        assert file.exists(), file

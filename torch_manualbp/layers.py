@@ -1,4 +1,4 @@
-"""Print the layers of this package with their formulas: the table that stands in README. What a row of the catalogue
+"""Print the layers of this package with their formulas: the table that stands in nn/README.md. What a row of the catalogue
 promises and nobody has written is named on standard error."""
 
 from __future__ import annotations
