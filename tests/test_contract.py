@@ -20,17 +20,19 @@ CASES = list(contract.cases())
 CHECKED = [(case, check) for case in CASES for check in CHECKS if not check.slow]
 KINDS = {entry.name: kinds_of_samples(entry) for entry in CATALOGUE}
 OF_OPTIONS = {"first derivatives", "second derivatives", "raw backward", "forward mode"}
-"""What the options of a rule change: its formulas. The other checks take one sample of a rule in an ordinary run."""
+"""What the options of a rule change: its formulas. In an ordinary run the other checks take one rule of each file."""
 FIRST = {case.entry.name: case for case in reversed(CASES)}
 COMPILERS = [check for check in CHECKS if check.slow]
 EXEMPTIONS = [(entry, key) for entry in CATALOGUE for key in entry.exempt]
 
 
 def kinds(case: Case, check: Check) -> Iterator[Hashable]:
-    """The check with the rule, and with each value of its options."""
-    yield check.name, case.entry.name
+    """The check with the rule and with each value of its options, or with the file that the rule stands in."""
     if check.name in OF_OPTIONS:
+        yield check.name, case.entry.name
         yield from ((check.name, option) for option in KINDS[case.entry.name][case.sample])
+    else:
+        yield check.name, case.rule.__module__
 
 
 @pytest.mark.parametrize(("case", "check"), one_of_each(CHECKED, kinds), ids=str)

@@ -32,13 +32,9 @@ def test_the_table_lists_every_class() -> None:
     assert not missing, f"no row in torch_manualbp.verify.surroundings.LAYERS for {sorted(missing)}"
 
 
-COSTLY = {"torch.compile(fullgraph=True)", "torch.export", "torch.export, strict"}
-"""Nine tenths of the time of all checks."""
-
-
 def kinds(layer: Layer, check: Check) -> list[Hashable]:
-    """The check with the layer, or with the layer's module where that takes long."""
-    return [(check.name, mistakes.module_of(layer) if check.name in COSTLY else layer.name)]
+    """The check with the file that the layer stands in."""
+    return [(check.name, mistakes.module_of(layer))]
 
 
 @pytest.mark.parametrize(("layer", "check"), one_of_each(itertools.product(ROWS, CHECKS), kinds), ids=str)
