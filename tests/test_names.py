@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import Linear, Module, Sequential
 
-from torch_manualbp import explain, local_gradients, verify
+from torch_manualbp import explain, local_gradients, nn, verify
 from torch_manualbp._tables import as_markdown, print_table, write
 from torch_manualbp._text import as_json, in_markdown, visible
 from torch_manualbp.insight import Explanation, RunStatistics, report
@@ -236,7 +236,7 @@ def test_records_and_reports(name: str) -> None:
     assert len(str(record).split("\n")) == 1 + len(record)
     assert all(is_clean(repr(layer)) for layer in record.values())
     of_model = verify_model(network, *batch(), named(Loss, name))
-    of_layer = verify(named(Linear, name, 3, 2), torch.randn(2, 3), checks=["structure"])
+    of_layer = verify(named(nn.Linear, name, 3, 2), torch.randn(2, 3), checks=["structure"])
     for found in (of_model, of_layer):
         assert found.ok, found
         assert is_clean(str(found))
