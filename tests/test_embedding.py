@@ -34,6 +34,21 @@ def test_by_frequency_every_row_is_divided_by_how_often_it_is_named_itself(mode:
     torch.testing.assert_close(by_frequency, plain / counts, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_the_last_bag_ends_at_the_last_offset(mode: str, dtype: torch.dtype, padding: int | None) -> None:
+    """torch's kernels have what comes after it in the last bag or not, by dtype and padding."""
+    i, ends = torch.tensor([0, 1, 2, 3, 4, 5, 6]), torch.tensor([0, 2, 2, 5])
+    results = []
+    for function, of in ((functional.embedding_bag, i), (torch.nn.functional.embedding_bag, i[:5])):
+        W = table.to(dtype).requires_grad_()
+        a = function(of, W, ends, mode=mode, include_last_offset=True, padding_idx=padding)
+        results.append((a, *torch.autograd.grad(a, W, torch.arange(1, 10, dtype=dtype).reshape(3, 3))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
 @pytest.mark.parametrize("name", ["embedding", "embedding_bag"])
 def test_long_rows_are_scaled_in_place_of_the_weight_before_they_are_read(name: str) -> None:
     results = []

@@ -75,8 +75,9 @@ def embedding_bag(
         about = padding, scale_grad_by_freq, mode == "mean", include_last_offset
         return run(rules.EmbeddingBag, weight, input, offsets, r, *about)
     of_torch = None if padding < 0 else padding
-    bags = torch.embedding_bag(weight.detach(), input, offsets, False, 2, False, None, include_last_offset, of_torch)
-    _, _, sizes, k = bags
+    _, _, sizes, k = torch.embedding_bag(weight.detach(), input, offsets, False, 2, False, None, False, of_torch)
+    if include_last_offset:  # without the bag of what comes after the end
+        sizes, k = sizes[:-1], k[:-1]
     return run(rules.EmbeddingMax, weight, torch.where((sizes == 0).unsqueeze(1), -1, k.long()))
 
 

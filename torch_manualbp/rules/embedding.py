@@ -97,7 +97,8 @@ class EmbeddingBag(Rule):
 
     n_b is 1 for a sum, for a mean the number of samples of the bag; c_i is 1, or with ``by_frequency`` how often i is
     named. A sample that names the padding (−1: none) has no part in any of these. A bag without samples is 0. By
-    frequency torch's own gradient takes the c of another row.
+    frequency torch's own gradient takes the c of another row. Samples after the end are in no bag; torch has them in
+    the last one or not, by dtype and padding.
     Shapes: W (rows, n), i and r (samples), ``begins`` (bags), where each bag begins, with ``has_end`` (bags + 1), of
     which the last is where the last one ends; a and δ (bags, n). Kept: i, ``begins``, and of W and r what is needed.
     """
@@ -114,7 +115,8 @@ class EmbeddingBag(Rule):
         has_end: bool,
     ) -> Tensor:
         of_torch = None if padding < 0 else padding
-        return torch.embedding_bag(W, i, begins, by_frequency, int(is_mean), False, r, has_end, of_torch)[0]
+        a = torch.embedding_bag(W, i, begins, by_frequency, int(is_mean), False, r, False, of_torch)[0]
+        return a[:-1].clone() if has_end else a  # without the bag of what comes after the end
 
     @staticmethod
     def composite(
