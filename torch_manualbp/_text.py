@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["as_json", "in_markdown", "one_line", "visible", "with_words"]
+__all__ = ["as_json", "in_markdown", "near", "one_line", "visible", "with_words"]
 
 MARKDOWN = re.compile(r"([\\`*_<>|\[\]$~#&]|:(?=//)|(?<=www)\.)")
 """What Markdown, or one of its tables, would take for something else; in the last two, for a link."""
@@ -35,6 +36,19 @@ def one_line(error: BaseException) -> str:
 def in_markdown(text: str) -> str:
     """The text as words of Markdown, in which nothing is a mark."""
     return MARKDOWN.sub(r"\\\1", visible(text))
+
+
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three of the known names that are like this one, the likest first; upper and lower case are alike.
+
+    ::
+
+        near("Relu", ["ReLU", "RNNCell"]) == ["ReLU"]
+    """
+    of_lower: dict[str, list[str]] = {}
+    for known_name in known:
+        of_lower.setdefault(known_name.lower(), []).append(known_name)
+    return [n for lower in difflib.get_close_matches(name.lower(), of_lower, 3, 0.5) for n in of_lower[lower]]
 
 
 def as_json(value: Any, indent: int | None = 1) -> str:

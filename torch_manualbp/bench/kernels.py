@@ -7,7 +7,6 @@ A kernel earns its place where the formula, as it stands or in blocks, takes 1.3
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from torch_manualbp import nn
 from torch_manualbp._tables import require_tables
+from torch_manualbp._text import near
 from torch_manualbp._torch import TorchDispatchMode, reset_compiler
 from torch_manualbp.bench.allocator import keep_freed_memory
 from torch_manualbp.bench.command import add_files, add_rounds, count, microseconds, publish
@@ -203,9 +203,9 @@ def main(options: argparse.Namespace) -> int:
     names = sorted({case.name for case in cases})
     for wanted in options.rule or ():
         if wanted not in names:
-            near = difflib.get_close_matches(wanted, names, 3, 0.5) or names
-            message = f"argument --rule: no layer {wanted!r}; {'choose' if near is names else 'near it'}: "
-            print(f"torch-manualbp bench kernels: {message}{', '.join(near)}", file=sys.stderr)
+            alike = near(wanted, names)
+            message = f"argument --rule: no layer {wanted!r}; {'near it' if alike else 'choose'}: "
+            print(f"torch-manualbp bench kernels: {message}{', '.join(alike or names)}", file=sys.stderr)
             return 2
     if options.threads:
         torch.set_num_threads(options.threads)

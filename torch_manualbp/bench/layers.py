@@ -6,7 +6,6 @@ Memory that is freed stays in the process: whether its pages are mapped anew is 
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from torch.nn.modules import loss as torch_losses
 
 from torch_manualbp import kernels, nn, rules
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
+from torch_manualbp._text import near
 from torch_manualbp._torch import reset_compiler
 from torch_manualbp.bench import recurrent
 from torch_manualbp.bench.allocator import keep_freed_memory
@@ -358,9 +358,9 @@ def main(options: argparse.Namespace) -> int:
     names = sorted({case.name for case in cases})
     for wanted in options.layer or ():
         if wanted not in names:
-            near = difflib.get_close_matches(wanted, names, 3, 0.5) or names
-            message = f"argument --layer: no layer {wanted!r}; {'choose' if near is names else 'near it'}: "
-            print(f"torch-manualbp bench layers: {message}{', '.join(near)}", file=sys.stderr)
+            alike = near(wanted, names)
+            message = f"argument --layer: no layer {wanted!r}; {'near it' if alike else 'choose'}: "
+            print(f"torch-manualbp bench layers: {message}{', '.join(alike or names)}", file=sys.stderr)
             return 2
     if options.threads:
         torch.set_num_threads(options.threads)

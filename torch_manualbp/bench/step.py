@@ -6,7 +6,6 @@ process for each."""
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import statistics
 import sys
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
+from torch_manualbp._text import near
 from torch_manualbp._torch import reset_compiler
 from torch_manualbp.bench import rows as of_rows
 from torch_manualbp.bench.command import add_files, count, surroundings
@@ -220,8 +220,8 @@ def _networks(names: Sequence[str] | None) -> list[Network]:
     known = [name for network in NETWORKS for name in (network.name, network.at)]
     for name in names or ():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3, 0.5) or list(dict.fromkeys(known[1::2]))
-            raise ValueError(f"no network {name!r}; near it: {', '.join(near)}")
+            alike = near(name, known) or list(dict.fromkeys(known[1::2]))
+            raise ValueError(f"no network {name!r}; near it: {', '.join(alike)}")
     return [network for network in NETWORKS if names is None or {network.name, network.at} & set(names)]
 
 

@@ -14,7 +14,6 @@ neither. Where torch has NaN of numbers even in float64, nothing is right or wro
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import sys
 import warnings
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
+from torch_manualbp._text import near
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
 from torch_manualbp.verify.measure import LOST, errors_in_ulps, ulp
 from torch_manualbp.verify.outputs import joined
@@ -470,9 +470,9 @@ def main(options: argparse.Namespace) -> int:
     names = [entry.name for entry in CATALOGUE]
     for wanted in options.rule or ():
         if wanted not in names:
-            near = difflib.get_close_matches(wanted, names, 3, 0.5) or names
-            message = f"argument --rule: no rule {wanted!r}; {'choose' if near is names else 'near it'}: "
-            print(f"torch-manualbp accuracy: {message}{', '.join(near)}", file=sys.stderr)
+            alike = near(wanted, names)
+            message = f"argument --rule: no rule {wanted!r}; {'near it' if alike else 'choose'}: "
+            print(f"torch-manualbp accuracy: {message}{', '.join(alike or names)}", file=sys.stderr)
             return 2
     torch.set_num_threads(1)  # on a busy machine two threads, which wait for each other, take longer than one
     found: list[Accuracy] = []

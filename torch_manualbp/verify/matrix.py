@@ -56,6 +56,10 @@ class Matrix(Report):
         found = dict.fromkeys(row.hint for row in self.rows if row.verdict == DOES_NOT_APPLY)
         return {reason: _letters(i) for i, reason in enumerate(found)}
 
+    def _is_verified(self) -> bool:
+        """Of a matrix each check is a claim of its own, of values or not: one that holds is verified."""
+        return any(row.verdict == OK for row in self.rows)
+
     def cell(self, subject: str, check: str) -> str:
         """✓, ✗ or the letters of the reasons; empty where the check did not run."""
         return self._cells()[subject, check]
@@ -225,7 +229,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the matrix; 0 if nothing failed, 1 if something did, 2 if the arguments name what is not there."""
+    """Print the matrix; 0 if nothing failed and something held, 1 if not, 2 if the arguments name what is not there."""
     try:
         matrix = _asked_for(args)
     except (RefusedError, ValueError, TypeError, ImportError) as error:
