@@ -218,7 +218,8 @@ def _of_images(inputs: Callable[..., Callable[[], tuple[Any, ...]]], dtype: torc
     yield Case("Fold, 3×3", "8×576×3136", _built("Fold", 56, 3, padding=1), inputs((8, 576, 3136)), (1.5, 1.15))
 
     def pooled() -> tuple[Any, ...]:
-        a, indices = torch.nn.functional.max_pool2d(*inputs((8, 64, 56, 56))(), 2, return_indices=True)
+        (z,) = inputs((8, 64, 56, 56))()
+        a, indices = torch.nn.functional.max_pool2d(z, 2, return_indices=True)
         return a.detach().requires_grad_(), indices
 
     yield Case("MaxUnpool2d, 2×2", "8×64×28×28", _built("MaxUnpool2d", 2), pooled, (1.5, 1.15))
