@@ -225,7 +225,7 @@ NOT_DRAWN: dict[str, tuple[Any, Tensor, str]] = {
         model_of(torch.nn.Conv1d(1, 3, 2), nn.ReLU(), torch.nn.Flatten(), nn.Linear(3, 1)), X.unsqueeze(1),
         "Its layers do not form a chain, each used once, so it is not drawn neuron by neuron.",
     ),
-    "spectrum": (Spectrum(), X, "It is not drawn neuron by neuron: the model itself: torch.fft.fft has no rule."),
+    "spectrum": (Spectrum(), X, "It is not drawn neuron by neuron: the model itself: torch.fft.fft has no rule"),
     "sequence": (small(), X.expand(2, 3, 2), "Its data are not rows of real numbers, so it is not drawn neuron by"),
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ def model_of(forward: Callable[[Module, Tensor], Tensor]) -> Module:
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
-    "an operation without a rule": (lambda fc, x: torch.renorm(fc(x), 2, 0, 1.0), "renorm has no rule"),
+    "an operation without a rule": (lambda fc, x: torch.renorm(fc(x), 2, 0, 1.0), "torch.renorm has no rule"),
     "item": (lambda fc, x: fc(x) * fc(x).sum().item(), "torch.Tensor.item reads numbers"),
     "a condition": (lambda fc, x: fc(x) if x.sum() > 0 else -fc(x), "torch.Tensor.__bool__ reads numbers"),
     "a shape by numbers": (lambda fc, x: fc(x)[fc(x)[:, 0] > 0], "torch.Tensor.__getitem__ reads numbers"),

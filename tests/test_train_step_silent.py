@@ -841,7 +841,7 @@ def test_parts_that_are_cut_off_count() -> None:
 HOOKS: dict[str, Callable[[Any], Any]] = {
     "of a parameter": lambda m: m.weight.register_hook(lambda g: 2 * g),
     "after accumulation": lambda m: m.weight.register_post_accumulate_grad_hook(print),
-    "of a module": lambda m: m.register_forward_hook(lambda *a: None),
+    "of a module": lambda m: m.register_full_backward_hook(lambda *a: None),
     "of all modules": lambda m: nn.modules.module.register_module_forward_hook(lambda *a: None),
     "of the node that accumulates": lambda m: accumulator(m.weight).register_hook(lambda *a: None),
 }
@@ -956,7 +956,7 @@ def test_a_refused_step_leaves_statistics_and_vectors_as_they_were() -> None:
 
     for model in (
         nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3), Refused()),
-        nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 5)), nn.Linear(5, 3)),
+        nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 5)), nn.Linear(5, 3), Refused()),
     ):
         model = model.double()
         before = copy.deepcopy(model.state_dict())

@@ -80,6 +80,8 @@ VIEWS = words(
 LAYOUT = words("is_contiguous stride view rrelu rrelu_ as_strided")
 """What depends on the order in which the numbers lie."""
 
+WRITE_A_RULE = "use a layer of torch_manualbp.nn or an operation that has a rule, or write a Rule for it"
+
 ASKED_OF_AUTOGRAD = words("requires_grad is_leaf grad_fn")
 AUTOGRADS = words("backward grad register_hook register_post_accumulate_grad_hook retain_grad retains_grad")
 """What needs the graph."""
@@ -376,7 +378,10 @@ class Tape(RuleRunner):
                 self.activations[z] = self.program.value(result), function_of_entries(function, args, kwargs)
             return result
         except NoRule as error:
-            self._refuse(f"{_named(function)}", str(error))
+            reason, _, todo = str(error).partition("; ")
+            name, own = _named(function), reason.split(" ", 1)[0]
+            what = name + reason[len(own) :] if name.endswith(f".{own}") else f"{name}: {reason}"
+            self._refuse(what, todo or WRITE_A_RULE)
             with torch.no_grad():
                 output = function(*args, **kwargs)
             return self._go_on(output, (args, kwargs))
@@ -405,8 +410,7 @@ class Tape(RuleRunner):
         if changed and (needs_gradient or any(self._is_held(t) and not self._may_change(t) for t in changed)):
             self._refuse(f"{_named(function)} changes a tensor in place", "write it out of place")
         elif needs_gradient and name not in FLAT and any(map(is_continuous, leaves_of(output, Tensor))):
-            todo = "use a layer of torch_manualbp.nn or an operation that has a rule, or write a Rule for it"
-            self._refuse(f"{_named(function)} has no rule", todo)
+            self._refuse(f"{_named(function)} has no rule", WRITE_A_RULE)
             self._go_on(output, (args, kwargs))
         return output
 
