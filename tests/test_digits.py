@@ -312,7 +312,7 @@ def test_the_derived_engine_trains_the_same(main: Callable[..., tuple[Any, str, 
     assert ours["hyper_parameters"]["engine"] == "derived"
     for name, expected in theirs["state_dict"].items():
         torch.testing.assert_close(ours["state_dict"][name], expected, rtol=1e-11, atol=1e-12)
-    assert len(metrics[0]) == len(metrics[1]) == 4 + 2 + 2 + 1  # measurements, epochs twice, and the test
+    assert len(metrics[0]) == len(metrics[1]) == 44 + 2 + 2 + 1  # steps, epochs twice, and the test
     for row, expected in zip(metrics[1], metrics[0], strict=True):
         assert row == pytest.approx(expected, rel=1e-9)
 
