@@ -1,5 +1,5 @@
-"""Print the layers of this package with their formulas: the table that stands in nn/README.md. What a row of the catalogue
-promises and nobody has written is named on standard error."""
+"""Print the layers of this package with their formulas: the table that stands in nn/README.md. What a row of the
+catalogue promises and nobody has written is named on standard error."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class PairwiseDistances(Rule):
 
     @staticmethod
     def forward(z: Tensor, p: float) -> Tensor:
-        if not z.shape[0]:  # of which ATen's own gradient, where forward is differentiated by autograd, ends the process
+        if not z.shape[0]:  # of which ATen's own gradient, where autograd differentiates forward, ends the process
             return z.sum(-1)
         return torch.pdist(z.contiguous(), p)
 
