@@ -30,7 +30,9 @@ def test_same_numbers(layer: Layer) -> None:
     for dtype in (torch.float64, torch.float32):
         ours, theirs = layer.pair(dtype)
         of_ours, of_theirs = (results(m, layer.inputs(dtype)) for m in (ours, theirs))
-        tolerance = max(layer.tolerance, 4 * torch.finfo(dtype).eps)
+        # Torch's own gradients of a whole Transformer differ in float32 from its float64 ones by up to 7 ε, of 1.
+        digits = 8 if type(ours) is nn.Transformer else 4
+        tolerance = max(layer.tolerance, digits * torch.finfo(dtype).eps)
         surroundings.compare(of_ours, of_theirs, tolerance)
 
 
@@ -63,12 +65,32 @@ def test_a_network_trains_to_the_same_parameters() -> None:
 
 
 BUILTINS = {  # whose signatures stand in their documentation
+    "adaptive_avg_pool1d": "(input, output_size)",
+    "avg_pool1d": "(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True)",
+    **{
+        f"avg_pool{d}d": "(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, "
+        "divisor_override=None)"
+        for d in (2, 3)
+    },
     "bilinear": "(input1, input2, weight, bias=None)",
+    "channel_shuffle": "(input, groups)",
+    **{f"conv{d}d": "(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)" for d in (1, 2, 3)},
+    **{
+        f"conv_transpose{d}d": "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)"
+        for d in (1, 2, 3)
+    },
+    "cosine_similarity": "(x1, x2, dim=1, eps=1e-08)",
     "gelu": "(input, *, approximate='none')",
     "hardshrink": "(input, lambd=0.5)",
     "linear": "(input, weight, bias=None)",
     "logsigmoid": "(input)",
+    "pairwise_distance": "(x1, x2, p=2.0, eps=1e-06, keepdim=False)",
+    "pdist": "(input, p=2.0)",
+    "pixel_shuffle": "(input, upscale_factor)",
+    "pixel_unshuffle": "(input, downscale_factor)",
     "prelu": "(input, weight)",
+    "scaled_dot_product_attention": "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, "
+    "scale=None, enable_gqa=False)",
     "softplus": "(input, beta=1.0, threshold=20.0)",
     "softshrink": "(input, lambd=0.5)",
 }
@@ -81,7 +103,9 @@ def test_same_signatures(name: str) -> None:
         plain = [p.replace(annotation=inspect.Parameter.empty) for p in ours.parameters.values()]
         assert str(inspect.Signature(plain)) == BUILTINS[name]
         return
-    theirs = inspect.signature(getattr(torch_functional, name))
+    # The signature of a pooling with or without indices is (*args, **kwargs), that of the one with them its own.
+    with_indices = getattr(torch_functional, f"{name}_with_indices", None)
+    theirs = inspect.signature(with_indices or getattr(torch_functional, name))
     added = set(ours.parameters) - set(theirs.parameters)  # an older torch has no weights for all losses
     assert added <= ({"weight"} if TORCH < (2, 10) else set())
     assert [(p.name, p.default, p.kind) for p in ours.parameters.values() if p.name not in added] == [

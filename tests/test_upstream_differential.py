@@ -80,7 +80,8 @@ def module_cases() -> Iterator[Any]:
             for training in (True, False):
                 if training or info.train_and_eval_differ or dtype == torch.float64:
                     mode = "training" if training else "evaluation"
-                    yield pytest.param(info, dtype, training, id=f"{info.name}-{str(dtype)[6:]}-{mode}")
+                    marks = expected_to_differ(info, "layer")
+                    yield pytest.param(info, dtype, training, id=f"{info.name}-{str(dtype)[6:]}-{mode}", marks=marks)
 
 
 def module_calls(
@@ -105,9 +106,7 @@ def module_calls(
 @pytest.mark.parametrize(
     ("info", "dtype", "training"), one_of_each(module_cases(), lambda info, dtype, training: [info.name, dtype])
 )
-def test_every_layer(info: Any, dtype: torch.dtype, training: bool, request: pytest.FixtureRequest) -> None:
-    for mark in expected_to_differ(info, "layer"):
-        request.applymarker(mark)
+def test_every_layer(info: Any, dtype: torch.dtype, training: bool) -> None:
     ours, theirs = info.module_cls, upstream.torch_class(info)
     in_place = "inplace" in theirs.__init__.__code__.co_varnames
     errors: Errors = []

@@ -99,7 +99,14 @@ class TestModule(TestCase):
             with freeze_rng_state():
                 self.assertEqual(again(*args, **kwargs), output)
 
-    @modules([i for i in EVERY if "inplace" in upstream.torch_class(i).__init__.__code__.co_varnames])
+    # A dropout that drops nothing changes nothing: the differential tests compare it with torch's.
+    @modules(
+        [
+            i
+            for i in EVERY
+            if "inplace" in upstream.torch_class(i).__init__.__code__.co_varnames and "Drop" not in i.name
+        ]
+    )
     def test_check_inplace(self, device: str, dtype: torch.dtype, module_info: Any, training: bool) -> None:
         outs = self._layers(module_info, device, dtype, training, requires_grad=True)
         ins = self._layers(module_info, device, dtype, training, requires_grad=True, inplace=True)
@@ -245,7 +252,7 @@ class TestModule(TestCase):
             for cls in (upstream.torch_class(module_info), module_info.module_cls):
                 layer = cls(*constructor.args, **constructor.kwargs)
                 with self.assertRaises(error.error_type) as raised:
-                    layer.train(training)(*forward.args, **forward.kwargs)
+                    layer(*forward.args, **forward.kwargs)  # in training, as upstream's own test does it
                 said.append(str(raised.exception))
             self.assertEqual(*said)
 

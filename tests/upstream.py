@@ -75,6 +75,26 @@ OURS_RUNS: dict[tuple[str, str], str] = {
     ("nn.LazyConvTranspose3d", "test_memory_format"): "upstream's own test of it fails; the one here is another",
     ("nn.functional.hardsigmoid", "test_inplace_gradgrad"): "torch has no second derivative",
     ("nn.functional.ctc_loss", "test_fn_gradgrad"): "torch has no second derivative",
+    ("nn.CTCLoss", "test_grad"): "torch's gradient is no derivative of the loss alone",
+    ("nn.CTCLoss", "test_gradgrad"): "torch has no second derivative",
+    ("nn.CTCLoss", "test_non_contiguous_tensors"): "upstream: pytorch#115585",
+    **{
+        (f"nn.{name}", "test_gradgrad"): "torch's fused attention has no second derivative"
+        for name in ("Transformer", "TransformerDecoderLayer", "TransformerEncoder", "TransformerEncoderLayer")
+    },
+    **{
+        ("nn.functional.scaled_dot_product_attention", test): "torch's fused attention has none of these"
+        for test in ("test_forward_mode_AD", "test_fn_fwgrad_bwgrad", "test_fn_gradgrad")
+    },
+    (
+        "nn.functional.scaled_dot_product_attention",
+        "test_dispatch_meta_outplace",
+    ): "torch's kernels of CPU and GPU differ",
+    (
+        "nn.functional.scaled_dot_product_attention",
+        "test_noncontiguous_samples",
+    ): "upstream: fails with a version of CUDA",
+    ("nn.functional.multi_head_attention_forward", "test_noncontiguous_samples"): "torch's are not close",
     ("nn.functional.rrelu", "test_inplace_forward_mode_AD"): "torch has no forward mode in place",
     (
         "nn.functional.binary_cross_entropy",
@@ -94,6 +114,15 @@ REASONS: dict[tuple[str, str], str] = {
         for name in ("silu", "silu.complex", "tanhshrink")
         for numbers in ("normal", "large", "small", "extremal")
     },
+    **{
+        (
+            f"nn.functional.max_unpool{d}d",
+            test,
+        ): "upstream: places named twice; the entry's variant grad has derivatives"
+        for d in (1, 2, 3)
+        for test in ("test_fn_grad", "test_fn_gradgrad", "test_forward_mode_AD")
+    },
+    ("nn.functional.multi_head_attention_forward", "test_forward_mode_AD"): "upstream: randomness",
     ("nn.functional.softsign", "test_reference_numerics_small"): "upstream: NumPy's reference overflows its integers",
 }
 """Why upstream skips, by its comments, where its decoration itself says no more than "Skipped!"."""
@@ -230,12 +259,19 @@ def is_skip(decoration: Any) -> bool:
     )
 
 
+def _bad_inputs_of(of_torch: Any, ours: Any, **how: Any) -> list[Any]:
+    listed: list[Any] = of_torch.module_error_inputs_func(of_torch, **how)
+    return listed
+
+
 def _module_infos() -> Iterator[Any]:
     for info in module_db:
         ours = CLASSES.get(info.module_cls.__name__)
         if ours is not None and issubclass(ours, info.module_cls):
             swapped = copy.copy(info)
             swapped.module_cls = ours
+            if info.module_error_inputs_func is not None:  # which asks whether the class is torch's BatchNorm1d
+                swapped.module_error_inputs_func = partial(_bad_inputs_of, info)
             swapped.decorators = taken_over(info.name, info.decorators)
             yield swapped
 
@@ -257,7 +293,7 @@ def _op_infos() -> Iterator[Any]:
     op: Any
     for op in op_db:
         ours = _function_of(op)
-        if ours is None:
+        if ours is None or not op.supported_dtypes("cpu"):
             continue
         swapped: Any = copy.copy(op)
         swapped.op = as_listed(op, ours)
@@ -269,8 +305,11 @@ def _op_infos() -> Iterator[Any]:
         yield swapped
 
 
+WITH_DROPOUT = ("rrelu", "scaled_dot_product_attention", "multi_head_attention_forward")
+
+
 def is_random(op: Any) -> bool:
-    return "dropout" in op.name or op.name in ("nn.functional.rrelu", "nn.functional.scaled_dot_product_attention")
+    return "dropout" in op.name or op.name.removeprefix("nn.functional.") in WITH_DROPOUT
 
 
 def seeded_if_random(op: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -286,9 +325,10 @@ def seeded_if_random(op: Any, function: Callable[..., Any]) -> Callable[..., Any
 
 def as_listed(op: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as op_db calls it: a random one from the same state, one of a table with the weight in front; of a
-    pooling without the indices, which some samples ask for, since upstream's tests take one tensor."""
-    if "max_pool" in op.name:
-        return lambda *args, **kwargs: tree_leaves(function(*args, **kwargs))[0]
+    pooling without the indices, which some samples ask for, and of attention without the weights, since upstream's
+    tests take one tensor."""
+    if "max_pool" in op.name or "multi_head" in op.name:
+        return seeded_if_random(op, lambda *args, **kwargs: tree_leaves(function(*args, **kwargs))[0])
     if op.name in WEIGHT_FIRST:
         return lambda weight, index, *args, **kwargs: function(index, weight, *args, **kwargs)
     return seeded_if_random(op, function)
@@ -355,10 +395,53 @@ def cosine_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return 1.0 - torch.cosine_similarity(x, y, dim=-1)
 
 
+def _inputs_of_shapes(*calls: tuple[dict[str, Any], tuple[int, ...], int]) -> Callable[..., list[Any]]:
+    """A layer of these options, and how many tensors of one shape it takes."""
+
+    def inputs(info: Any, device: str, dtype: torch.dtype, requires_grad: bool, training: bool, **_: Any) -> list[Any]:
+        make = partial(torch.testing.make_tensor, device=device, dtype=dtype, requires_grad=requires_grad)
+        return [
+            ModuleInput(
+                FunctionInput(**options), FunctionInput(*(make(shape) for _ in range(n))), desc=f"{options} {shape}"
+            )
+            for options, shape, n in calls
+        ]
+
+    return inputs
+
+
 _REDUCTIONS: tuple[dict[str, Any], ...] = ({}, {"reduction": "sum"}, {"reduction": "none"})
 _OWN_INPUTS: dict[str, tuple[Callable[..., list[Any]], bool]] = {  # and whether training and evaluation differ
     "Identity": (_inputs_of_activation({}), False),
     "LazyLinear": (_inputs_of_lazy_linear, False),
+    "Fold": (_inputs_of_shapes(({"output_size": (4, 5), "kernel_size": (2, 3), "stride": 2}, (2, 12, 4), 1)), False),
+    "Unfold": (_inputs_of_shapes(({"kernel_size": (2, 3), "padding": 1}, (2, 2, 4, 5), 1)), False),
+    "PixelShuffle": (_inputs_of_shapes(({"upscale_factor": 2}, (2, 8, 2, 3), 1)), False),
+    "PixelUnshuffle": (_inputs_of_shapes(({"downscale_factor": 2}, (2, 2, 4, 6), 1)), False),
+    "ChannelShuffle": (_inputs_of_shapes(({"groups": 2}, (2, 4, 2, 3), 1)), False),
+    "Upsample": (
+        _inputs_of_shapes(
+            ({"scale_factor": 2}, (2, 2, 3), 1),
+            ({"size": (5, 4), "mode": "bicubic", "align_corners": False}, (2, 2, 3, 2), 1),
+            ({"scale_factor": 1.5, "mode": "trilinear"}, (1, 2, 2, 3, 2), 1),
+        ),
+        False,
+    ),
+    "UpsamplingNearest2d": (_inputs_of_shapes(({"scale_factor": 2}, (2, 2, 3, 2), 1)), False),
+    "UpsamplingBilinear2d": (_inputs_of_shapes(({"size": (5, 4)}, (2, 2, 3, 2), 1)), False),
+    "PairwiseDistance": (_inputs_of_shapes(({}, (3, 4), 2), ({"p": 1.0, "keepdim": True}, (4,), 2)), False),
+    "CosineSimilarity": (_inputs_of_shapes(({}, (3, 4), 2), ({"dim": 0}, (3, 4), 2)), False),
+    **{
+        name: (_inputs_of_shapes(({}, shape, 1), ({"p": 0.2}, shape, 1)), True)
+        for name, shape in {
+            "Dropout": (3, 8),
+            "Dropout1d": (2, 6, 4),
+            "Dropout2d": (2, 6, 2, 2),
+            "Dropout3d": (2, 6, 2, 1, 2),
+            "AlphaDropout": (3, 8),
+            "FeatureAlphaDropout": (2, 6, 4),
+        }.items()
+    },
     "Hardsigmoid": (_inputs_of_activation({}), False),
     "RReLU": (_inputs_of_activation({}, {"lower": 0.1, "upper": 0.9}, {"lower": 0.2, "upper": 0.2}), True),
     "TripletMarginLoss": (
@@ -376,6 +459,19 @@ MODULES: list[Any] = list(_module_infos())
 
 OPS: list[Any] = list(_op_infos())
 """op_db's entries for our functionals."""
+
+BY_THEIR_FUNCTIONS = {
+    **{  # which become the others; the forward mode of their parameters, once they are made, fails
+        f"Lazy{kind}Norm{d}d": f"{kind.lower()}_norm" for kind in ("Batch", "Instance") for d in (1, 2, 3)
+    },
+    "EmbeddingBag": "embedding_bag",
+    "MaxUnpool1d": "max_unpool1d",
+    "MaxUnpool2d": "max_unpool2d",
+    "MaxUnpool3d": "max_unpool3d",
+    "SyncBatchNorm": "batch_norm",  # torch's own refuses the CPU
+    "TransformerDecoder": "multi_head_attention_forward",  # of TransformerDecoderLayer, which module_db has
+}
+"""Classes without inputs, whose function op_db has: what they hand on is tested with the other layers."""
 
 _LISTED = {info.module_cls.__name__ for info in MODULES}
 OWN_MODULES: list[Any] = [
@@ -412,7 +508,8 @@ def coverage() -> list[str]:
     without_op = sorted(set(FUNCTIONS) - {op.name.removeprefix("nn.functional.") for op in OPS})
     own = sorted(info.module_cls.__name__ for info in OWN_MODULES)
     return [
-        f"{len(CLASSES)} classes: {len(MODULES)} by module_db, {len(own)} by inputs of our own ({', '.join(own)})",
+        f"{len(CLASSES)} classes: {len(MODULES)} by module_db, {len(own)} by inputs of our own ({', '.join(own)}), "
+        f"{len(BY_THEIR_FUNCTIONS)} by the tests of their functions alone ({', '.join(BY_THEIR_FUNCTIONS)})",
         f"{len(FUNCTIONS)} functions: {len(FUNCTIONS) - len(without_op)} by {len(OPS)} entries of op_db"
         + (f", {len(without_op)} by the tests of their classes alone ({', '.join(without_op)})" if without_op else ""),
     ]

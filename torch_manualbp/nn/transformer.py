@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -172,3 +173,7 @@ def _ours(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     name = getattr(activation, "__name__", "")
     is_torchs = name in F.__all__ and getattr(torch_functional, name, None) is activation
     return getattr(F, name) if is_torchs else activation
+
+
+for _cls in (Transformer, TransformerDecoder, TransformerDecoderLayer, TransformerEncoder, TransformerEncoderLayer):
+    update_wrapper(vars(_cls)["__init__"], vars(_cls.__mro__[1])["__init__"])  # which gives it torch's signature
