@@ -1,4 +1,4 @@
-"""Which cases of a long list an ordinary run takes: one of each kind. The rest stand under ``slow``, which CI runs too.
+"""Which cases of a long list an ordinary run takes: one of each kind. The rest stand under ``slow``.
 
 A list says what kinds its cases are of, such as a rule, a rule with a value of one of its options, a database's entry;
 the first case of a kind is its sample.
