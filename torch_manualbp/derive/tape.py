@@ -86,7 +86,7 @@ ASKED_OF_AUTOGRAD = words("requires_grad is_leaf grad_fn")
 AUTOGRADS = words("backward grad register_hook register_post_accumulate_grad_hook retain_grad retains_grad")
 """What needs the graph."""
 
-FLAT = words("sign floor ceil round trunc heaviside")
+FLAT = words("sign floor ceil round trunc fix heaviside")
 """What has the derivative 0 wherever it has one: what it makes is a constant."""
 
 UPDATING = words("batch_norm instance_norm")

@@ -9,7 +9,6 @@ __all__ = ["REFUSED"]
 _CALL = "write a Rule for it"
 _DECOMPOSED = f"it decomposes a matrix; {_CALL}"
 _COMPLEX = f"it makes or takes complex numbers; keep real and imaginary parts in two tensors, or {_CALL}"
-_STEPS = "its derivative is 0; write it of input.detach()"
 _DEPENDS = "the shape of its result depends on numbers; choose by torch.where, or multiply by a mask"
 _OF_MEMORY = "it asks how numbers lie in memory; write reshape, unfold or an index"
 
@@ -25,7 +24,6 @@ REFUSED: Mapping[str, str] = {
     "fft.fft fft.fft2 fft.fftn fft.ifft fft.ifft2 fft.ifftn fft.rfft fft.rfft2 fft.rfftn": _COMPLEX,
     "fft.irfft fft.irfft2 fft.irfftn fft.hfft fft.hfft2 fft.hfftn fft.ihfft fft.ihfft2 fft.ihfftn": _COMPLEX,
     "fft.fftshift fft.ifftshift": "write torch.roll",
-    "ceil floor round trunc fix sign heaviside": _STEPS,
     "frexp nextafter copysign": f"a part of it has no derivative; {_CALL}",
     "remainder fmod __mod__ __rmod__": "write input - other * torch.floor(input / other).detach()",
     "sinc special.sinc": f"write torch.sin(math.pi * input) / (math.pi * input) if no entry is 0, or {_CALL}",
