@@ -126,7 +126,7 @@ def _convolved(
     groups: int,
 ) -> Tensor:
     numbers = sizes(n, stride, dilation)
-    is_usual = isinstance(a, Tensor) and isinstance(W, Tensor) and W.dim() == n + 2 and a.dim() in (n + 1, n + 2)
+    is_usual = _is_usual(n, a, W)
     if is_usual and numbers is not None and padding in ("same", "valid"):
         strides, dilations = numbers
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, W.shape[2:], strict=True)]
@@ -136,7 +136,7 @@ def _convolved(
             padding = tuple(t // 2 for t in total)
     padded = sizes(n, padding)
     if not is_usual or numbers is None or padded is None:
-        return of_torch(a, W, b, stride, padding, dilation, groups)  # which says what is wrong
+        return of_torch(a, W, b, stride, padding, dilation, groups)  # which says what is wrong, and takes DTensors
     strides, dilations = numbers
     return in_low_precision(rules.Convolution, a, W, b, strides, padded[0], dilations, groups)
 
@@ -154,8 +154,17 @@ def _transposed(
     dilation: Any,
 ) -> Tensor:
     numbers = sizes(n, stride, padding, output_padding, dilation)
-    is_usual = isinstance(a, Tensor) and isinstance(W, Tensor) and W.dim() == n + 2 and a.dim() in (n + 1, n + 2)
+    is_usual = _is_usual(n, a, W)
     if not is_usual or numbers is None:
-        return of_torch(a, W, b, stride, padding, output_padding, groups, dilation)  # which says what is wrong
+        return of_torch(a, W, b, stride, padding, output_padding, groups, dilation)  # the same
     *before, dilations = numbers
     return in_low_precision(rules.TransposedConvolution, a, W, b, *before, groups, dilations)
+
+
+def _is_usual(n: int, a: Any, W: Any) -> bool:
+    """Whether these are tensors of the right number of dimensions, and no DTensors (which have ``to_local``): torch
+    splits its own convolution over samples, and not ∂C/∂W, a convolution in which samples and channels change places.
+    """
+    if not (isinstance(a, Tensor) and isinstance(W, Tensor)) or hasattr(a, "to_local") or hasattr(W, "to_local"):
+        return False
+    return W.dim() == n + 2 and a.dim() in (n + 1, n + 2)
