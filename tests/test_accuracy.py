@@ -37,7 +37,8 @@ def test_no_rule_is_worse_than_torch(entry: Operation, dtype: torch.dtype) -> No
     except NotImplementedError as error:
         pytest.skip(f"torch has no kernel to compare with: {error}")
     assert found[0].result == "output"
-    assert all(a.points > 100 for a in found)
+    of_one_number = accuracy.SEEDS * len(accuracy.SCALES)  # alone, in one sample
+    assert all(a.points > 100 or a.points == of_one_number for a in found)
     assert [a for a in found if not a.ok] == []
 
 

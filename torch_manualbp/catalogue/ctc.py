@@ -19,9 +19,11 @@ __all__ = ["CTC"]
 
 def _ctc(s: Tensor, y: Tensor, T: Any, S: Any, blank: int, reduction: str, zero_infinity: bool) -> Tensor:
     """Its own gradient: torch's is that of log-probabilities from a log_softmax, of which the exponentials sum to 1."""
-    C = F.ctc_loss(s.log_softmax(2), y, T, S, blank, "none", zero_infinity)
+    of_classes = s.log_softmax(2)
+    C = F.ctc_loss(of_classes, y, T, S, blank, "none", zero_infinity)
+    has_path = F.ctc_loss(of_classes.detach(), y, T, S, blank, "none").isfinite()
     counted = torch.arange(len(s), device=s.device).unsqueeze(1) < T
-    C = C - torch.where(counted & (C != 0), s.logsumexp(2), 0).sum(0)
+    C = C - torch.where(counted & has_path, s.logsumexp(2), 0).sum(0)
     return reduced(C / S.clamp(min=1) if reduction == "mean" else C, reduction)
 
 
@@ -46,9 +48,8 @@ def _ctc_samples(make: Make) -> Iterator[Sample]:
 
     yield Sample("mean", (make(4, 2, 3), integers([1, 2], [2, 1]), integers(4, 3), integers(2, 1), 0, "mean", False))
     yield Sample("sum, a label twice", (make(4, 1, 2), integers([1, 1]), integers(4), integers(2), 0, "sum", False))
-    yield Sample(
-        "each, blank 2", (make(3, 2, 3), integers([0, 1], [1, 1]), integers(3, 2), integers(2, 1), 2, "none", True)
-    )
+    labels = integers([0, 1], [1, 1], [1, 0]), integers(3, 2, 2), integers(2, 1, 2)
+    yield Sample("each, blank 2", (make(3, 3, 3), *labels, 2, "none", True))
     yield Sample("no labels", (make(3, 2, 3), integers([1], [2]), integers(3, 2), integers(0, 1), 0, "sum", False))
     yield Sample("no path", (make(3, 2, 3), integers([1, 2], [2, 2]), integers(3, 2), integers(2, 2), 0, "mean", True))
 

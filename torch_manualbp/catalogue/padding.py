@@ -51,5 +51,6 @@ PADDINGS: tuple[Operation, ...] = (
         functions="pad",
         layers=f"{_LAYERS['Circular']} {_LAYERS['Reflection']} {_LAYERS['Replication']}",
         complex=True,
+        cancels=True,
     ),
 )

@@ -111,6 +111,7 @@ POOLINGS: tuple[Operation, ...] = (
         _avg_pool_samples,
         functions="avg_pool1d avg_pool2d avg_pool3d",
         layers="AvgPool1d AvgPool2d AvgPool3d",
+        cancels=True,
     ),
     Operation(
         MaxPool,
@@ -135,6 +136,7 @@ POOLINGS: tuple[Operation, ...] = (
         _adaptive_avg_pool_samples,
         functions="adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
         layers="AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d",
+        cancels=True,
     ),
     Operation(
         MaxUnpool,

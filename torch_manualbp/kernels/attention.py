@@ -133,6 +133,8 @@ def attention_gradients_in_blocks(
     dM = torch.zeros_like(heads.M, dtype=lse.dtype) if needs_dM and heads.M is not None else None
     for h, rows, n in heads.blocks(is_causal):
         P = heads.scores(h, rows, n, is_causal).sub_(lse[h, rows]).exp_()
+        total = P.sum(-1, keepdim=True)
+        P.div_(total.masked_fill_(total == 0, 1))
         R = heads.passed(h, rows, n, p)
         if dv is not None:
             dv[h, :n].addmm_((P if R is None else P * R).t(), do[h, rows])

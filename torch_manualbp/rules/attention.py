@@ -69,7 +69,7 @@ class Attention(RuleWithByproducts):
         ctx: Any, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, dM: Tensor | None, *_: None
     ) -> tuple[Tensor, Tensor]:
         q, k, v, M, bits, lse = ctx.saved_tensors
-        P = torch.exp(_scores(q, k, M, ctx.s, ctx.is_causal) - lse.unsqueeze(-1))
+        P = _weights(_scores(q, k, M, ctx.s, ctx.is_causal), lse)
         dS = torch.zeros_like(P)
         for a, b in ((dq, k), (q, dk)):
             if a is not None and b is not None:
@@ -92,8 +92,7 @@ def attended(
     S = _scores(q, k, M, s, is_causal)
     masked = None if M is None else S.eq(-math.inf).all(-1, keepdim=True)
     S = S if masked is None else S.masked_fill(masked, 0)
-    lse = torch.logsumexp(S, -1, keepdim=True)
-    P = torch.exp(S - lse)
+    P, lse = torch.softmax(S, -1), torch.logsumexp(S, -1, keepdim=True)
     if masked is not None:
         P, lse = P.masked_fill(masked, 0), lse.masked_fill(masked, 0)
     if bits is not None:
@@ -118,7 +117,7 @@ def attention_gradients(
 ) -> tuple[Tensor | None, ...]:
     """∂C/∂q, ∂C/∂k, ∂C/∂v and ∂C/∂M, those that are needed, from ∂C/∂o, ∂C/∂ℓ, or both."""
     needs_dq, needs_dk, needs_dv, needs_dM = needs
-    P = torch.exp(_scores(q, k, M, s, is_causal) - lse.unsqueeze(-1))
+    P = _weights(_scores(q, k, M, s, is_causal), lse)
     R = None if bits is None else _passed(bits, P.shape[-1], p, P.dtype)
     dq = dk = dv = dM = None
     if needs_dv and do is not None:
@@ -150,6 +149,13 @@ def _scores(q: Tensor, k: Tensor, M: Tensor | None, s: float, is_causal: bool) -
     if is_causal:
         S = torch.where(_seen(S.shape[-2], S.shape[-1], S.device), S, -math.inf)
     return S
+
+
+def _weights(S: Tensor, lse: Tensor) -> Tensor:
+    """P = exp(S − ℓ). A large ℓ is rounded by more than P: the sum of a row, which is 1 but for that, takes it out."""
+    P = torch.exp(S - lse.unsqueeze(-1))
+    total = P.sum(-1, keepdim=True)
+    return P / torch.where(total == 0, 1, total)
 
 
 def _seen(L: int, S: int, device: torch.device) -> Tensor:

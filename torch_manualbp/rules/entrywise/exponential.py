@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.rules.elementwise import Elementwise
+from torch_manualbp.rules.rule import widened
 
 __all__ = ["Exp", "Exp2", "Expm1", "Log", "Log1p", "Log2", "Log10"]
 
@@ -98,8 +99,10 @@ class Log(Elementwise):
         return torch.log(z)
 
     @staticmethod
-    def derivative(z: Tensor) -> Tensor:
-        return 1 / z
+    def delta(da: Tensor, z: Tensor) -> Tensor:
+        return (widened(da) / widened(z)).to(
+            da.dtype
+        )  # of subnormal z the quotient may be a number where 1 / z is none
 
 
 class Log2(Elementwise):
@@ -119,8 +122,8 @@ class Log2(Elementwise):
         return torch.log2(z)
 
     @staticmethod
-    def derivative(z: Tensor) -> Tensor:
-        return 1 / (z * math.log(2))
+    def delta(da: Tensor, z: Tensor) -> Tensor:
+        return (widened(da) / (widened(z) * math.log(2))).to(da.dtype)
 
 
 class Log10(Elementwise):
@@ -140,8 +143,8 @@ class Log10(Elementwise):
         return torch.log10(z)
 
     @staticmethod
-    def derivative(z: Tensor) -> Tensor:
-        return 1 / (z * math.log(10))
+    def delta(da: Tensor, z: Tensor) -> Tensor:
+        return (widened(da) / (widened(z) * math.log(10))).to(da.dtype)
 
 
 class Log1p(Elementwise):

@@ -32,13 +32,13 @@ class Atan2(OfTwo):
 
     @staticmethod
     def by_x(x: Any, y: Any) -> Tensor:
-        square = x * x + y * y
-        return y / torch.where(square == 0, math.inf, square)
+        scale, z = _off_origin(x, y)
+        return y * scale / z / z * scale
 
     @staticmethod
     def by_y(x: Any, y: Any) -> Tensor:
-        square = x * x + y * y
-        return -x / torch.where(square == 0, math.inf, square)
+        scale, z = _off_origin(x, y)
+        return -x * scale / z / z * scale
 
 
 class Hypot(OfTwo):
@@ -60,11 +60,13 @@ class Hypot(OfTwo):
 
     @staticmethod
     def by_x(x: Any, y: Any) -> Tensor:
-        return x / torch.hypot(x, y)
+        scale, z = _hypotenuse(x, y)
+        return x * scale / z
 
     @staticmethod
     def by_y(x: Any, y: Any) -> Tensor:
-        return y / torch.hypot(x, y)
+        scale, z = _hypotenuse(x, y)
+        return y * scale / z
 
 
 class LogAddExp(OfTwo):
@@ -137,9 +139,23 @@ class XLogY(OfTwo):
         return torch.xlogy(x, y)
 
     @staticmethod
-    def by_x(x: Any, y: Any) -> Tensor:
-        return torch.where((x == 0) & (y <= 0), 0, torch.log(y))
+    def to_x(dz: Tensor, x: Any, y: Any) -> Tensor:
+        return dz * torch.where((x == 0) & (y <= 0), 0, torch.log(y))
 
     @staticmethod
-    def by_y(x: Any, y: Any) -> Tensor:
-        return x / y
+    def to_y(dz: Tensor, x: Any, y: Any) -> Tensor:
+        return dz * x / y
+
+
+def _hypotenuse(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A scale s and √(s²x² + s²y²): s is 1, and a quarter next to the largest numbers, where the root overflows."""
+    z = torch.hypot(x, y)
+    scale = torch.where(z.isinf(), 0.25, torch.ones_like(z))
+    return scale, torch.hypot(x * scale, y * scale)
+
+
+def _off_origin(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and an infinite root at the origin."""
+    is_origin = (x == 0) & (y == 0)
+    scale, z = _hypotenuse(x, torch.where(is_origin, 1, y))
+    return scale, torch.where(is_origin, math.inf, z)

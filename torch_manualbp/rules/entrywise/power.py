@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torch_manualbp.rules.elementwise import Elementwise
 from torch_manualbp.rules.entrywise.two import OfTwo
+from torch_manualbp.rules.rule import widened
 
 __all__ = ["Power", "PowerOf", "Reciprocal", "Rsqrt", "Sqrt"]
 
@@ -103,8 +104,9 @@ class Rsqrt(Elementwise):
         return torch.rsqrt(z)
 
     @staticmethod
-    def derivative(a: Tensor) -> Tensor:
-        return a * a * a * -0.5
+    def delta(da: Tensor, a: Tensor) -> Tensor:
+        a = widened(a)
+        return (widened(da) * a * a * a * -0.5).to(da.dtype)  # a³ alone may be subnormal
 
 
 class Reciprocal(Elementwise):

@@ -93,7 +93,7 @@ class Asin(Elementwise):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        return torch.rsqrt((1 - z) * (1 + z))
+        return torch.rsqrt(_one_minus_square(z))
 
 
 class Acos(Elementwise):
@@ -114,7 +114,7 @@ class Acos(Elementwise):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        return -torch.rsqrt((1 - z) * (1 + z))
+        return -torch.rsqrt(_one_minus_square(z))
 
 
 class Atan(Elementwise):
@@ -219,7 +219,7 @@ class Acosh(Elementwise):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        return torch.rsqrt(z - 1) * torch.rsqrt(z + 1)
+        return 1 / (torch.sqrt(z - 1) * torch.sqrt(z + 1))
 
 
 class Atanh(Elementwise):
@@ -240,4 +240,9 @@ class Atanh(Elementwise):
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:
-        return 1 / ((1 - z) * (1 + z))
+        return 1 / _one_minus_square(z)
+
+
+def _one_minus_square(z: Tensor) -> Tensor:
+    """1 − z². Far from 0 the square loses the digits of what is left of 1, near 0 the factors those of z."""
+    return torch.where(z.abs() < 0.5, 1 - z * z, (1 - z) * (1 + z))
