@@ -3,7 +3,8 @@ make an error of a program that ran."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")  # t
 
 MOST = 60
 """Samples of an entry that are run."""
+
+KEEPS = {
+    "nn.functional.cosine_similarity": {1},  # torch keeps both over their lengths; ours keeps the two, and no third
+    "nn.functional.instance_norm": {3},  # torch keeps copies of w, one a sample; ours keeps w
+    "nn.functional.embedding_bag": {1},  # torch keeps copies of the indices; ours keeps them
+}
+"""The tensors of which torch keeps copies and ours itself, to spare the memory: to change them is an error, in words,
+and never another gradient."""
 
 
 def cases() -> Iterator[Any]:
@@ -38,14 +47,15 @@ def after_change(function: Any, call: Any, position: int | None, learning: int) 
         with torch.no_grad():
             tensors[position].copy_(tensors[position] * 0)
     try:
-        return torch.autograd.grad(output, leaves, upstream_for(output), allow_unused=True)
+        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+        return torch.autograd.grad(outputs, leaves, [upstream_for(t) for t in outputs], allow_unused=True)
     except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
+        if not re.search("modified (by an inplace operation|inplace)", str(error)):
             raise
         return None
 
 
-def compare(function: Any, torchs: Any, sample: Any) -> int:
+def compare(function: Any, torchs: Any, sample: Any, keeps: Collection[int] = ()) -> int:
     """Change each tensor of a sample in turn, with all that learn and with the input alone."""
     call = tree_map(lambda t: t, ((sample.input, *sample.args), sample.kwargs))
     tensors = [t for t in tree_leaves(call) if isinstance(t, Tensor)]
@@ -55,8 +65,10 @@ def compare(function: Any, torchs: Any, sample: Any) -> int:
         for position, tensor in enumerate(tensors):
             if not tensor.numel() or after_change(torchs, call, position, learning) is None:
                 continue
-            ran += 1
             mine = after_change(function, call, position, learning)
+            if mine is None and position in keeps:
+                continue
+            ran += 1
             assert mine is not None, f"torch allows to change tensor {position} of {sample}, and ours does not"
             assert expected is not None
             for gradient, before in zip(mine, expected, strict=True):
@@ -80,5 +92,5 @@ def test_an_argument_that_is_kept_is_caught() -> None:
 def test_every_function(op: Any) -> None:
     ran = 0
     for sample in islice(op.sample_inputs("cpu", torch.float64, requires_grad=True), MOST):
-        ran += compare(op.op, upstream.torch_function(op), sample)
+        ran += compare(op.op, upstream.torch_function(op), sample, KEEPS.get(op.full_name, ()))
     upstream.RAN["arguments changed before backward, where torch's function allows it"] += ran

@@ -160,8 +160,9 @@ def cases_of(name: str) -> list[Case]:
     return list(contract.cases([of_function]))
 
 
-def test_every_function_is_here() -> None:
-    assert set(FUNCTIONS) == set(functional.__all__)
+def test_every_function_is_here_or_in_a_row_whose_rule_is_held_to_the_same() -> None:
+    of_rows = {name for entry in CATALOGUE for name in entry.functions.split()}
+    assert set(FUNCTIONS) <= set(functional.__all__) <= set(FUNCTIONS) | of_rows
 
 
 def module_of(name: str) -> list[str]:

@@ -85,7 +85,9 @@ def _numbers(lengths: Any) -> Any:
 
 
 def _as_tensor(lengths: Any, log_probs: Tensor) -> Tensor:
-    return torch.as_tensor(lengths, dtype=torch.int64, device=log_probs.device)
+    """A tensor of their own, since the caller may change his before backward."""
+    made = torch.as_tensor(lengths, dtype=torch.int64, device=log_probs.device)
+    return made.clone() if made is lengths else made
 
 
 def _padded(targets: Tensor, S: Tensor, lengths: Any) -> Tensor:
