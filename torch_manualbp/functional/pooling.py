@@ -326,7 +326,8 @@ def _evenly(of_torch: Callable[..., Any], n: int, rule: Any, z: Tensor, output_s
         given = (output_size,) * n if isinstance(output_size, int) else tuple(output_size)
         if len(given) == n:
             numbers = sizes(n, [s if m is None else m for m, s in zip(given, z.shape[-n:], strict=True)])
-    if numbers is None:
+    # A DTensor, which has to_local, is not gathered by the places that a mean's gradient is taken from.
+    if numbers is None or (rule is rules.AdaptiveAvgPool and hasattr(z, "to_local")):
         return of_torch(z, output_size)  # which says what is wrong
     return (in_full_precision_on_cpu if n == 3 else run)(rule, z, *numbers, *options)
 
