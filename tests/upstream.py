@@ -452,6 +452,11 @@ _OWN_INPUTS: dict[str, tuple[Callable[..., list[Any]], bool]] = {  # and whether
         _inputs_of_triplets(*_REDUCTIONS, {"margin": 0.5, "swap": True}, {"distance_function": cosine_distance}),
         False,
     ),
+    **{
+        f"Lazy{kind}Norm{d}d": (_inputs_of_shapes(({"affine": True}, (2, 3, 4, 2, 2)[: d + 2], 1)), True)
+        for kind in ("Batch", "Instance")
+        for d in (1, 2, 3)
+    },
 }
 
 MODULES: list[Any] = list(_module_infos())
@@ -461,9 +466,6 @@ OPS: list[Any] = list(_op_infos())
 """op_db's entries for our functionals."""
 
 BY_THEIR_FUNCTIONS = {
-    **{  # which become the others; the forward mode of their parameters, once they are made, fails
-        f"Lazy{kind}Norm{d}d": f"{kind.lower()}_norm" for kind in ("Batch", "Instance") for d in (1, 2, 3)
-    },
     "EmbeddingBag": "embedding_bag",
     "MaxUnpool1d": "max_unpool1d",
     "MaxUnpool2d": "max_unpool2d",

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as torch_functional
 
 from torch_manualbp import rules
-from torch_manualbp._torch import is_autocast_enabled
+from torch_manualbp._torch import forward_mode_level, is_autocast_enabled
 from torch_manualbp.functional.call import in_full_precision, overridable, run, run_with_byproducts
 from torch_manualbp.rules.norm.normalized import is_low
 from torch_manualbp.rules.rule import widened
@@ -214,5 +215,7 @@ def _fit(input: Tensor, of_channels: Sequence[Tensor | None]) -> bool:
 
 def _move(running: Tensor, statistic: Tensor, momentum: float | Tensor) -> None:
     """Move a running statistic by this part of the way to that of a batch."""
+    if forward_mode_level() >= 0:  # a running statistic has no tangent
+        statistic = forward_ad.unpack_dual(statistic).primal
     with torch.no_grad():
         running.lerp_(statistic.reshape(running.shape).to(running.dtype), momentum)
