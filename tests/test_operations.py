@@ -277,6 +277,20 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "adaptive_avg_pool1d adaptive_max_pool1d adaptive_max_pool1d_with_indices": [(cube, 2), (x, 1)],
     "adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool2d_with_indices": [(images, 2), (images, (None, 3))],
     "adaptive_avg_pool3d adaptive_max_pool3d adaptive_max_pool3d_with_indices": [(volumes, (1, 2, None))],
+    "fractional_max_pool2d fractional_max_pool2d_with_indices": [
+        (images, 2, 3, With(_random_samples=make.positive(2, 2, 2) - 0.5)),
+        (
+            images,
+            (2, 3),
+            With(output_ratio=(0.5, 0.6), return_indices=True, _random_samples=make.positive(2, 2, 2) - 0.5),
+        ),
+    ],
+    "fractional_max_pool3d fractional_max_pool3d_with_indices": [
+        (volumes, 2, (1, 2, 1), With(_random_samples=make.positive(1, 2, 3) - 0.5))
+    ],
+    "lp_pool1d": [(cube, 2, 2), (positive[None], 3.5, 3, 1, True)],
+    "lp_pool2d": [(images, 2, (2, 3), 1, True), (images, float("inf"), 2), (images, -float("inf"), 2, 1)],
+    "lp_pool3d": [(volumes, 4.0, 2)],
     "max_unpool1d": [(vector[None, None], make.indices(1, 1, 1, 4) + torch.arange(0, 8, 2), 2)],
     "max_unpool2d": [(batch[None], torch.arange(12).view(1, 1, 4, 3).expand(1, 2, 4, 3), 2)],
     "max_unpool3d": [(batch[None], torch.arange(24).view(1, 2, 4, 3), 2)],

@@ -204,6 +204,8 @@ def _of_images(inputs: Callable[..., Callable[[], tuple[Any, ...]]], dtype: torc
         "AvgPool2d, 2×2": _built("AvgPool2d", 2),
         "AdaptiveAvgPool2d, all": _built("AdaptiveAvgPool2d", 1),
         "AdaptiveMaxPool2d, 7×7": _built("AdaptiveMaxPool2d", 7),
+        "FractionalMaxPool2d, 2×2": _built("FractionalMaxPool2d", 2, output_size=28),
+        "LPPool2d, 2×2": _built("LPPool2d", 2, 2),
         "ReflectionPad2d": _built("ReflectionPad2d", 1),
         "ZeroPad2d": _built("ZeroPad2d", 1),
         "Upsample, nearest": _built("Upsample", scale_factor=2),

@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.catalogue.operation import Make, Operation, Sample
-from torch_manualbp.rules.pooling import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, MaxPool, MaxUnpool
+from torch_manualbp.rules.pooling import (
+    AdaptiveAvgPool,
+    AdaptiveMaxPool,
+    AvgPool,
+    FractionalMaxPool,
+    LPPool,
+    MaxPool,
+    MaxUnpool,
+)
 
 __all__ = ["POOLINGS"]
 
@@ -88,6 +96,36 @@ def _adaptive_avg_pool_samples(make: Make) -> Iterator[Sample]:
     yield Sample("volumes", (make(1, 2, 3, 4, 3), (2, 2, 1)))
 
 
+def _fractional_max_pool(z: Tensor, window: Sizes, size: Sizes, narrow: bool, r: Tensor) -> tuple[Tensor, Tensor]:
+    pool: Any = (F.fractional_max_pool2d, F.fractional_max_pool3d)[len(window) - 2]
+    return _narrowed(pool(z, window, size, None, True, r), narrow)
+
+
+def _fractional_max_pool_samples(make: Make) -> Iterator[Sample]:
+    def drawn(*shape: int) -> Tensor:
+        return make.positive(*shape) - 0.5
+
+    yield Sample("images", (make(2, 3, 5, 6), (2, 2), (2, 3), True, drawn(2, 3, 2)))
+    yield Sample("overlapping, with indices", (make(2, 3, 5, 4), (3, 2), (3, 3), False, drawn(2, 3, 2)))
+    yield Sample("one image", (make(3, 5, 4), (2, 3), (3, 1), True, drawn(1, 3, 2)))
+    yield Sample("volumes", (make(1, 2, 4, 5, 4), (2, 2, 1), (2, 3, 2), True, drawn(1, 2, 3)))
+
+
+def _lp_pool(z: Tensor, p: float, window: Sizes, stride: Sizes, ceil_mode: bool) -> Tensor:
+    pool: Any = (F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)[len(window) - 1]
+    a: Tensor = pool(z, p, window if len(window) > 1 else window[0], stride, ceil_mode)
+    return a
+
+
+def _lp_pool_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("images", (make(2, 3, 4, 6), 2, (2, 2), (2, 2), False))
+    yield Sample("overlapping, of a fraction", (make.positive(2, 3, 5, 4), 2.5, (3, 2), (2, 1), False))
+    yield Sample("rounded up", (make.positive(2, 3, 5, 4), 3, (2, 3), (2, 2), True))
+    yield Sample("sums of one image", (make(3, 4, 4), 1, (2, 2), (2, 1), False))
+    yield Sample("sequences", (make(2, 3, 5), 2, (3,), (2,), False))
+    yield Sample("volumes", (make(1, 2, 3, 4, 3), 4, (2, 2, 1), (1, 2, 1), True))
+
+
 def _max_unpool(z: Tensor, i: Tensor, window: Sizes, stride: Sizes, padding: Sizes, size: Sizes | None) -> Tensor:
     unpool = (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)[len(window) - 1]
     return unpool(z, i, window, stride, padding, size)
@@ -136,6 +174,23 @@ POOLINGS: tuple[Operation, ...] = (
         _adaptive_avg_pool_samples,
         functions="adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
         layers="AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d",
+        cancels=True,
+    ),
+    Operation(
+        FractionalMaxPool,
+        _fractional_max_pool,
+        _fractional_max_pool_samples,
+        functions="fractional_max_pool2d fractional_max_pool3d "
+        "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices",
+        layers="FractionalMaxPool2d FractionalMaxPool3d",
+        constants=frozenset({4}),
+    ),
+    Operation(
+        LPPool,
+        _lp_pool,
+        _lp_pool_samples,
+        functions="lp_pool1d lp_pool2d lp_pool3d",
+        layers="LPPool1d LPPool2d LPPool3d",
         cancels=True,
     ),
     Operation(

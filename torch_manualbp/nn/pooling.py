@@ -19,6 +19,11 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
@@ -108,6 +113,77 @@ class MaxPool3d(torch.nn.MaxPool3d):
         return F.max_pool3d(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
         )
+
+
+class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
+    """``torch.nn.FractionalMaxPool2d`` by :class:`torch_manualbp.rules.FractionalMaxPool`.
+
+    a(x) = max z = z(i(x)) in each window ⇒ ∂C/∂z(y) = Σ ∂C/∂a(x) over the x with i(x) = y. Kept: i.
+    """
+
+    _random_samples: Tensor | None
+
+    def forward(self, input: Tensor) -> Any:
+        return F.fractional_max_pool2d(
+            input,
+            self.kernel_size,
+            self.output_size,
+            self.output_ratio,
+            self.return_indices,
+            _random_samples=self._random_samples,
+        )
+
+
+class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
+    """``torch.nn.FractionalMaxPool3d`` by :class:`torch_manualbp.rules.FractionalMaxPool`.
+
+    a(x) = max z = z(i(x)) in each window ⇒ ∂C/∂z(y) = Σ ∂C/∂a(x) over the x with i(x) = y. Kept: i.
+    """
+
+    _random_samples: Tensor | None
+
+    def forward(self, input: Tensor) -> Any:
+        return F.fractional_max_pool3d(
+            input,
+            self.kernel_size,
+            self.output_size,
+            self.output_ratio,
+            self.return_indices,
+            _random_samples=self._random_samples,
+        )
+
+
+class LPPool1d(torch.nn.LPPool1d):
+    """``torch.nn.LPPool1d`` by :class:`torch_manualbp.rules.LPPool`.
+
+    a(x) = (n m(x))^(1/p), m(x) = Σ_u z(s x + u)^p / n(x) ⇒ ∂C/∂z(y) = z(y)^(p−1) Σ ∂C/∂a(x) (n m(x))^(1/p−1) n / n(x)
+    over the windows that y is in. Kept: z.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.lp_pool1d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+
+class LPPool2d(torch.nn.LPPool2d):
+    """``torch.nn.LPPool2d`` by :class:`torch_manualbp.rules.LPPool`.
+
+    a(x) = (n m(x))^(1/p), m(x) = Σ_u z(s x + u)^p / n(x) ⇒ ∂C/∂z(y) = z(y)^(p−1) Σ ∂C/∂a(x) (n m(x))^(1/p−1) n / n(x)
+    over the windows that y is in. Kept: z.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.lp_pool2d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+
+class LPPool3d(torch.nn.LPPool3d):
+    """``torch.nn.LPPool3d`` by :class:`torch_manualbp.rules.LPPool`.
+
+    a(x) = (n m(x))^(1/p), m(x) = Σ_u z(s x + u)^p / n(x) ⇒ ∂C/∂z(y) = z(y)^(p−1) Σ ∂C/∂a(x) (n m(x))^(1/p−1) n / n(x)
+    over the windows that y is in. Kept: z.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.lp_pool3d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
 
 
 class MaxUnpool1d(torch.nn.MaxUnpool1d):

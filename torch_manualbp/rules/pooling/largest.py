@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from torch_manualbp.rules.layout import is_channels_last, laid_out
 from torch_manualbp.rules.rule import Rule, formula, widened
 
-__all__ = ["AdaptiveMaxPool", "MaxPool", "MaxUnpool", "entries_at", "own", "put_at"]
+__all__ = ["AdaptiveMaxPool", "FractionalMaxPool", "MaxPool", "MaxUnpool", "entries_at", "own", "put_at"]
 
 Sizes = tuple[int, ...]
 
 POOLS: Sequence[Callable[..., Any]] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 UNPOOLS: Sequence[Callable[..., Tensor]] = (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
 ADAPTIVE: Sequence[Callable[..., Any]] = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+FRACTIONAL: Sequence[Callable[..., Any]] = (F.fractional_max_pool2d, F.fractional_max_pool3d)
 
 
 class _Largest(Rule):
@@ -31,7 +32,7 @@ class _Largest(Rule):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         z, *options = inputs
         _, i = output
-        ctx.size, ctx.options, ctx.channels_last = z.shape[-len(options[0]) :], options, is_channels_last(z)
+        ctx.size, ctx.others, ctx.channels_last = z.shape[-len(options[0]) :], len(options), is_channels_last(z)
         ctx.mark_non_differentiable(i)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(i)
@@ -41,7 +42,7 @@ class _Largest(Rule):
     def backward(ctx: Any, da: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
         (i,) = ctx.saved_tensors
         dz = None if da is None else laid_out(put_at(da, i, ctx.size), ctx.channels_last)
-        return dz, *[None for _ in ctx.options]
+        return dz, *[None] * ctx.others
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, *_: None) -> tuple[Tensor, None]:
@@ -88,6 +89,26 @@ class AdaptiveMaxPool(_Largest):
     def forward(z: Tensor, size: Sizes, narrow: bool) -> tuple[Tensor, Tensor]:
         a, i = ADAPTIVE[len(size) - 1](z, size, True)
         return own(a, len(size)), _narrowed(i, z, len(size)) if narrow else own(i, len(size))
+
+
+class FractionalMaxPool(_Largest):
+    """The largest entry of each of so many windows, whose distances are drawn.
+
+    ::
+
+        a(x) = max_u z(⌊(x + r) α⌋ − ⌊r α⌋ + u) = z(i(x)),  α = (n − k) / (m − 1)
+        ⇒
+        ∂C/∂z(y) = Σ_{x: i(x) = y} ∂C/∂a(x)
+
+    n is the size of the input, m of the output, k of the window, along each dimension, and the last window is at n − k;
+    u is a place in the window, r between 0 and 1; x, y and i as in :class:`MaxPool`. Shapes: z (N, n, *), or without N
+    for one sample, r (N, n, dimensions), a and i like z, with m for each n. Kept: i.
+    """
+
+    @staticmethod
+    def forward(z: Tensor, window: Sizes, size: Sizes, narrow: bool, r: Tensor) -> tuple[Tensor, Tensor]:
+        a, i = FRACTIONAL[len(window) - 2](z, window, size, None, True, r)
+        return a, _narrowed(i, z, len(window)) if narrow else i
 
 
 class MaxUnpool(Rule):

@@ -9,10 +9,21 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.catalogue import Make
-from torch_manualbp.rules import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, Border, MaxPool, MaxUnpool, Pad
+from torch_manualbp.rules import (
+    AdaptiveAvgPool,
+    AdaptiveMaxPool,
+    AvgPool,
+    Border,
+    FractionalMaxPool,
+    LPPool,
+    MaxPool,
+    MaxUnpool,
+    Pad,
+)
 from torch_manualbp.rules.padding import border_gradient
 from torch_manualbp.rules.pooling.average import average_gradient
 from torch_manualbp.rules.pooling.largest import put_at
+from torch_manualbp.rules.pooling.power import mean_of_powers, slope
 from torch_manualbp.verify.mistakes.mistake import breaks, planted
 
 Gradients = tuple[Tensor | None, ...]
@@ -86,7 +97,7 @@ class OneOfTheWindowsAlone(MaxPool):
         rows = da.shape[:2]
         at, g = i.reshape(*rows, -1).long(), da.reshape(*rows, -1)
         dz = torch.zeros(*rows, math.prod(ctx.size), dtype=da.dtype).scatter(-1, at, g)
-        return dz.reshape(*rows, *ctx.size), *[None for _ in ctx.options]
+        return dz.reshape(*rows, *ctx.size), *[None] * ctx.others
 
 
 @breaks("images", "first derivatives")
@@ -110,7 +121,7 @@ class KeepsTheInput(MaxPool):
     @staticmethod
     def backward(ctx: Any, da: Tensor | None, _: None = None) -> Gradients:
         i, *_ = ctx.saved_tensors
-        return None if da is None else put_at(da, i, ctx.size), *[None for _ in ctx.options]
+        return None if da is None else put_at(da, i, ctx.size), *[None] * ctx.others
 
 
 @breaks("images", "first derivatives")
@@ -122,3 +133,27 @@ class FirstOfEachRow(AdaptiveMaxPool):
         (i,) = ctx.saved_tensors
         assert da is not None
         return put_at(da, i % ctx.size[-1], ctx.size), None, None
+
+
+@breaks("images", "first derivatives")
+class FirstOfEachColumn(FractionalMaxPool):
+    """Takes the flat index for one into the column."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor | None, _: None = None) -> Gradients:
+        (i,) = ctx.saved_tensors
+        assert da is not None
+        return put_at(da, i // ctx.size[-1] * ctx.size[-1], ctx.size), *[None] * ctx.others
+
+
+@breaks("rounded up", "first derivatives")
+class WholeWindowsAtTheBorder(LPPool):
+    """Divides by the size of the window where less of it lies in z."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Gradients:
+        p, window, stride, _ = ctx.options
+        (z,) = ctx.saved_tensors
+        dm = da * slope(mean_of_powers(z, *ctx.options), p, math.prod(window))
+        dz = average_gradient(dm, z.shape[-2:], window, stride, (0, 0), False, True, None)
+        return z.pow(p - 1) * dz, *[None for _ in ctx.options]
