@@ -24,6 +24,7 @@ __all__ = [
     "overridable",
     "run",
     "run_in_place",
+    "run_whole",
     "run_with_byproducts",
 ]
 
@@ -50,7 +51,14 @@ def run(rule: type[Rule], *args: Any) -> Any:
     """``rule.apply(*args)``, or where no Function can run, its forward alone, which torch differentiates itself."""
     if _is_forward_alone(args[0]):
         return output_of(rule, rule.forward(*args))
-    return output_of(rule, rule.apply(*(_distinct(args) if torch.compiler.is_compiling() else args)))
+    return rule.apply(*(_distinct(args) if torch.compiler.is_compiling() else args))
+
+
+def run_whole(rule: type[Rule], *args: Any) -> Any:
+    """The same of a rule whose outputs are all the caller's; torch.compile cannot ask it for their number."""
+    if _is_forward_alone(args[0]):
+        return rule.forward(*args)
+    return rule.apply(*(_distinct(args) if torch.compiler.is_compiling() else args))
 
 
 def run_with_byproducts(rule: type[RuleWithByproducts], *args: Any) -> Any:

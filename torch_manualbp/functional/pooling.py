@@ -12,7 +12,7 @@ from torch.nn import functional as torch_functional
 
 from torch_manualbp import rules
 from torch_manualbp._torch import is_autocast_enabled
-from torch_manualbp.functional.call import in_full_precision, in_full_precision_on_cpu, overridable, run
+from torch_manualbp.functional.call import in_full_precision, in_full_precision_on_cpu, overridable, run, run_whole
 from torch_manualbp.functional.windows import sizes
 from torch_manualbp.rules.norm.normalized import is_low
 
@@ -406,7 +406,7 @@ def _largest(
     is_usual = isinstance(z, Tensor) and z.dim() in (n + 1, n + 2) and 0 not in z.shape[-n - 1 :]
     if not is_usual or numbers is None or not all(map(_takes_a_window, z.shape[-n:], *numbers)):
         return of_torch(z, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # says what is wrong
-    call = in_full_precision_on_cpu if n == 3 else run
+    call = in_full_precision_on_cpu if n == 3 else run_whole
     a, i = call(rules.MaxPool, z, *numbers, bool(ceil_mode), not return_indices)
     return (a, i) if return_indices else a
 
@@ -423,9 +423,9 @@ def _evenly(of_torch: Callable[..., Any], n: int, rule: Any, z: Tensor, output_s
         if len(given) == n:
             numbers = sizes(n, [s if m is None else m for m, s in zip(given, z.shape[-n:], strict=True)])
     # A DTensor, which has to_local, is not gathered by the places that a mean's gradient is taken from.
-    if numbers is None or (rule is rules.AdaptiveAvgPool and hasattr(z, "to_local")):
+    if numbers is None or (hasattr(z, "to_local") and rule is rules.AdaptiveAvgPool):
         return of_torch(z, output_size)  # which says what is wrong
-    return (in_full_precision_on_cpu if n == 3 else run)(rule, z, *numbers, *options)
+    return (in_full_precision_on_cpu if n == 3 else run_whole)(rule, z, *numbers, *options)
 
 
 def _at_random(
