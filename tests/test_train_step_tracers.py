@@ -14,6 +14,7 @@ from torch.nn import Module
 
 from torch_manualbp import TrainStep, nn
 from torch_manualbp.derive import NotDerivableError
+from torch_manualbp.derive.tracers import Asked
 
 
 def is_tracing() -> bool:
@@ -141,3 +142,17 @@ def test_distributions_are_made_without_their_checks() -> None:
         ours, expected = pair.advance(*data(i))
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     assert Distribution._validate_args
+
+
+def test_threads_that_derive_at_a_time_leave_torch_as_it_was() -> None:
+    before = torch.compiler.is_compiling, Distribution._validate_args
+    first, second = Asked(says=True), Asked(says=False)
+    with first:
+        thread = threading.Thread(target=second.__enter__)
+        thread.start()
+        thread.join()
+        assert torch.compiler.is_compiling()
+    assert not torch.compiler.is_compiling()  # this thread has none of its own any more
+    assert Distribution._validate_args is False
+    second.__exit__(None, None, None)
+    assert (torch.compiler.is_compiling, Distribution._validate_args) == before

@@ -35,6 +35,14 @@ class MayGoAnotherWay(BaseException):
     """Forward reads numbers, and would perhaps not if it heard of a tracer."""
 
 
+_LOCK = threading.Lock()
+_ASKED: list[Asked] = []
+"""Whose answers hold, in each thread the last one's."""
+
+_before: tuple[Any, Any]
+"""What torch has itself."""
+
+
 class Asked:
     """A block in which this thread's code hears that a tracer is at work, or none.
 
@@ -48,27 +56,34 @@ class Asked:
         """Whether somebody wanted to know."""
 
     def __enter__(self) -> Asked:
+        global _before
         self._thread = threading.get_ident()
-        self._before = torch.compiler.is_compiling, Distribution._validate_args
-        setattr(torch.compiler, "is_compiling", self._answer)  # noqa: B010 # no assignment, for type checkers
-        Distribution._validate_args = False
+        with _LOCK:  # of threads that derive at a time the first changes what is torch's, and the last puts it back
+            if not _ASKED:
+                _before = torch.compiler.is_compiling, Distribution._validate_args
+                setattr(torch.compiler, "is_compiling", _answer)  # noqa: B010 # no assignment, for type checkers
+                Distribution._validate_args = False
+            _ASKED.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        is_compiling_before, validates = self._before
-        setattr(torch.compiler, "is_compiling", is_compiling_before)  # noqa: B010
-        Distribution._validate_args = validates
+        with _LOCK:
+            _ASKED.remove(self)
+            if not _ASKED:
+                is_compiling_before, Distribution._validate_args = _before
+                setattr(torch.compiler, "is_compiling", is_compiling_before)  # noqa: B010
 
-    def _answer(self) -> bool:
-        if is_compiling():
-            return True
-        if threading.get_ident() != self._thread:
-            return False
-        frame: Any = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(_PASS_IT_ON):
-            frame = frame.f_back
-        name = "" if frame is None else frame.f_code.co_filename
-        if name.startswith((_ROOT, _OURS)) and not name.startswith(_LAYERS):
-            return False
-        self.was_asked = True
-        return self.says
+
+def _answer() -> bool:
+    """What ``torch.compiler.is_compiling()`` says while steps are derived."""
+    asked = next((one for one in reversed(_ASKED) if one._thread == threading.get_ident()), None)
+    if is_compiling() or asked is None:
+        return is_compiling()
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PASS_IT_ON):
+        frame = frame.f_back
+    name = "" if frame is None else frame.f_code.co_filename
+    if name.startswith((_ROOT, _OURS)) and not name.startswith(_LAYERS):
+        return False
+    asked.was_asked = True
+    return asked.says
