@@ -150,6 +150,8 @@ SINGLE_IN_TORCH = {
 
 GRADIENTS_IN_ANY_ORDER = {
     "nn.functional.scaled_dot_product_attention": "off its fused kernel torch's gradient of k is a transposed one",
+    "nn.functional.multi_head_attention_forward": "it has attention within",
+    "Transformer": "it has attention within",
 }
 """Where the gradients' strides are not torch's."""
 
