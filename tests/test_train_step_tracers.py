@@ -17,6 +17,12 @@ from torch_manualbp.derive import NotDerivableError
 from torch_manualbp.derive.tracers import Asked
 
 
+@pytest.fixture(autouse=True)
+def distributions_look_at_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do until torch._dynamo is imported."""
+    monkeypatch.setattr(Distribution, "_validate_args", True)
+
+
 def is_tracing() -> bool:
     """As libraries have it."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

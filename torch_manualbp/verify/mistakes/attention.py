@@ -76,13 +76,3 @@ class GroupNotSummed(Attention):
         q, *_ = ctx.saved_tensors
         dq, dk, *rest = Attention.backward(ctx, do, dlse)
         return dq, None if dk is None else dk.expand(*q.shape[:-2], *dk.shape[-2:]), *rest
-
-
-@breaks("heads", "Hessian-vector products")
-class TangentOfTheSumForgotten(Attention):
-    """The tangent of o is right; those of the gradients, which are made of ℓ, are not."""
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        do, dlse = Attention.with_jvp.jvp(ctx, *tangents)
-        return do, torch.zeros_like(dlse)
