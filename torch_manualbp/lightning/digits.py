@@ -113,7 +113,10 @@ class DigitsDataModule(pl.LightningDataModule):
         # A generator of its own: a loader without one draws a seed for its workers from torch's random numbers, and a
         # resumed run makes another number of loaders than an uninterrupted one.
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(images, self.batch_size, sampler=sampler, num_workers=self.num_workers, generator=generator)
+        # By keyword: Lightning makes a loader anew to predict, with these arguments and a batch sampler of its own.
+        return DataLoader(
+            images, batch_size=self.batch_size, sampler=sampler, num_workers=self.num_workers, generator=generator
+        )
 
 
 class EachOnceSampler(DistributedSampler[Any]):
