@@ -610,9 +610,9 @@ def data(side: Side, seed: int) -> tuple[Any, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     dtype = next((p.dtype for p in side.parameters()), torch.float64)
     x = torch.randn(how.get("size", 6), *how.get("extra", ()), SIZE, generator=generator, dtype=torch.float64)
-    y = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     if how.get("source"):
         x = how["source"](side, x)
+    y = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     loss = side.step.loss
     if isinstance(loss, torch.nn.CrossEntropyLoss):
         n = loss.weight.numel() if loss.weight is not None else x.shape[1]
