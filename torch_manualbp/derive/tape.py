@@ -64,7 +64,7 @@ def _nothing(path: str) -> None:
     """Nothing is to be done at a call."""
 
 
-READS = words("__format__ item __bool__ __int__ __float__ __index__ __contains__ tolist numpy __array__")
+READS = words("__format__ __repr__ __reduce_ex__ item __bool__ __int__ __float__ __index__ __contains__ tolist numpy __array__")
 READS |= {"equal", "allclose", "is_nonzero", "__complex__", "nonzero", "masked_select", "unique", "unique_consecutive"}
 READS |= {"argwhere", "bincount", "_unique2"}
 """What makes Python depend on numbers, or a shape."""
