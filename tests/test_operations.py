@@ -191,6 +191,8 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
         (cube, (torch.tensor(1), slice(None), rows)),
     ],
     "gather": [(x, 1, places)],
+    "_pack_padded_sequence": [(cube, torch.tensor([2, 2, 1]), False), (cube, torch.tensor([3, 1]), True)],
+    "_pad_packed_sequence": [(matrix, torch.tensor([1] * len(matrix)), True, 0.5, 6)],
     "take": [(x, torch.tensor([[3, 0], [7, 3]]))],
     "take_along_dim": [(x, places, 1), (x, places[:1], 1), (x, places)],
     "scatter": [(x, 1, places, learns(3, 2)), (x, 1, places, 2.0), (x, 1, places, With(value=0.5))],

@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 from torch_manualbp import TrainStep, explain, nn
-from torch_manualbp.derive import NotDerivableError
 
 KINDS = ("LSTM", "GRU", "RNN")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -144,20 +143,35 @@ def test_a_derived_step_of_cells_is_torchs(kind: str, namespace: Any) -> None:
     same_steps(Unrolled(namespace, kind).double(), randn(4, 5, 3), torch.arange(5) % 3)
 
 
-def test_a_packed_sequence_is_refused_by_name() -> None:
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("layer", [torch_nn.GRU, nn.GRU, torch_nn.LSTM])
+def test_a_step_of_packed_sequences_is_stocks(layer: Any, is_sorted: bool) -> None:
     class Packs(torch_nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.recurrent = nn.GRU(3, 4, batch_first=True)
+            self.recurrent = layer(3, 4, batch_first=True, bidirectional=not is_sorted)
 
-        def forward(self, x: Tensor) -> Tensor:
-            output, _ = self.recurrent(pack_padded_sequence(x, [3, 1], batch_first=True))
-            return pad_packed_sequence(output, batch_first=True)[0][:, 0]
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=is_sorted)
+            output, _ = self.recurrent(packed)
+            padded, n = pad_packed_sequence(output, batch_first=True, total_length=5)
+            return padded.sum(1) / n.unsqueeze(1)
 
-    model = Packs()
-    step = TrainStep(model, torch_nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(NotDerivableError, match=r"recurrent .*reads numbers"):
-        step(torch.randn(2, 3, 3), torch.tensor([0, 1]))
+    model = Packs().double()
+    twin = copy.deepcopy(model)
+    optimizer, theirs = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    step = TrainStep(model, torch_nn.CrossEntropyLoss(), optimizer)
+    for lengths in ([4, 1], [3, 2], [4, 1]):
+        x = torch.randn(2, 4, 3).double(), torch.tensor(lengths if is_sorted else lengths[::-1])
+        y = torch.tensor([0, 1])
+        C = step(x, y)
+        theirs.zero_grad()
+        expected = torch_nn.functional.cross_entropy(twin(*x), y)
+        expected.backward()
+        theirs.step()
+        torch.testing.assert_close(C, expected.detach())
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+    assert len(step._programs) == 2
 
 
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])

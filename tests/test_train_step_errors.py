@@ -39,8 +39,8 @@ def model_of(forward: Callable[[Module, Tensor], Tensor]) -> Module:
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "an operation without a rule": (lambda fc, x: torch.renorm(fc(x), 2, 0, 1.0), "torch.renorm has no rule"),
     "item": (lambda fc, x: fc(x) * fc(x).sum().item(), "torch.Tensor.item reads numbers"),
-    "a condition": (lambda fc, x: fc(x) if x.sum() > 0 else -fc(x), "torch.Tensor.__bool__ reads numbers"),
-    "a shape by numbers": (lambda fc, x: fc(x)[fc(x)[:, 0] > 0], "torch.Tensor.__getitem__ reads numbers"),
+    "a real number": (lambda fc, x: fc(x) if float(x.sum()) > 0 else -fc(x), "torch.Tensor.__float__ reads numbers"),
+    "a list of real numbers": (lambda fc, x: fc(x) * x.tolist()[0][0], "torch.Tensor.tolist reads numbers"),
     "a view changed in place": (lambda fc, x: _through_a_view(fc(x)), "through another view"),
 }
 

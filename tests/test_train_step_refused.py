@@ -153,15 +153,9 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     "a view that is written": (_with_view, "through another view"),
     "a part that is written": (lambda m, h, x: h[:, :1].zero_() + h, "in place"),
     "complex numbers": (lambda m, h, x: torch.view_as_complex(h[:, :4].reshape(-1, 2, 2)).real.sum(), "has no rule"),
-    # numbers that decide about shapes
+    # real numbers
     "float": (lambda m, h, x: h * float(x.mean()), "reads numbers"),
     "numpy": (lambda m, h, x: h * x.numpy()[0, 0], "reads numbers"),
-    "where": (lambda m, h, x: h * torch.where(x[:, 0] > 0)[0].numel(), "reads numbers"),
-    "a slice": (lambda m, h, x: h * x[: (x[0, 0] > 0).long() + 1].sum(), "reads numbers"),
-    "one_hot": (lambda m, h, x: h * F.one_hot((x[:, 0] > 0).long()).sum(), "reads numbers"),
-    "bincount": (lambda m, h, x: h * torch.bincount((x[:, 0] > 0).long()).numel(), "reads numbers"),
-    "arange": (lambda m, h, x: h * len(torch.arange((x[:, 0] > 0).sum())), "reads numbers"),  # type: ignore[call-overload]
-    "repeats": (lambda m, h, x: h * torch.repeat_interleave(x[0], (x[0] > 0).long()).sum(), "reads numbers"),
 }
 
 

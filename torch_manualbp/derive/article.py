@@ -25,6 +25,7 @@ from torch_manualbp.derive.source import (
     Sections,
     Source,
     shape_of,
+    write_expect,
     write_given,
     write_imports,
     write_return,
@@ -175,6 +176,7 @@ class _Writer:
         formulas = Formulas(self.calls, given)
         source = Source(self.article.heading)
         write_imports(source, formulas.use_functional)
+        write_expect(source, self.calls)
         for lines in functions_of(form for form, _ in self.article.groups):
             source.function(lines)
         write_given(source, given, formulas.names)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch_manualbp._torch import pytree
 from torch_manualbp.derive.article import Article
 from torch_manualbp.derive.buffers import changed_buffers, put_changes_last
+from torch_manualbp.derive.expected import answers_of
 from torch_manualbp.derive.history import History
 from torch_manualbp.derive.plan import Plan, plan
 from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, STATE, Call, Memory, Program, Value
@@ -122,6 +123,9 @@ class Assembled:
         kept += [value for layer in self.layers for value in layer.numbers()]
         outputs = [leaf for leaf in self.output if isinstance(leaf, Value)]
         planned = plan(recording.program, [recording.C, *outputs, *gradients], kept, lean=not how.compile)
+        self.answers = answers_of(planned.steps)
+        """What it reads of the numbers, and has to find."""
+
         given = self._given(planned, (recording.C, *kept, *outputs, *gradients), held)
         self.source = write_source(planned, given, heading)
         if is_looked_at:

@@ -16,6 +16,7 @@ from torch_manualbp._torch import is_autocast_enabled, pytree
 from torch_manualbp.derive.article import Article
 from torch_manualbp.derive.assembled import Assembled, How, OddStateError, heading_of, state_for
 from torch_manualbp.derive.check import rounding
+from torch_manualbp.derive.expected import OtherNumbersError
 from torch_manualbp.derive.finishing import Update
 from torch_manualbp.derive.program import Value
 from torch_manualbp.derive.reads import dict_version
@@ -66,6 +67,11 @@ class Derived:
         self.groups, self.forms = assembled.groups, assembled.forms
         self.buffers = assembled.buffers
         self.source = assembled.source
+        self.answers = assembled.answers
+        """What the program reads of the numbers, and has to find: where it finds another, it ends by
+        :class:`~torch_manualbp.derive.expected.OtherNumbersError`, and has changed nothing."""
+
+        self._met: list[Any] = []
         self._assembled = assembled
         self._build = self._compiled()
         self._compiled_settings: tuple[list[float], list[Tensor]] = ([], [])
@@ -80,8 +86,15 @@ class Derived:
         namespace: dict[str, Any] = {}
         tree, self.source.tree = self.source.tree, None
         exec(compile(text if tree is None else tree, self.filename, "exec"), namespace)
+        if self.answers:
+            namespace["expect"] = self._expect
         build: Callable[..., Callable[..., Any]] = namespace["build"]
         return build
+
+    def _expect(self, found: Any, wanted: Any) -> None:
+        self._met.append(found)
+        if found != wanted:
+            raise OtherNumbersError(self._met)
 
     def _bind(self) -> None:
         """Bind the program to the state that the optimizer has, or to a new one."""
@@ -122,6 +135,7 @@ class Derived:
     def run(self, leaves: list[Tensor]) -> Any:
         """What the program returns. An exception leaves everything as it was before; one that comes once parameters
         have begun to change is raised when all have. Signals are to wait meanwhile."""
+        self._met = []
         for i in self.uneven:
             leaves[i] = leaves[i].clone()
         if not self.how.folds:

@@ -31,6 +31,7 @@ from torch_manualbp.derive.check import Case, Reference, differences, named_resu
 from torch_manualbp.derive.derived import Derived, How, heading_of
 from torch_manualbp.derive.draws import Draws
 from torch_manualbp.derive.effects import DRAWS, Restored, has_hooks_on_the_way, refuse_scripted, wrappers
+from torch_manualbp.derive.expected import OtherNumbersError
 from torch_manualbp.derive.floats import float_inputs, in_place_of
 from torch_manualbp.derive.foreign import mistakes_of
 from torch_manualbp.derive.interruptions import Uninterrupted
@@ -236,8 +237,12 @@ def _hold(
 def _run(case: Case, held: Derived) -> tuple[Tensor, Any, dict[Tensor, Tensor], dict[str, Tensor]]:
     """Loss, output, gradients and deltas of a program up to the gradients."""
     leaves = [t.detach().clone() for t in pytree.tree_leaves((case.inputs, case.target)) if isinstance(t, Tensor)]
-    with case.draws.again():
-        result = held.run(leaves)
+    try:
+        with case.draws.again():
+            result = held.run(leaves)
+    except OtherNumbersError as error:
+        what = f"forward reads numbers, and finds others on the same batch: {error}"
+        raise NotDerivableError([("", what, "have it read what follows from the batch")]) from error
     result = result if isinstance(result, tuple) else (result,)
     gradients = dict(zip(held.parameters, held.gradients(result), strict=True))
     kept = iter(result[1:])

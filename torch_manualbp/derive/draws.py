@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Generator, Tensor
 
 from torch_manualbp._torch import TorchDispatchMode, pytree
 
-__all__ = ["Draws"]
+__all__ = ["Draws", "random_states"]
 
 
 class Draws(TorchDispatchMode):
@@ -63,6 +64,12 @@ class Draws(TorchDispatchMode):
             self._generators[device] = Generator(device)
             self._generators[device].set_state(self._begin[device])
         return self._generators[device]
+
+
+def random_states(device: str) -> list[tuple[Callable[[Tensor], object], Tensor]]:
+    """How to put torch's generators back to where they are now: the CPU's, and those of a device."""
+    others = () if device in ("cpu", "meta") else torch.get_device_module(device).default_generators
+    return [(one.set_state, one.get_state()) for one in (torch.default_generator, *others)]
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from torch_manualbp.derive.source import (
     function_text,
     index_text,
     is_method,
+    question_text,
     targets_text,
     uses_functional,
 )
@@ -124,6 +125,8 @@ class Formulas:
         if name == "setitem":
             target, index, item = call.args
             return f"{self._text(target, ATOM)}[{index_text(index, self._text)}] = {self._text(item)}"
+        if call.answer is not None:
+            return f"expect({question_text(call, self._text)}, {self._text(call.answer.value)})"
         expression, _ = self._expression(call)
         if call.written and not call.made:
             return expression

@@ -28,6 +28,7 @@ from torch_manualbp import functional, rules
 from torch_manualbp._torch import TorchDispatchMode, parsed_to, without_torch_function
 from torch_manualbp.catalogue import CATALOGUE, FAMILIES, named
 from torch_manualbp.derive.composites import COMPOSITES, REFUSED, NoRule
+from torch_manualbp.derive.expected import by_places
 from torch_manualbp.derive.program import leaves_of
 from torch_manualbp.functional import activation, recurrent
 from torch_manualbp.functional.dropouts import left_out
@@ -216,15 +217,13 @@ def _setitem(input: Tensor, index: Any, value: Any) -> Tensor:
     """What the tensor is with these entries changed."""
     y = _cast(value, input.dtype) if isinstance(value, Tensor) else value
     if isinstance(index, Tensor) and index.dtype == torch.bool:
-        return _set_where(input, index, y)
-    return _set_by(_steps_of_index(input, index), input, y)
+        rest = input.dim() - index.dim()
+        if not isinstance(value, Tensor) or value.dim() <= rest or value.numel() == 1:
+            return _set_where(input, index, y, rest)
+    return _set_by(_steps_of_index(input, by_places(index)), input, y)
 
 
-def _set_where(input: Tensor, mask: Tensor, value: Any) -> Tensor:
-    rest = input.dim() - mask.dim()
-    is_one = not isinstance(value, Tensor) or value.dim() <= rest or value.numel() == 1
-    if not is_one:
-        raise NoRule("an index of booleans has no rule: how many there are depends on numbers; choose by torch.where")
+def _set_where(input: Tensor, mask: Tensor, value: Any, rest: int) -> Tensor:
     mask = mask.reshape((*mask.shape, *[1] * rest))
     y = rules.Reshape.apply(value, ()) if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(y, Tensor) and y.dim():

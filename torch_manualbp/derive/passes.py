@@ -58,13 +58,14 @@ def reads(call: Call) -> set[Memory]:
 
 def needed(calls: list[Call], roots: list[Value]) -> list[Call]:
     """Without the calls whose results nobody reads; what changes a parameter or a state is always read, and a random
-    number drawn, after which others come."""
+    number drawn, after which others come; what a program expects is always asked."""
     live = {value.memory for value in roots}
     kept = []
     for call in reversed(calls):
         changes_what_stays = any(memory.origin not in (MADE, CONSTANT) for memory in call.written)
         if (
             changes_what_stays
+            or call.answer is not None
             or is_random(call)
             or any(value.memory in live for value in call.results)
             or call.written & live

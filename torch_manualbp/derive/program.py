@@ -21,6 +21,7 @@ from torch_manualbp.derive.draws import Draws
 from torch_manualbp.kernels.products import onednn_linear
 
 __all__ = [
+    "Answer",
     "Blocks",
     "Call",
     "Formula",
@@ -164,6 +165,9 @@ class Call:
     path: str | None = None
     """The module that it is part of, where that is known."""
 
+    answer: Answer | None = None
+    """What it has to return for the program to be the right one, of a call that only asks."""
+
     _values: tuple[Any, Any, list[Value]] | None = field(default=None, init=False, repr=False)
     """Args and kwargs, and the values among them."""
 
@@ -248,6 +252,15 @@ def mapped(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     if isinstance(tree, slice):
         return slice(*[mapped(item, kind, function) for item in (tree.start, tree.stop, tree.step)])
     return tree
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call of a program is to return."""
+
+    value: Any
+    where: str
+    """Where forward asks."""
 
 
 class Program:
@@ -404,6 +417,11 @@ class Program:
         other._numbers = {key: twin(number) for key, number in self._numbers.items()}
         other._alive, other.section, other.title = list(self._alive), self.section, self.title
         return other, twin
+
+    def ask(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Answer) -> None:
+        """Write a call down that the step depends on the answer of."""
+        given, by_name = mapped((args, kwargs), Tensor, self.value)
+        self._add(Call(function, given, by_name, (), section=self.section, title=self.title, answer=answer))
 
     def append(self, function: Any, *args: Any, writes: Iterable[Value] = (), **kwargs: Any) -> None:
         """Write a call down that is not made now, and that returns nothing new."""

@@ -158,7 +158,7 @@ class Replay(RuleRunner):
         )
         made, written = (frozenset(map(self.program.memory, of)) for of in (call.made, call.written))
         twin = Call(call.function, args, kwargs, results, call.is_tuple, returned, made, written, call.section)
-        twin.is_random, twin.path = call.is_random, call.path
+        twin.is_random, twin.path, twin.answer = call.is_random, call.path, call.answer
         if call.function in (torch.tensor, torch.as_tensor, torch.asarray):
             without_likeness(twin)  # an array is written out
         self.program.add_call(twin)

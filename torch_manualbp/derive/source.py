@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 
 from torch_manualbp._torch import nn_functions, variable_functions
+from torch_manualbp.derive.expected import EXPECT
 from torch_manualbp.derive.faster import LITERAL
 from torch_manualbp.derive.plan import Plan
 from torch_manualbp.derive.program import Blocks, Call, Formula, Text, Value, mapped, values_in, words
@@ -29,10 +30,10 @@ __all__ = ["Given", "Names", "Source", "write_source"]
 WIDTH = 88
 """The column that shapes stand in."""
 
-GIVEN = words("torch F slice range float int bool complex parameters state")
+GIVEN = words("torch F slice range float int bool complex ValueError parameters state")
 """The names that a program uses and does not make."""
 
-RESERVED = words("_ onednn_linear build step lr momentum dampening weight_decay beta1 beta2 eps __debug__")
+RESERVED = words("_ expect onednn_linear build step lr momentum dampening weight_decay beta1 beta2 eps __debug__")
 RESERVED |= words("adam adam_amsgrad adam_maximizing adam_amsgrad_maximizing")
 RESERVED |= words("adamw adamw_amsgrad adamw_maximizing adamw_amsgrad_maximizing")
 
@@ -149,7 +150,7 @@ def _nodes_of(tree: ast.AST) -> list[ast.AST]:
 _IMPORTED = {"torch", "torch.nn.functional"}
 _WRITTEN = (
     *(ast.Module, ast.Import, ast.alias, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.For, ast.If),
-    ast.Nonlocal,
+    *(ast.Nonlocal, ast.Raise),
     *(ast.Assign, ast.AugAssign, ast.Expr, ast.Call, ast.keyword, ast.Attribute, ast.Subscript, ast.Slice, ast.Name),
     *(ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.ListComp, ast.comprehension, ast.BinOp, ast.UnaryOp),
     *(ast.Compare, ast.operator, ast.unaryop, ast.cmpop, ast.expr_context),
@@ -197,6 +198,7 @@ def write_source(plan: Plan, given: Given, heading: list[str]) -> Source:
     names = _names(plan, given.values(), [*given.settings, *names_of_loops])
     source = Source(heading)
     write_imports(source, _uses_functional(plan), _uses_onednn(plan))
+    write_expect(source, plan.steps)
     write_given(source, given, names)
     _write_memory(source, plan, names)
     for loop in loops:
@@ -221,6 +223,12 @@ def write_imports(source: Source, functional: bool, onednn: bool = False) -> Non
         source.add()
         note = "a Wᵀ + b of (a, W, b, ...), here faster than BLAS"
         source.add(f"onednn_linear = torch.ops.mkldnn._linear_pointwise  # {note}")
+
+
+def write_expect(source: Source, calls: list[Call]) -> None:
+    """The function that ends a step of other numbers than it is for, where there is one to call."""
+    if any(call.answer is not None for call in calls):
+        source.function(EXPECT)
 
 
 def write_given(source: Source, given: Given, names: dict[Value, str]) -> None:
@@ -418,6 +426,8 @@ def _statement(call: Call, names: dict[Value, str], plan: Plan) -> str:
         written = f"{function_text(plan.with_out[call], call.name)}({', '.join(args)}, out={names[plan.into[call]]})"
         result = call.results[0]  # may come to stand where a tensor of this step stood
         return written if plan.into[call] is result else f"{names[result]} = {written}"
+    if call.answer is not None:
+        return f"expect({question_text(call, lambda item: _text(item, names))}, {_text(call.answer.value, names)})"
     expression = _expression(call, names)
     if call.written and not call.made:
         return expression
@@ -425,6 +435,24 @@ def _statement(call: Call, names: dict[Value, str], plan: Plan) -> str:
         return f"{targets_text(call.returned, names)} = {expression}"
     targets = ", ".join(names[value] for value in call.results)
     return f"{targets}{',' if call.is_tuple and len(call.results) == 1 else ''} = {expression}"
+
+
+def question_text(call: Call, text: Callable[[Any], str]) -> str:
+    """What is asked of tensors, as Python has it."""
+    name, args = getattr(call.function, "__name__", ""), [text(arg) for arg in call.args]
+    if name in _ASKED:
+        return f"{_ASKED[name]}({args[0]})"
+    if name == "__contains__":
+        return f"{args[1]} in {args[0]}"
+    if name == "__get__":
+        return f"{args[0]}.{call.name}"
+    args += [f"{key}={text(arg)}" for key, arg in call.kwargs.items()]
+    if name in ("item", "tolist"):
+        return f"{args[0]}.{name}()"
+    return f"torch.{name}({', '.join(args)})"
+
+
+_ASKED = {"__bool__": "bool", "__int__": "int", "__index__": "int", "__float__": "float"}
 
 
 def targets_text(returned: Any, names: dict[Value, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -23,8 +24,9 @@ from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.check import is_close, is_rounding, loss_by_autograd
 from torch_manualbp.derive.derived import Derived, How, KeptLayer, OddStateError
 from torch_manualbp.derive.deriving import derived_program
-from torch_manualbp.derive.draws import Draws
+from torch_manualbp.derive.draws import Draws, random_states
 from torch_manualbp.derive.effects import refuse_scripted
+from torch_manualbp.derive.expected import OtherNumbersError
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.reads import Reads, are_unchanged, dict_version
 from torch_manualbp.derive.tape import NotDerivableError
@@ -49,6 +51,9 @@ with. To make that of another one again takes as long as a few steps."""
 
 SCALARS = bool | int | float | complex | str | bytes | torch.dtype | torch.device | None
 """What is all in its repr."""
+
+OFTEN = 24
+"""How many programs for other numbers are derived before the user hears of it."""
 
 KEPT = ("keep_deltas", "keep_output", "keep_layers")
 
@@ -394,6 +399,37 @@ class TrainStep:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _run(self, entry: _Entry, inputs: Any, target: Any) -> Tensor:
+        """Run a program, or where it reads other numbers than it is for the one that is for these."""
+        while True:
+            drawn = random_states(entry.derived.device) if entry.derived.answers else []
+            counts = entry.runs, entry.next_look
+            try:
+                return self._run_once(entry, inputs, target)
+            except OtherNumbersError as error:
+                entry.runs, entry.next_look = counts
+                for put_back, state in drawn:
+                    put_back(state)
+                entry = self._for_numbers(entry, error.met, inputs, target)
+
+    def _for_numbers(self, entry: _Entry, met: list[Any], inputs: Any, target: Any) -> _Entry:
+        """The program of such data that reads these numbers first."""
+        alike = [other for other in self._programs if other.form == entry.form and other.reads.hold()]
+        for other in reversed(alike):
+            if [answer.value for answer in other.derived.answers[: len(met)]] == met:
+                self._programs.remove(other)
+                self._programs.append(other)
+                return self._with_memory(other)
+        if len(alike) == OFTEN:
+            where = entry.derived.answers[len(met) - 1].where
+            warnings.warn(_OFTEN.format(OFTEN, where), stacklevel=4)
+        derived, reads = self._derived(entry.form, inputs, target, entry.derived.how)
+        if [answer.value for answer in derived.answers[: len(met)]] != met:
+            raise NotDerivableError([("", *_UNSTEADY)])
+        self._programs[: max(len(self._programs) - PROGRAMS + 1, 0)] = []
+        self._programs.append(_Entry(entry.form, reads, derived))
+        return self._with_memory(self._programs[-1])
+
+    def _run_once(self, entry: _Entry, inputs: Any, target: Any) -> Tensor:
         derived = entry.derived
         expected = None
         entry.runs += 1
@@ -560,6 +596,14 @@ class TrainStep:
         return self._programs[-1].derived
 
 
+_UNSTEADY = (
+    "forward reads numbers, and finds others on the same batch",
+    "have it read what follows from the batch alone",
+)
+_OFTEN = (
+    "{} programs are derived of one step, for the numbers that forward reads at {}: where they are others at nearly "
+    "each batch, have its course follow from shapes alone"
+)
 _STALE = (
     "the program's loss is {:.9g}, and the model's own {:.9g}, at run {}: forward or loss read what changes and cannot "
     "be seen, and steps before this one may be wrong"

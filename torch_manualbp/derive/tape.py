@@ -30,6 +30,14 @@ from torch_manualbp.derive.effects import (
     watched,
     wrappers,
 )
+from torch_manualbp.derive.expected import (
+    ANSWERED,
+    COUNTED,
+    UNIQUE,
+    is_answer,
+    is_counted,
+    with_whole_sizes,
+)
 from torch_manualbp.derive.foreign import rule_of
 from torch_manualbp.derive.history import Application
 from torch_manualbp.derive.inner import gradients_inside
@@ -39,6 +47,7 @@ from torch_manualbp.derive.program import (
     INPUT,
     MADE,
     PARAMETER,
+    Answer,
     Memory,
     NoMemoryError,
     leaves_of,
@@ -46,7 +55,7 @@ from torch_manualbp.derive.program import (
     values_in,
     words,
 )
-from torch_manualbp.derive.refusals import NotDerivableError, Problem
+from torch_manualbp.derive.refusals import NotDerivableError, Problem, line_of_model
 from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous, without_autocast
 from torch_manualbp.derive.tracers import Asked, MayGoAnotherWay
 from torch_manualbp.rules.jacobian import Product
@@ -64,8 +73,18 @@ def _nothing(path: str) -> None:
     """Nothing is to be done at a call."""
 
 
-READS = words("__format__ __repr__ __reduce_ex__ item __bool__ __int__ __float__ __index__ __contains__ tolist numpy __array__")
-READS |= {"equal", "allclose", "is_nonzero", "__complex__", "nonzero", "masked_select", "unique", "unique_consecutive"}
+READS = words("__format__ __repr__ __reduce_ex__ item __bool__ __int__ __float__ __index__ __contains__ tolist numpy")
+READS |= {
+    "__array__",
+    "equal",
+    "allclose",
+    "is_nonzero",
+    "__complex__",
+    "nonzero",
+    "masked_select",
+    "unique",
+    "unique_consecutive",
+}
 READS |= {"argwhere", "bincount", "_unique2"}
 """What makes Python depend on numbers, or a shape."""
 
@@ -79,6 +98,9 @@ VIEWS = words(
 
 LAYOUT = words("is_contiguous stride view rrelu rrelu_ as_strided")
 """What depends on the order in which the numbers lie."""
+
+_SHAPE = getattr(Tensor, "shape").__get__  # noqa: B009 # the property's own function, as a mode sees it
+_OF_SHAPES = "have the step's shape and course follow from shapes alone"
 
 WRITE_A_RULE = "use a layer of torch_manualbp.nn or an operation that has a rule, or write a Rule for it"
 
@@ -135,6 +157,9 @@ class Tape(RuleRunner):
 
         self.knows_draws = False
         """Whether it is known otherwise that forward draws none of Python's and NumPy's random numbers."""
+
+        self.may_ask = how != "pure"
+        """Whether numbers that forward reads may be a matter of the program, and not of one graph for a compiler."""
 
         self._minds_layout = False  # in which order the numbers of a tensor lie
         self._has_columns = False
@@ -317,15 +342,8 @@ class Tape(RuleRunner):
         if name == "__set__":
             self._refuse(f"sets the {function.__self__.__name__} of a tensor", "make a new tensor")
             return None
-        if name in READS or _counts(name, args, kwargs):
-            if self._are_fixed(args, kwargs):
-                return self._plainly(function, args, kwargs)
-            if self.asked.was_asked and not self.asked.says:
-                raise MayGoAnotherWay
-            self._refuse(
-                f"{_named(function)} reads numbers", "have the step's shape and course follow from shapes alone"
-            )
-            return function(*args, **kwargs)
+        if name in READS or is_counted(name, args, kwargs):
+            return self._read(function, name, args, kwargs)
         if not torch.is_grad_enabled() and name.endswith("_") and self.program.value(args[0]) in self._learns:
             return self._plainly(function, args, kwargs)  # which the gradient passes by, as torch has it
         if function in COMPOSED and not self._need_gradient(args, kwargs):
@@ -346,6 +364,44 @@ class Tape(RuleRunner):
             )
             return function(*args, **kwargs)
         return self._plainly(function, args, kwargs)
+
+    def _read(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """What forward reads of the numbers is what the program is derived for."""
+        if self._are_fixed(args, kwargs):
+            return self._plainly(function, args, kwargs)
+        if self.asked.was_asked and not self.asked.says:
+            raise MayGoAnotherWay
+        if self.may_ask and name in UNIQUE:
+            output = self._plainly(function, args, kwargs)
+            for t in leaves_of(output, Tensor):
+                self.program.ask(_SHAPE, (t,), {}, Answer(tuple(t.shape), self._place()))
+            return output
+        if self.may_ask and is_counted(name, args, kwargs):
+            return self._counted(function, name, args, kwargs)
+        with torch.no_grad():
+            answer = function(*args, **kwargs)
+        is_whole = is_answer(answer) or (type(answer) is float and not is_continuous(args[0]))
+        if self.may_ask and name in ANSWERED and is_whole:
+            self.program.ask(function, args, kwargs, Answer(answer, self._place()))
+        else:
+            self._refuse(f"{_named(function)} reads numbers", _OF_SHAPES)
+        return answer
+
+    def _counted(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Call what makes a tensor whose shape is a matter of numbers, after these are read."""
+        is_part, self._is_composing = self._is_composing, True
+        try:
+            with self:
+                if name in COUNTED:
+                    return COUNTED[name](*args, **kwargs)
+                args, kwargs = with_whole_sizes(name, args, kwargs)
+                return function(*args, **kwargs)
+        finally:
+            self._is_composing = is_part
+
+    def _place(self) -> str:
+        """Where the model's code is, for a message."""
+        return " ".join(filter(None, (self._paths[-1], f"({line})" if (line := line_of_model()) else "")))
 
     def _ask_for_gradient(self, tensor: Tensor, requires_grad: bool = True) -> Tensor:
         value = self.program.value(tensor)
@@ -607,27 +663,3 @@ def _writes(name: str) -> bool:
 
 
 _AUGMENTED = words("__iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ipow__ __imod__ __ifloordiv__ __iand__ __ior__")
-
-
-def _counts(name: str, args: Any, kwargs: Any) -> bool:
-    """Whether the shape of the result is a matter of numbers."""
-    if name == "__getitem__":
-        items = args[1] if isinstance(args[1], tuple | list) else (args[1],)
-        masks = any(item.dtype in (torch.bool, torch.uint8) for item in leaves_of(items, Tensor))
-        return masks or any(True for item in items if isinstance(item, slice) for _ in leaves_of(item, Tensor))
-    if name == "where":
-        return len(args) + len(kwargs) == 1
-    if name == "one_hot":
-        return (args[1] if len(args) > 1 else kwargs.get("num_classes", -1)) == -1
-    if name == "full":
-        args = args[:1]
-    sizes = args[0 if name in _MADE_OF_SIZES else 1 :]
-    given = sizes, {key: value for key, value in kwargs.items() if key != "out"}
-    return name in _MADE_OF_SIZES | _SIZED and any(True for _ in leaves_of(given, Tensor))
-
-
-_MADE_OF_SIZES = words("arange linspace logspace range zeros ones empty full rand randn randint randperm eye")
-_SIZED = words(
-    "view reshape expand repeat tile unflatten split chunk narrow select tensor_split roll repeat_interleave "
-    "new_zeros new_ones new_empty new_full broadcast_to"
-)

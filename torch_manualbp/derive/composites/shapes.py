@@ -166,6 +166,38 @@ def _tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tupl
     return rules.Split.apply(input, tuple(sizes), dim)
 
 
+# Sequences of several lengths, one step of time behind the other
+
+
+def _pack_padded_sequence(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    steps = input.transpose(0, 1) if batch_first else input
+    sizes = _batch_sizes(lengths.tolist())
+    n = steps.shape[1]
+    index = torch.tensor([t * n + i for t, size in enumerate(sizes) for i in range(size)], device=input.device)
+    data = torch.index_select(steps.flatten(0, 1), 0, index)
+    return data, torch.tensor(sizes)
+
+
+def _batch_sizes(lengths: list[int]) -> list[int]:
+    """How many of the sequences, the longest first, there are at each step."""
+    if not lengths or lengths[-1] < 1 or any(a < b for a, b in itertools.pairwise(lengths)):
+        raise ValueError("sequences are packed that are empty, or whose lengths do not fall: give enforce_sorted=False")
+    return [sum(t < length for length in lengths) for t in range(lengths[0])]
+
+
+def _pad_packed_sequence(
+    data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: int
+) -> tuple[Tensor, Tensor]:
+    sizes = batch_sizes.tolist()
+    n, steps = sizes[0], max(len(sizes), total_length)
+    index = torch.tensor([t * n + i for t, size in enumerate(sizes) for i in range(size)], device=data.device)
+    room = data.new_full((steps * n, *data.shape[1:]), padding_value)
+    padded = torch.index_copy(room, 0, index, data).unflatten(0, (steps, n))
+    return (padded.transpose(0, 1) if batch_first else padded), torch.tensor(
+        [sum(i < size for size in sizes) for i in range(n)]
+    )
+
+
 # Entries put elsewhere
 
 
@@ -302,6 +334,8 @@ COMPOSITES: Mapping[Callable[..., Any], str] = {
     _column_stack: "column_stack",
     _block_diag: "block_diag",
     _tensor_split: "tensor_split",
+    _pack_padded_sequence: "_pack_padded_sequence",
+    _pad_packed_sequence: "_pad_packed_sequence",
     _take: "take",
     _take_along_dim: "take_along_dim",
     _scatter: "scatter",
