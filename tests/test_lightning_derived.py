@@ -28,7 +28,7 @@ from ordinary import one_of_each
 from pytorch_lightning.callbacks import GradientAccumulationScheduler, LambdaCallback, LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import MixedPrecision
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from torch_manualbp import nn
@@ -771,3 +771,24 @@ def test_a_model_that_cannot_be_derived_is_named(tmp_path: Path) -> None:
 def test_another_engine_is_not_taken() -> None:
     with pytest.raises(ValueError, match=r"^engine is 'eager': it takes 'autograd' or 'derived'$"):
         ManualBackpropModule(MODEL, LOSS, engine="eager")
+
+
+@pytest.mark.parametrize("callbacks", [[], [GradientFlow()]])
+def test_passes_lightnings_own_course_by_where_nobody_is_called_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callbacks: list[pl.Callback]
+) -> None:
+    calls: list[Any] = []
+    own = SingleDeviceStrategy.optimizer_step
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return own(*args)
+
+    monkeypatch.setattr(SingleDeviceStrategy, "optimizer_step", counted)
+    module = built("derived")
+    run = fit(module, tmp_path, callbacks=callbacks)
+    assert module.derived_engine.folded
+    assert run.global_step == 14  # 7 batches in each of 2 epochs
+    assert len(calls) == (14 if callbacks else 0)
+    counts = run.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.zero_grad.total
+    assert counts.ready == counts.completed == 14

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import threading
 import warnings
@@ -330,7 +331,7 @@ class TrainStep:
             except OddStateError:
                 self._is_odd = True
                 return self._through_gradients(inputs, target)
-            if self.skip_nonfinite and not torch.isfinite(C):
+            if self.skip_nonfinite and not math.isfinite(C.item()):
                 self.skipped += 1
             return C
 
@@ -492,7 +493,7 @@ class TrainStep:
 
     def _leave(self, derived: Derived, gradients: list[Tensor], C: Tensor) -> None:
         """Put the gradients into ``.grad``."""
-        if self.skip_nonfinite and not torch.isfinite(C):
+        if self.skip_nonfinite and not math.isfinite(C.item()):
             self.skipped += 1
             return
         for p, gradient in zip(derived.parameters, gradients, strict=True):

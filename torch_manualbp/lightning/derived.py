@@ -11,7 +11,7 @@ there is no clipping, no accumulation and no manual optimization, and the optimi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,10 @@ HOOKS = tuple(
     and not name.startswith(("on_test", "on_predict", "test_", "predict_"))
 )
 """What Lightning calls of callbacks and of the module in a fit: where code of the user's may look at ``.grad``."""
+
+_HOOKS = frozenset(HOOKS)
+PASSED_BY = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+"""What Lightning calls of callbacks between a training step and the end of its update."""
 
 OWN_PACKAGES = ("pytorch_lightning", "lightning", "torch_manualbp")
 
@@ -56,6 +60,10 @@ class DerivedEngine:
         self._keep_layers = False
         self.folded = False
         """Whether the last training step has made its update."""
+
+        self._folds: bool | None = None
+        self._defining: dict[tuple[type, Any], bool] = {}
+        """Of this fit, which classes define what; see :meth:`_is_defined_by`."""
 
     def __reduce__(self) -> Any:
         """A copy of the module has parameters of its own, and derives programs of its own."""
@@ -83,13 +91,58 @@ class DerivedEngine:
         # TrainStep takes a tuple or a mapping for several arguments of the model; the module's model has one.
         inputs = inputs if isinstance(inputs, Tensor) else (inputs,)
         self.layers = self.layers if self.keep_layers else []
-        self.folded = _folds(step, module)
+        self.folded = self._is_folding(step, module) if self._folds is None else self._folds
         if self.folded:
             loss = step(inputs, target)
             self.layers = [*self.layers, *step.layers]
         else:
             loss = self._with_gradients(step, inputs, target)
         return loss, step.output
+
+    def steps(self, module: Any, closure: Any) -> bool:
+        """Make the training step of Lightning's ``closure``, if the update is part of it and nobody has anything to do
+        between the two."""
+        trainer = module.trainer
+        kind = pl.loops.optimization.automatic.Closure
+        if type(closure) is not kind or type(trainer.profiler) is not pl.profilers.PassThroughProfiler:
+            return False
+        if any(self._is_defined_by(type(callback), _passed_by) for callback in trainer.callbacks):
+            return False
+        if not self._is_folding(self._step_of(module), module):
+            return False
+        progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.zero_grad
+        progress.increment_ready()
+        progress.increment_started()
+        progress.increment_completed()
+        self._folds = True
+        try:
+            with torch.enable_grad():
+                closure._result = closure._step_fn()
+        finally:
+            self._folds = None
+        return True
+
+    def _is_folding(self, step: TrainStep, module: Any) -> bool:
+        """Whether the update can be part of the program."""
+        trainer = module.trainer
+        is_plain = trainer.accumulate_grad_batches == 1 and not trainer.gradient_clip_val
+        return bool(is_plain and module.automatic_optimization and step.folds and not self._is_watched(module))
+
+    def _is_watched(self, module: Any) -> bool:
+        """Whether code that is neither Lightning's nor this package's may look at ``.grad``, or keep the update from
+        being made: a method of a subclass, of a callback, or one that is set on an instance."""
+        callbacks = (callback for callback in module.trainer.callbacks if getattr(callback, "needs_gradients", True))
+        return any(
+            self._is_defined_by(type(one), _is_foreign) or (not _HOOKS.isdisjoint(vars(one)) and _is_foreign(one))
+            for one in (module, *callbacks)
+        )
+
+    def _is_defined_by(self, cls: type, what: Callable[[Any], bool]) -> bool:
+        """What ``what`` says of the class, looked at once a fit, since it takes as long as a layer's step."""
+        key = cls, what
+        if key not in self._defining:
+            self._defining[key] = what(cls)
+        return self._defining[key]
 
     def _with_gradients(self, step: TrainStep, inputs: Any, target: Any) -> Tensor:
         """The loss, whose backward pass adds what the program computed to ``.grad``."""
@@ -122,6 +175,7 @@ class DerivedEngine:
         step = self.step
         if step is None or step.optimizer is not optimizers[0]:
             refuse_what_needs_autograd(module.trainer)
+            self._defining = {}
             step = self.step = TrainStep(
                 module.model, module.loss, optimizers[0], **{"skip_nonfinite": True, **self.options}
             )
@@ -182,17 +236,12 @@ def refuse_what_needs_autograd(trainer: pl.Trainer) -> None:
         raise ValueError(f'engine="derived" {problem}; {AUTOGRAD}')
 
 
-def _folds(step: TrainStep, module: Any) -> bool:
-    """Whether the update can be part of the program."""
-    trainer = module.trainer
-    is_plain = trainer.accumulate_grad_batches == 1 and not trainer.gradient_clip_val and module.automatic_optimization
-    return bool(is_plain and step.folds and not _is_watched(module))
+def _is_foreign(one: Any) -> bool:
+    """Whether a module, a callback, or a class of them has a hook that is neither Lightning's nor this package's."""
+    methods = (getattr(one, name, None) for name in HOOKS)
+    return any(m.__module__.partition(".")[0] not in OWN_PACKAGES for m in methods if m is not None)
 
 
-def _is_watched(module: Any) -> bool:
-    """Whether code that is neither Lightning's nor this package's may look at ``.grad``, or keep the update from being
-    made: a method of a subclass, of a callback, or one that is set on an instance."""
-    callbacks = [callback for callback in module.trainer.callbacks if getattr(callback, "needs_gradients", True)]
-    methods = (getattr(one, name, None) for one in (module, *callbacks) for name in HOOKS)
-    packages = {method.__module__.partition(".")[0] for method in methods if method is not None}
-    return not packages.issubset(OWN_PACKAGES)
+def _passed_by(cls: Any) -> bool:
+    """Whether a class of callbacks has something to do between a training step and the end of its update."""
+    return any(getattr(cls, name) is not getattr(pl.Callback, name) for name in PASSED_BY)

@@ -30,10 +30,10 @@ class MeanLoss(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, samples: int) -> None:
-        """Count a batch of ``samples`` samples in."""
+    def update(self, total: Tensor, samples: int) -> None:
+        """Count in ``samples`` samples whose losses add up to ``total``."""
         # Not in place, which would keep float32: the sum is of the loss's dtype, and no less than float32.
-        self.total = self.total + loss.detach().to(torch.promote_types(loss.dtype, torch.float32)) * samples
+        self.total = self.total + total
         self.samples = self.samples + samples
 
     def compute(self) -> Tensor:
@@ -53,18 +53,40 @@ class EpochMetrics(torch.nn.Module):
         self.loss = MeanLoss()
         copies: dict[str, Any] = {name: metric.clone() for name, metric in metrics.items()}
         self.metrics = MetricCollection(copies, prefix=f"{stage}_")
+        self._measures = bool(copies)
+        self._waiting: list[Any] = [0.0, 0, None]
+        """The sum of the losses of batches, their samples, and the loss's dtype and device, which ``loss`` has not
+        counted yet: a call of it takes as long as a layer's step."""
 
-    def update(self, loss: Tensor, output: Any, target: Any, samples: int) -> None:
-        """Count a batch in."""
-        self.loss.update(loss, samples)
-        if len(self.metrics):
+    def update(self, loss: Tensor, output: Any, target: Any, samples: int) -> float:
+        """Count a batch in. Returns its loss.
+
+        Raises:
+            ValueError: the loss is not one number.
+        """
+        if loss.numel() != 1:
+            raise ValueError(f"the loss is a tensor of shape {tuple(loss.shape)}: it is to return one number")
+        value: float = loss.item()
+        waiting = self._waiting
+        waiting[0] += value * samples
+        waiting[1] += samples
+        waiting[2] = loss.dtype, loss.device
+        if self._measures:
             self.metrics.update(output.detach() if isinstance(output, Tensor) else output, target)
+        return value
 
     def compute(self) -> dict[str, Any]:
         """Every value over the samples since the reset, by the name to log it under."""
-        return {f"{self.stage}_loss": self.loss.compute(), **(self.metrics.compute() if len(self.metrics) else {})}
+        total, samples, where = self._waiting
+        if samples:
+            dtype, device = where
+            dtype = torch.promote_types(dtype, torch.float32)
+            self.loss.update(torch.tensor(total, dtype=dtype, device=device), samples)
+            self._waiting[:] = [0.0, 0, None]
+        return {f"{self.stage}_loss": self.loss.compute(), **(self.metrics.compute() if self._measures else {})}
 
     def reset(self) -> None:
         """Start over."""
         self.loss.reset()
         self.metrics.reset()
+        self._waiting[:] = [0.0, 0, None]

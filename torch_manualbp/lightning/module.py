@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +29,7 @@ from torch_manualbp.lightning.checkpoints import (
 from torch_manualbp.lightning.config import instantiate, plain_copy, refuse_too_large
 from torch_manualbp.lightning.derived import DerivedEngine, refuse_what_needs_autograd
 from torch_manualbp.lightning.metrics import EpochMetrics
-from torch_manualbp.lightning.nonfinite import NonFiniteLossError, cause_of_nonfinite_loss, is_finite
+from torch_manualbp.lightning.nonfinite import NonFiniteLossError, cause_of_nonfinite_loss
 from torch_manualbp.lightning.root import pl
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ ADAM: Config = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
 KINDS: dict[str, Any] = {"loss": Module, "optimizer": Optimizer, "scheduler": (LRScheduler, ReduceLROnPlateau)}
 """What a configuration describes, where a function would do as well."""
 
+STEP_LOSS = "train_loss_step"
 _RNG_STATES = "torch_manualbp.rng_states"
 _GIVEN_AS_OBJECT = "given_as_object"
 
@@ -195,28 +197,51 @@ class ManualBackpropModule(pl.LightningModule):
         """The loss of the batch, checked to be finite."""
         inputs, target = self._inputs_and_target(batch, "training_step")
         rng_state = torch.get_rng_state()
-        if self._engine is not None and torch.is_grad_enabled() and self._trainer is not None and self.trainer.training:
+        trainer = self._trainer
+        if self._engine is not None and torch.is_grad_enabled() and trainer is not None and trainer.training:
             loss, output = self._engine.training_step(self, inputs, target)
         else:  # such as for a validation_step that asks for the loss of training
             output = self.model(inputs)
             loss = self.loss(output, target)
-        if not is_finite(loss):
-            cause = cause_of_nonfinite_loss(self.model, self.loss, inputs, target, rng_state)
-            value = loss.item() if loss.numel() == 1 else loss.detach()
-            raise NonFiniteLossError(f"the loss is {value} at global step {self.global_step}: {cause}")
         size = _batch_size(inputs, target)
-        self.train_metrics.update(loss, output, target, size)
-        if self._is_shown():
-            self.log("train_loss_step", loss.detach(), prog_bar=True, batch_size=size)
+        value = self.train_metrics.update(loss, output, target, size)
+        if not math.isfinite(value):
+            cause = cause_of_nonfinite_loss(self.model, self.loss, inputs, target, rng_state)
+            raise NonFiniteLossError(f"the loss is {value} at global step {self.global_step}: {cause}")
+        if trainer is not None and trainer.training:
+            self._show(trainer, loss.detach(), size)
         return loss
 
-    def _is_shown(self) -> bool:
-        """Whether a bar or a logger takes the loss of this step: Lightning's ``log`` takes as long as a small step."""
-        if self._trainer is None or not self.trainer.training:
-            return False
-        trainer: Any = self.trainer
-        is_logged = (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0
-        return trainer.progress_bar_callback is not None or (is_logged and bool(trainer.loggers))
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined] # asked for at each step
+
+    def _show(self, trainer: Any, loss: Tensor, size: int) -> None:
+        """Log the loss of this step where a bar or a logger takes it. Lightning's ``log`` takes as long as a small
+        step, and so is asked the first time alone; then its number is written where it keeps it."""
+        if trainer.progress_bar_callback is None:
+            is_logged = (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0
+            if not (is_logged and trainer.loggers):
+                return
+        kept = (trainer._results or {}).get(f"training_step.{STEP_LOSS}")
+        if kept is None:
+            self.log(STEP_LOSS, loss, prog_bar=True, batch_size=size)
+        else:
+            kept.forward(loss, size)
+            kept.has_reset = False
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Lightning's course of ``zero_grad``, ``backward`` and ``step``, but where the engine's training step is all
+        of it."""
+        if self._engine is None or not self._engine.steps(self, optimizer_closure):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    # Lightning warns of accumulation where a user's own hook is not called at each batch, and this is none.
+    optimizer_step.__wrapped__ = pl.LightningModule.optimizer_step  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # which Lightning sets forty times a step, and torch's own takes 3 µs for
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Put the gradients into ``.grad``, unless ``engine="derived"`` has made the update with them."""
