@@ -139,7 +139,17 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "bounds met" in printed.out
     assert printed.err.count("eager / ours") == 3
     written = json.loads(figures.read_text())
-    assert written.keys() == {"torch", "python", "machine", "threads", "products", "rounds", "rows", "figures"}
+    assert written.keys() == {
+        "torch",
+        "python",
+        "machine",
+        "processor",
+        "threads",
+        "products",
+        "rounds",
+        "rows",
+        "figures",
+    }
     assert (written["torch"], written["threads"], written["rounds"]) == (torch.__version__, 1, 1)
     assert [row["optimizer"] for row in written["rows"]] == list(OPTIMIZERS)
     for row in written["rows"]:

@@ -59,6 +59,14 @@ def surroundings() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
         "products": "oneDNN's" if uses_onednn() else "BLAS's",
     }
+
+
+def _processor(about: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as far as the system says, and the widest vectors that torch gives it."""
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'unknown'}, {torch.backends.cpu.get_cpu_capability()}"

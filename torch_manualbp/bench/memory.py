@@ -17,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,10 +26,10 @@ from torch import Tensor
 
 from torch_manualbp._torch import reset_compiler
 from torch_manualbp.bench.networks import BATCHES, NETWORKS, Case
-from torch_manualbp.bench.variants import VARIANTS
+from torch_manualbp.bench.variants import VARIANTS, Running
 from torch_manualbp.kernels.products import use_onednn, uses_onednn
 
-__all__ = ["Peak", "peak_memory"]
+__all__ = ["Peak", "in_a_process", "peak_memory", "prepare", "say"]
 
 PROGRAM = [sys.executable, "-m", "torch_manualbp.bench.memory"]
 """What the new process runs."""
@@ -56,10 +57,19 @@ def peak_memory(case: Case, variant: str, threads: int) -> Peak:
     Raises:
         RuntimeError: the variant does not run; the message is the last line that it said.
     """
-    words = [variant, case.network.at, case.activation, case.optimizer, case.precision, str(threads)]
-    words.append("onednn" if uses_onednn() else "blas")
+    words = [variant, case.network.at, case.activation, case.optimizer, case.precision]
+    return in_a_process([*PROGRAM, *words], threads)
+
+
+def in_a_process(program: list[str], threads: int) -> Peak:
+    """What a program says that is told the threads and whose products to take besides.
+
+    Raises:
+        RuntimeError: it fails; the message is the last line that it said.
+    """
+    words = [*program, str(threads), "onednn" if uses_onednn() else "blas"]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run([*PROGRAM, *words], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
             ([line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"])[-1]
@@ -67,14 +77,14 @@ def peak_memory(case: Case, variant: str, threads: int) -> Peak:
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _measure(case: Case, variant: str) -> Peak:
+def _measure(start: Callable[[], Running], is_compiled: bool) -> Peak:
     for _ in range(2 if _forget_peak() else 1):
         gc.collect()
-        if "compile" in variant:
+        if is_compiled:
             reset_compiler()
         _forget_peak()
         before = _peak()
-        running = VARIANTS[variant][1](case)
+        running = start()
         running.step()
         first = _peak()
         _forget_peak()
@@ -108,14 +118,24 @@ def _forget_peak() -> bool:
     return True
 
 
-def _main(
-    variant: str, network: str, activation: str, optimizer: str, precision: str, threads: str, products: str
-) -> None:
+def prepare(threads: str, products: str) -> None:
+    """Compute as the process that asks does."""
     use_onednn(products == "onednn")
     torch.set_flush_denormal(True)
     torch.set_num_threads(int(threads))
-    chosen = next(n for n in NETWORKS if n.at == network)
-    print(json.dumps(asdict(_measure(Case(chosen, activation, optimizer, precision), variant))))
+
+
+def say(start: Callable[[], Running], is_compiled: bool) -> None:
+    """Print the peak of what this starts, as :func:`in_a_process` reads it."""
+    print(json.dumps(asdict(_measure(start, is_compiled))))
+
+
+def _main(
+    variant: str, network: str, activation: str, optimizer: str, precision: str, threads: str, products: str
+) -> None:
+    prepare(threads, products)
+    case = Case(next(n for n in NETWORKS if n.at == network), activation, optimizer, precision)
+    say(lambda: VARIANTS[variant][1](case), is_compiled="compile" in variant)
 
 
 if __name__ == "__main__":

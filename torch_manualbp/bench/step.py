@@ -22,9 +22,11 @@ from torch import Tensor
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp._text import near
 from torch_manualbp._torch import reset_compiler
+from torch_manualbp.bench import model_step
 from torch_manualbp.bench import rows as of_rows
 from torch_manualbp.bench.command import add_files, count, surroundings
 from torch_manualbp.bench.memory import peak_memory
+from torch_manualbp.bench.model_cases import MODEL_VARIANTS, MODELS
 from torch_manualbp.bench.networks import ACTIVATIONS, BATCHES, NETWORKS, OPTIMIZERS, PRECISIONS, Case, Network, panel
 from torch_manualbp.bench.rows import LEAST, OURS, STOCK, Finding, Row, product_bound
 from torch_manualbp.bench.timing import Question, compare
@@ -155,16 +157,24 @@ def _attempt(do: Callable[[], T], variant: str, failures: dict[str, str]) -> T |
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
+    panels = "layers one after another, or whole models: GPTs, Llama, images, sequences, tables, a policy"
+    add("--panel", choices=("layers", "models"), default="layers", help=f"{panels} (default: layers)")
     names = ", ".join(network.at for network in NETWORKS)
-    add("--network", nargs="+", metavar="NAME", help=f"only these, the batch may be left out: {names} (default: all)")
+    whole = ", ".join(case.name for case in MODELS)
+    only = f"only these, the batch may be left out: {names}; or of whole models: {whole} (default: all)"
+    add("--network", nargs="+", metavar="NAME", help=only)
     add("--activation", nargs="+", choices=ACTIVATIONS, default=list(ACTIVATIONS), help="only these (default: all)")
     add("--optimizer", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS), help="only these (default: all)")
     precision = "of the products: float32, or bfloat16 under autocast, or both (default: float32)"
     add("--precision", nargs="+", choices=PRECISIONS, default=["float32"], help=precision)
-    add("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="only these (default: all)")
+    known = list(dict.fromkeys((*VARIANTS, *MODEL_VARIANTS)))
+    few = "only these (default: all; of whole models all but compile, which takes minutes to start)"
+    add("--variants", nargs="+", choices=known, help=few)
     memory = "measure peak memory where it has a bound (1024-4096-1024:64 under SGD), in all rows, or not at all"
     add("--memory", choices=MEMORY, default=MEMORY[0], help=f"{memory} (default: {MEMORY[0]})")
     add("--rounds", type=count, default=15, metavar="N", help="up to 2 N where they disagree (default: 15)")
+    cpu = "of whole models the processor's time of one thread, on a machine that does other things (with --threads 1)"
+    add("--cpu-time", action="store_true", help=cpu)
     add("--threads", type=count, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--no-onednn", action="store_true", help="large products of ours by BLAS, as on a processor of Intel's")
     add_files(parser)
@@ -173,6 +183,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the panel and print it. Returns 1 if a variant failed; a bound that was missed is a finding."""
     require_tables()
+    if options.panel == "models":
+        with _conditions(options.threads, False if options.no_onednn else None):
+            return model_step.run(options)
     try:
         networks = _networks(options.network)
     except ValueError as error:
@@ -181,7 +194,7 @@ def main(options: argparse.Namespace) -> int:
     cases = list(
         panel(networks, *(list(dict.fromkeys(o)) for o in (options.activation, options.optimizer, options.precision)))
     )
-    variants = [variant for variant in VARIANTS if variant in options.variants]
+    variants = [variant for variant in VARIANTS if variant in (options.variants or VARIANTS)]
     rows: list[Row] = []
     with _conditions(options.threads, False if options.no_onednn else None):
         try:

@@ -4,13 +4,24 @@ A kernel computes what a formula of :mod:`torch_manualbp.rules` says, and is hel
 the rules are as right, and slower on large tensors.
 """
 
-from torch_manualbp.kernels import attention, dispatch, elementwise, embedding, losses, norm, products, softmax
+from torch_manualbp.kernels import (
+    attention,
+    attention_steps,
+    dispatch,
+    elementwise,
+    embedding,
+    losses,
+    norm,
+    products,
+    softmax,
+)
 from torch_manualbp.kernels.compiled import compile_formulas
 from torch_manualbp.kernels.products import use_onednn
 from torch_manualbp.rules.rule import evaluate_by
 
 __all__ = [
     "attention",
+    "attention_steps",
     "compile_formulas",
     "elementwise",
     "embedding",
