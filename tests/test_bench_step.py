@@ -141,16 +141,6 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = json.loads(figures.read_text())
     about = {"torch", "python", "machine", "processor", "threads", "products"}
     assert written.keys() == about | {"rounds", "rows", "figures"}
-        "torch",
-        "python",
-        "machine",
-        "processor",
-        "threads",
-        "products",
-        "rounds",
-        "rows",
-        "figures",
-    }
     assert (written["torch"], written["threads"], written["rounds"]) == (torch.__version__, 1, 1)
     assert [row["optimizer"] for row in written["rows"]] == list(OPTIMIZERS)
     for row in written["rows"]:
