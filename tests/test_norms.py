@@ -103,6 +103,10 @@ LARGE_CALLS: dict[str, tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int,
     "rows": ((700, 300), (300,), (-1,), (0,)),
     "rows without weights": ((700, 300), None, (-1,), (0,)),
     "planes": ((70, 4, 20, 30), (20, 30), (-2, -1), (0, 1)),
+    "channels of a batch": ((50, 8, 20, 30), (8, 1, 1), (0, 2, 3), (0, 2, 3)),
+    "channels of a batch without weights": ((50, 8, 600), None, (0, 2), (0, 2)),
+    "channels of a sample": ((50, 8, 20, 30), (8, 1, 1), (2, 3), (0, 2, 3)),
+    "groups": ((50, 4, 2, 600), (4, 2, 1), (2, 3), (0, 3)),
 }
 """The shape of z, that of w, what is normalised together, and what shares a w."""
 

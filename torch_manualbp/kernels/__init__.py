@@ -7,6 +7,7 @@ the rules are as right, and slower on large tensors.
 from torch_manualbp.kernels import (
     attention,
     attention_steps,
+    convolution,
     dispatch,
     elementwise,
     embedding,
@@ -23,6 +24,7 @@ __all__ = [
     "attention",
     "attention_steps",
     "compile_formulas",
+    "convolution",
     "elementwise",
     "embedding",
     "losses",

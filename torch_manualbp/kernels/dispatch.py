@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from torch_manualbp._torch import (
     dispatch_modes,
@@ -106,6 +107,6 @@ def is_watched(args: tuple[Any, ...]) -> bool:
 
 
 def _is_plain(t: Tensor) -> bool:
-    if type(t) is not Tensor or t.device.type != "cpu" or t.layout is not torch.strided:
+    if type(t) not in (Tensor, Parameter) or t.device.type != "cpu" or t.layout is not torch.strided:
         return False
     return not (is_batched(t) or t.is_neg() or t.is_conj())

@@ -1,27 +1,38 @@
-"""The gradients of the normalisations of rows, in blocks of them that stay in the caches."""
+"""The gradients of the normalisations, in blocks of rows that stay in the caches.
+
+With d = z − μ, which loses no digits of z, a sum of ẑ ∂C/∂a is one of d ∂C/∂a times r, and is a product of a matrix
+with a vector, or a dot product of two rows: these read numbers once, and write none.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_manualbp.kernels.dispatch import for_large
-from torch_manualbp.rules.norm.normalized import normalized_gradients
+from torch_manualbp.rules.norm.normalized import normalized_gradients, total
 
 __all__: list[str] = []
 
-BLOCK_ELEMENTS = 1 << 17
-"""Numbers of a block, of which three lie in a cache that is one core's own; fewer cost more in calls: at 2048×768
-6.1 ms of blocks of 2¹⁵, 5.0 of 2¹⁶, 4.3 of 2¹⁷ and 4.5 of 2¹⁹, and 8.3 of the formula as it stands."""
+BLOCK_ELEMENTS = 1 << 18
+"""Numbers of a block; fewer cost more in calls: at 2048×768 3.5 ms of 2¹⁶, 2.6 of 2¹⁷, 2.4 of 2¹⁸ and 3.6 of all."""
+
+SHORT_ROW = 8
+"""Numbers of a row up to which calls, and the last digit of a mean, weigh more than passes over memory."""
+
+LARGEST_R = 1e6
+"""1 / √ε, and more: beyond it d ∂C/∂a may be too small a number where ẑ ∂C/∂a is none."""
 
 Dims = tuple[int, ...]
+Gradients = tuple[Tensor | None, Tensor | None]
 
 
 @for_large(normalized_gradients)
-def of_rows(
+def by_blocks(
     da: Tensor,
     z: Tensor,
     mu: Tensor | None,
@@ -32,31 +43,132 @@ def of_rows(
     needs_dz: bool,
     needs_dw: bool,
 ) -> Any:
-    """Of LayerNorm and RMSNorm, whose last dimensions are normalised and have a w for each entry."""
+    """Rows that are normalised by themselves and have a w for each entry, or one w for all of a row."""
     tensors = [t for t in (da, z, mu, r, w) if t is not None]
     is_plain = all(t.is_contiguous() and t.dtype == z.dtype for t in tensors)
-    is_of_rows = dims == tuple(range(-len(dims), 0)) and shared == tuple(range(z.dim() - len(dims))) and shared
-    if not is_plain or not is_of_rows or z.dtype not in (torch.float32, torch.float64):
+    if not is_plain or z.dtype not in (torch.float32, torch.float64) or not r.amax() <= LARGEST_R:
         return NotImplemented
-    n = math.prod(z.shape[len(shared) :])
-    rows = z.numel() // max(n, 1)
-    dz = torch.empty_like(z) if needs_dz else None
-    dw: Tensor | None = None
-    size = max(BLOCK_ELEMENTS // max(n, 1), 1)
-    da_rows, z_rows, r_rows = da.view(rows, n), z.view(rows, n), r.view(rows, 1)
-    for at in range(0, rows, size):
-        part = slice(at, at + size)
-        z_hat = torch.sub(z_rows[part], mu.view(rows, 1)[part]) if mu is not None else z_rows[part] * r_rows[part]
+    together, of_w = {d % z.dim() for d in dims}, {d % z.dim() for d in shared}
+    is_of_entries = of_w and not together & of_w and of_w == set(range(len(of_w)))
+    row = len(of_w)
+    if not is_of_entries:
+        row = next(d for d in range(z.dim() + 1) if {*range(d, z.dim())} <= together & of_w)
+    if math.prod(z.shape[row:]) <= SHORT_ROW:
+        return NotImplemented
+    kernel = _with_weights_of_entries if is_of_entries else _with_weights_of_rows
+    return kernel(da, z, mu, r, w, row, tuple(together), tuple(of_w), needs_dz, needs_dw)
+
+
+def _with_weights_of_entries(
+    da: Tensor,
+    z: Tensor,
+    mu: Tensor | None,
+    r: Tensor,
+    w: Tensor | None,
+    row: int,
+    dims: Dims,
+    shared: Dims,
+    needs_dz: bool,
+    needs_dw: bool,
+) -> Gradients:
+    """LayerNorm's and RMSNorm's: ∂C/∂z = r (g − mean g − d r² mean(d g)), ∂C/∂w = Σ r d ∂C/∂a."""
+    of_row = z.shape[row:]
+    n = math.prod(of_row)
+    da, rows, r = da.view(-1, n), z.view(-1, n), r.view(-1, 1)
+    mu, w = None if mu is None else mu.view(-1, 1), None if w is None else w.reshape(n)
+    dz, dw = torch.empty_like(rows) if needs_dz else None, z.new_zeros(n) if needs_dw else None
+    ds, products = (z.new_empty(_rows_of_block(rows), n) for _ in range(2))
+    for part in _blocks(rows):
+        da_part, r_part = da[part], r[part]
+        d = rows[part] if mu is None else torch.sub(rows[part], mu[part], out=ds[: len(r_part)])
+        product = torch.mul(d, da_part, out=products[: len(r_part)])
+        if dw is not None:
+            dw.addmv_(product.t(), r_part.squeeze(1))
+        if dz is None:
+            continue
+        g, minus_mean = dz[part], None
         if mu is not None:
-            z_hat.mul_(r_rows[part])
-        if needs_dw:
-            more = (z_hat * da_rows[part]).sum(0)
-            dw = more if dw is None else dw.add_(more)
-        if dz is not None:
-            g = dz.view(rows, n)[part]
-            g.copy_(da_rows[part]) if w is None else torch.mul(da_rows[part], w.view(n), out=g)
-            if mu is not None:
-                g.sub_(g.mean(1, keepdim=True))
-            along = torch.linalg.vecdot(z_hat, g).unsqueeze(1).div_(n)
-            g.addcmul_(z_hat, along, value=-1).mul_(r_rows[part])
-    return dz, None if dw is None else dw.view(z.shape[len(shared) :])
+            minus_mean = (da_part.sum(1) if w is None else da_part @ w).unsqueeze(1).div_(-n)
+        if w is None:
+            g.copy_(da_part) if minus_mean is None else torch.add(da_part, minus_mean, out=g)
+        else:
+            torch.mul(da_part, w, out=g) if minus_mean is None else torch.addcmul(minus_mean, da_part, w, out=g)
+        along = (product.sum(1) if w is None else product @ w).unsqueeze(1)
+        if minus_mean is not None:
+            along.addcmul_(minus_mean, d.sum(1, keepdim=True))
+        g.addcmul_(d, along.mul_(r_part).mul_(r_part), value=-1 / n).mul_(r_part)
+    return None if dz is None else dz.view(z.shape), None if dw is None else dw.view(of_row)
+
+
+def _with_weights_of_rows(
+    da: Tensor,
+    z: Tensor,
+    mu: Tensor | None,
+    r: Tensor,
+    w: Tensor | None,
+    row: int,
+    dims: Dims,
+    shared: Dims,
+    needs_dz: bool,
+    needs_dw: bool,
+) -> Gradients:
+    """BatchNorm's, GroupNorm's and InstanceNorm's: ∂C/∂z = r w ∂C/∂a − r mean g − d r³ mean(d g).
+
+    Σ ∂C/∂a, Σ d and Σ d ∂C/∂a of each row make all the other sums. Where every μ is well below 1 / r, nothing is lost
+    if μ is subtracted of these sums, and not of z.
+    """
+    n = math.prod(z.shape[row:])
+    of_rows = torch.Size((*z.shape[:row], *[1] * (z.dim() - row)))
+    da_rows, rows = da.view(-1, n), z.view(-1, n)
+    is_near_0 = mu is None or bool(mu.mul(r).abs_().amax() <= 0.25)
+    mus = None if mu is None or is_near_0 else _for_rows(mu, of_rows)
+    sum_da, sum_d, sum_product = (z.new_empty(len(rows)) for _ in range(3))
+    ds = z.new_empty(0 if is_near_0 else min(_rows_of_block(rows), len(rows)), n)
+    for part in _blocks(rows):
+        d = rows[part] if mus is None else torch.sub(rows[part], mus[part], out=ds[: part.stop - part.start])
+        sum_product[part] = torch.linalg.vecdot(d, da_rows[part])
+        if mu is not None:
+            torch.sum(da_rows[part], 1, out=sum_da[part])
+            torch.sum(d, 1, out=sum_d[part])
+    sum_da, sum_d, sum_product = (t.view(of_rows) for t in (sum_da, sum_d, sum_product))
+    if mu is not None and is_near_0:
+        sum_product.addcmul_(sum_da, mu, value=-1)
+        sum_d.sub_(mu, alpha=n)
+    dw = total(sum_product * r, shared) if needs_dw else None
+    if not needs_dz:
+        return None, dw
+    entries = math.prod(z.shape[d] for d in dims)
+    along = (sum_product if w is None else sum_product * w).sum(dims, keepdim=True).div_(-entries)
+    c = None
+    if mu is not None:
+        minus_mean = (sum_da if w is None else sum_da * w).sum(dims, keepdim=True).div_(-entries)
+        along.addcmul_(minus_mean, sum_d.sum(dims, keepdim=True), value=-1 / entries)
+        c = minus_mean * r
+    k = along.mul_(r).mul_(r).mul_(r)
+    if c is not None and mu is not None and is_near_0:
+        c.addcmul_(k, mu, value=-1)
+    a, k = (_for_rows(t, of_rows) for t in (r if w is None else r * w, k))
+    c = None if c is None else _for_rows(c, of_rows)
+    dz = torch.empty_like(rows)
+    for part in _blocks(rows):
+        d = rows[part] if mus is None else torch.sub(rows[part], mus[part], out=ds[: part.stop - part.start])
+        g = torch.mul(da_rows[part], a[part], out=dz[part])
+        if c is not None:
+            g.add_(c[part])
+        g.addcmul_(d, k[part])
+    return dz.view(z.shape), dw
+
+
+def _for_rows(t: Tensor, of_rows: torch.Size) -> Tensor:
+    """A number for each row: (rows, 1)."""
+    return t.expand(of_rows).reshape(-1, 1)
+
+
+def _rows_of_block(rows: Tensor) -> int:
+    return max(BLOCK_ELEMENTS // rows.shape[1], 1)
+
+
+def _blocks(rows: Tensor) -> Iterator[slice]:
+    size = _rows_of_block(rows)
+    for begin in range(0, len(rows), size):
+        yield slice(begin, min(begin + size, len(rows)))
