@@ -1,6 +1,7 @@
 """Training under PyTorch Lightning: the one part of the package that imports it.
 
 - :class:`ManualBackpropModule` trains a model of our layers under ``pytorch_lightning.Trainer``
+- :class:`DerivedTraining` gives a LightningModule of one's own derived training steps
 - :class:`MLP` is a network that a configuration can describe
 - :class:`GradientFlow` records the gradient norm of every layer over training
 - :class:`GradientVerification` verifies the gradient of every layer during training
@@ -15,6 +16,7 @@ All are classes of ``pytorch_lightning``, or of ``lightning.pytorch`` in a scrip
     pytorch_lightning.Trainer(max_epochs=20, callbacks=[GradientFlow("flow.png")]).fit(module, DigitsDataModule())
 """
 
+from torch_manualbp.lightning.custom import DerivedTraining
 from torch_manualbp.lightning.digits import DigitsDataModule
 from torch_manualbp.lightning.gradient_flow import GradientFlow
 from torch_manualbp.lightning.mlp import MLP
@@ -24,6 +26,7 @@ from torch_manualbp.lightning.verification import GradientVerification
 
 __all__ = [
     "MLP",
+    "DerivedTraining",
     "DigitsDataModule",
     "GradientFlow",
     "GradientVerification",

@@ -63,7 +63,7 @@ class DerivedEngine:
 
         self._folds: bool | None = None
         self._defining: dict[tuple[type, Any], bool] = {}
-        """Of this fit, which classes define what; see :meth:`_is_defined_by`."""
+        """Of this fit, which classes define what; see :meth:`is_defined_by`."""
 
     def __reduce__(self) -> Any:
         """A copy of the module has parameters of its own, and derives programs of its own."""
@@ -96,24 +96,15 @@ class DerivedEngine:
             loss = step(inputs, target)
             self.layers = [*self.layers, *step.layers]
         else:
-            loss = self._with_gradients(step, inputs, target)
+            loss = self.with_gradients(step, inputs, target)
         return loss, step.output
 
     def steps(self, module: Any, closure: Any) -> bool:
         """Make the training step of Lightning's ``closure``, if the update is part of it and nobody has anything to do
         between the two."""
-        trainer = module.trainer
-        kind = pl.loops.optimization.automatic.Closure
-        if type(closure) is not kind or type(trainer.profiler) is not pl.profilers.PassThroughProfiler:
+        if not self.passes_by(module.trainer, closure) or not self._is_folding(self._step_of(module), module):
             return False
-        if any(self._is_defined_by(type(callback), _passed_by) for callback in trainer.callbacks):
-            return False
-        if not self._is_folding(self._step_of(module), module):
-            return False
-        progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.zero_grad
-        progress.increment_ready()
-        progress.increment_started()
-        progress.increment_completed()
+        self.count_zeroing(module.trainer)
         self._folds = True
         try:
             with torch.enable_grad():
@@ -121,6 +112,26 @@ class DerivedEngine:
         finally:
             self._folds = None
         return True
+
+    def passes_by(self, trainer: Any, closure: Any) -> bool:
+        """Whether nobody has anything to do between a training step and the end of its update but make it."""
+        kind = pl.loops.optimization.automatic.Closure
+        return (
+            type(closure) is kind
+            and type(trainer.profiler) is pl.profilers.PassThroughProfiler
+            and not any(self.is_defined_by(type(callback), _passed_by) for callback in trainer.callbacks)
+        )
+
+    def count_zeroing(self, trainer: Any) -> None:
+        """Count, as Lightning does, that gradients have been zeroed."""
+        progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.zero_grad
+        progress.increment_ready()
+        progress.increment_started()
+        progress.increment_completed()
+
+    def forget(self) -> None:
+        """Look at the classes of callbacks anew, as another fit begins."""
+        self._defining = {}
 
     def _is_folding(self, step: TrainStep, module: Any) -> bool:
         """Whether the update can be part of the program."""
@@ -131,20 +142,23 @@ class DerivedEngine:
     def _is_watched(self, module: Any) -> bool:
         """Whether code that is neither Lightning's nor this package's may look at ``.grad``, or keep the update from
         being made: a method of a subclass, of a callback, or one that is set on an instance."""
-        callbacks = (callback for callback in module.trainer.callbacks if getattr(callback, "needs_gradients", True))
-        return any(
-            self._is_defined_by(type(one), _is_foreign) or (not _HOOKS.isdisjoint(vars(one)) and _is_foreign(one))
-            for one in (module, *callbacks)
-        )
+        return self._is_watching(module) or self.is_watched(module.trainer.callbacks)
 
-    def _is_defined_by(self, cls: type, what: Callable[[Any], bool]) -> bool:
+    def is_watched(self, callbacks: Sequence[Any]) -> bool:
+        """Whether a callback may do so."""
+        return any(self._is_watching(one) for one in callbacks if getattr(one, "needs_gradients", True))
+
+    def _is_watching(self, one: Any) -> bool:
+        return self.is_defined_by(type(one), _is_foreign) or (not _HOOKS.isdisjoint(vars(one)) and _is_foreign(one))
+
+    def is_defined_by(self, cls: type, what: Callable[[Any], bool]) -> bool:
         """What ``what`` says of the class, looked at once a fit, since it takes as long as a layer's step."""
         key = cls, what
         if key not in self._defining:
             self._defining[key] = what(cls)
         return self._defining[key]
 
-    def _with_gradients(self, step: TrainStep, inputs: Any, target: Any) -> Tensor:
+    def with_gradients(self, step: TrainStep, inputs: Any, target: Any) -> Tensor:
         """The loss, whose backward pass adds what the program computed to ``.grad``."""
         parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
         before = [p.grad for p in parameters]
@@ -175,7 +189,7 @@ class DerivedEngine:
         step = self.step
         if step is None or step.optimizer is not optimizers[0]:
             refuse_what_needs_autograd(module.trainer)
-            self._defining = {}
+            self.forget()
             step = self.step = TrainStep(
                 module.model, module.loss, optimizers[0], **{"skip_nonfinite": True, **self.options}
             )

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch_manualbp.insight.figures import draw, refuse_path
 from torch_manualbp.insight.refusals import ONE_PIECE, refuse_compiled
 from torch_manualbp.insight.run import Measurement, NoiseScales
+from torch_manualbp.lightning.custom import DerivedTraining
 from torch_manualbp.lightning.module import ManualBackpropModule
 from torch_manualbp.lightning.root import pl
 
@@ -63,6 +64,8 @@ class GradientFlow(pl.Callback):
         """Refuse what has no layers to look at."""
         if getattr(pl_module, "_compiler_ctx", None) is not None:  # Lightning has unwrapped it by now
             raise ValueError(f"the LightningModule is compiled, {ONE_PIECE}: fit the module that it is of")
+        if isinstance(pl_module, DerivedTraining):
+            raise ValueError("GradientFlow looks at layers that autograd runs, or at a ManualBackpropModule's")
         refuse_compiled(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
