@@ -711,13 +711,14 @@ def test_a_loss_that_is_not_finite_updates_nothing(settings: dict[str, Any], tmp
         assert torch.equal(of_parameter["momentum_buffer"], overflow.state["state"][i]["momentum_buffer"])
 
 
-def test_a_strategy_of_several_devices_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_parameters_of_a_strategy_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}.items():
         monkeypatch.setenv(name, value)
-    refused = r'^engine="derived" trains on a single device, and not by DDPStrategy; engine="autograd" takes it$'
+    refused = r'^engine="derived" takes no find_unused_parameters of DDPStrategy; engine="autograd" takes it$'
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
     try:
         with pytest.raises(ValueError, match=refused):
-            fit(built("derived"), tmp_path, strategy=DDPStrategy(process_group_backend="gloo"))
+            fit(built("derived"), tmp_path, strategy=strategy)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -17,6 +17,7 @@ from torch_manualbp.derive.buffers import changed_buffers, put_changes_last
 from torch_manualbp.derive.formulas import Formulas
 from torch_manualbp.derive.history import History
 from torch_manualbp.derive.passes import Tenants, needed, without_copies, without_repetition
+from torch_manualbp.derive.processes import mean_function, write_reduction
 from torch_manualbp.derive.program import INPUT, STATE, Call, Formula, Program, Value, words
 from torch_manualbp.derive.recording import Recording
 from torch_manualbp.derive.replay import Replay, replayed
@@ -96,11 +97,11 @@ class _Writer:
         self.parameters = {name: replay.value(value) for name, value in article.history.named.items()}
         self.state: dict[str, Value] = {}
         self.inputs = [*recording.inputs]
-        gradients = self._update()
+        how, gradients = article.how, self._update()
         kept, outputs = self._kept()
+        kept = kept if self.finite is None else [self.finite, *kept]
         returns = (recording.C, *kept, *outputs, *gradients)
         self.calls = self._calls(list(returns))
-        how = article.how
         used = {value for call in self.calls for value in (*call.arguments(), *call.results)} | set(returns)
         given = Given(
             {name: value for name, value in self.parameters.items() if value in used},
@@ -111,6 +112,8 @@ class _Writer:
             returns,
             how.skips,
             article.held,
+            self.finite,
+            how.processes if self.reduces else 1,
         )
         self.source = self._written(given)
 
@@ -118,6 +121,14 @@ class _Writer:
         """Record what becomes of the gradients. Returns those that the step gives away."""
         how, program, learnt = self.article.how, self.program, dict(self.recording.learnt)
         buffers = changed_buffers(program, self.parameters.values())
+        grads: dict[Value, Value] = {}
+        if how.adds:
+            grads = {W: program.add(torch.empty_like(W.tensor), INPUT, f"grad_{W.name}") for W in learnt}
+            self.inputs += grads.values()
+        self.finite: Value | None = None
+        self.reduces = how.processes > 1 and not how.evaluates and bool(learnt)
+        if self.reduces:
+            learnt, self.finite = write_reduction(program, learnt, grads, self.recording.C if how.skips else None)
         program.section, program.title = ("update" if how.folds else "gradients"), ()
         if how.folds:
             put_changes_last(program, buffers)
@@ -132,9 +143,8 @@ class _Writer:
             return []
         if how.adds:
             for W, g in learnt.items():
-                grad = program.add(torch.empty_like(W.tensor), INPUT, f"grad_{W.name}")
-                self.inputs.append(grad)
-                program.append("+=", grad, Formula("{}", (g,)), writes=[grad])
+                sign = "=" if self.reduces else "+="
+                program.append(sign, grads[W], Formula("{}", (g,)), writes=[grads[W]])
         program.section = "buffers"
         put_changes_last(program, buffers)
         return [] if how.adds else list(learnt.values())
@@ -179,6 +189,8 @@ class _Writer:
         write_expect(source, self.calls)
         for lines in functions_of(form for form, _ in self.article.groups):
             source.function(lines)
+        if self.reduces:
+            source.function(mean_function(self.article.how.processes))
         write_given(source, given, formulas.names)
         write_signature(source, given, formulas.names)
         stays = {*given.parameters.values(), *given.state.values()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch_manualbp.derive.buffers import changed_buffers, put_changes_last
 from torch_manualbp.derive.expected import answers_of
 from torch_manualbp.derive.history import History
 from torch_manualbp.derive.plan import Plan, plan
+from torch_manualbp.derive.processes import Reduction
 from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, STATE, Call, Memory, Program, Value
 from torch_manualbp.derive.recording import Recording
 from torch_manualbp.derive.source import Given, used_values, write_source
@@ -52,6 +53,9 @@ class How:
 
     evaluates: bool = False
     """Whether it ends at the loss."""
+
+    processes: int = 1
+    """How many processes' gradients it takes the mean of."""
 
     @property
     def skips(self) -> str:
@@ -103,11 +107,12 @@ class Assembled:
         """What forward changes: buffers, and parameters that do not learn."""
 
         self._buffers = {value.memory: value.tensor for value in buffers}
+        learnt, grads = self._reduced()
         program.section, program.title = ("update" if how.folds else "gradients"), ()
         if how.folds:
             put_changes_last(program, buffers)
-        self._record_update(optimizer)
-        gradients = self._record_gradients()
+        self._record_update(optimizer, learnt)
+        gradients = self._record_gradients(learnt, grads)
         if not how.folds:
             program.section = "buffers"
             put_changes_last(program, buffers)
@@ -122,7 +127,10 @@ class Assembled:
         kept = [recording.deltas[path] for path in self.deltas]
         kept += [value for layer in self.layers for value in layer.numbers()]
         outputs = [leaf for leaf in self.output if isinstance(leaf, Value)]
+        if self.finite is not None:
+            kept.append(self.finite)
         planned = plan(recording.program, [recording.C, *outputs, *gradients], kept, lean=not how.compile)
+        kept = kept[-1:] + kept[:-1] if self.finite is not None else kept  # it is returned second
         self.answers = answers_of(planned.steps)
         """What it reads of the numbers, and has to find."""
 
@@ -136,13 +144,35 @@ class Assembled:
         self.article = None if history is None else Article(history, self._members(), held, heading, how)
         del self._recording, self._state, self._inputs  # and the tensors of the recording with them
 
-    def _record_update(self, optimizer: Optimizer) -> None:
+    def _reduced(self) -> tuple[Sequence[tuple[Value, Value]], list[Value]]:
+        """The parameters with their gradients, those of all processes, and what is in ``.grad`` to be added to."""
+        program, learnt, how = self._recording.program, self._recording.learnt, self._how
+        grads = []
+        if how.adds:
+            grads = [program.add(torch.zeros_like(W.tensor).detach(), INPUT, f"grad_{W.name}") for W, _ in learnt]
+            self._inputs += grads
+        self.finite: Value | None = None
+        """What is not finite where the step is left out by all processes."""
+
+        self.buckets: list[str] = []
+        """What is exchanged with other processes, in words, in order."""
+
+        self.rooms: list[tuple[int, torch.dtype, torch.device]] = []
+        """The size, dtype and device of each of these buckets."""
+
+        if how.processes == 1 or how.evaluates or not learnt:
+            return learnt, grads
+        reduction = Reduction(program, learnt, how.processes, grads, self._recording.C if how.skips else None)
+        self.finite, self.buckets, self.rooms = reduction.finite, reduction.buckets, reduction.rooms
+        return reduction.learnt, grads
+
+    def _record_update(self, optimizer: Optimizer, learnt: Sequence[tuple[Value, Value]]) -> None:
         """Fold the update into the program, with the state that the optimizer has, or with one of zeros."""
         program = self._recording.program
         for i, form in self.groups:
             items = []
             of_group = set(map(id, optimizer.param_groups[i]["params"]))
-            for W, g in self._recording.learnt:
+            for W, g in learnt:
                 if id(W.tensor) not in of_group:
                     continue
                 keys = {key: f"{self._names[id(W.tensor)]} {key}" for key in form.kinds(W.tensor)}
@@ -153,17 +183,18 @@ class Assembled:
                 items.append((W, g, state))
             form.fold(program, items, pure=self._how.compile)
 
-    def _record_gradients(self) -> list[Value]:
+    def _record_gradients(self, learnt: Sequence[tuple[Value, Value]], grads: list[Value]) -> list[Value]:
         """Add the gradients to those that are given, or return them, where the optimizer makes its own step."""
-        program, learnt = self._recording.program, self._recording.learnt
+        program = self._recording.program
         if self._how.folds:
             return []
         if not self._how.adds:
             return _fresh(program, learnt)
-        for W, g in learnt:
-            grad = program.add(torch.zeros_like(W.tensor).detach(), INPUT, f"grad_{W.name}")
-            self._inputs.append(grad)
-            leave_gradient(program, grad, g)
+        for (_, g), grad in zip(learnt, grads, strict=True):
+            if self.buckets:  # with what was there in it
+                program.append(Tensor.copy_, grad, g, writes=[grad])
+            else:
+                leave_gradient(program, grad, g)
         return []
 
     def _given(self, planned: Plan, returns: tuple[Value, ...], held: Mapping[str, Tensor]) -> Given:
@@ -184,7 +215,9 @@ class Assembled:
             else:
                 constants[f"{value.name} {value.tensor.dtype}"] = value
         settings = [name + form.suffix for _, form in self.groups for name in form.settings]
-        return Given(own, self._state, constants, self._inputs, settings, returns, how.skips, held)
+        return Given(
+            own, self._state, constants, self._inputs, settings, returns, how.skips, held, self.finite, how.processes
+        )
 
     def _changes(self, planned: Plan) -> list[list[Tensor | str]]:
         keys: dict[Value, Tensor | str] = {value: key for key, value in self._state.items()}

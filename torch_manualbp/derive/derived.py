@@ -40,6 +40,7 @@ class Derived:
         uneven: which of the data have entries that share memory, or gaps.
         heading: what the program is.
         is_looked_at: whether Python's parser is to find in the text what was written.
+        group: the processes that make the step together.
     """
 
     def __init__(
@@ -52,8 +53,12 @@ class Derived:
         uneven: list[int],
         heading: list[str],
         is_looked_at: bool = True,
+        group: Any = None,
     ) -> None:
         self.how = how
+        self.skipped = False
+        """Whether the last run updated nothing, since its loss was not finite."""
+
         self.optimizer = optimizer
         self.device = recording.device
         self.uneven = uneven
@@ -73,6 +78,11 @@ class Derived:
         :class:`~torch_manualbp.derive.expected.OtherNumbersError`, and has changed nothing."""
 
         self._met: list[Any] = []
+        self.buckets, self.rooms = assembled.buckets, assembled.rooms
+        """What it exchanges with other processes, in words, in order; and the size, dtype and device of each bucket."""
+
+        self.group = group if self.buckets else None
+        self._has_flag = assembled.finite is not None
         self._assembled = assembled
         self._build = self._compiled()
         self._compiled_settings: tuple[list[float], list[Tensor]] = ([], [])
@@ -105,7 +115,8 @@ class Derived:
         }
         given = {keys[key]: t for p, (_, _, keys) in self.forms.items() for key, t in self.state[p].items()}
         with torch.device(self.device):  # not on the device that somebody has made the default
-            self.step: Any = self._build(self._tensors, given)
+            with_group = {} if self.group is None else {"group": self.group}
+            self.step: Any = self._build(self._tensors, given, **with_group)
         self.written = [*self.parameters, *self.buffers, *given.values()]
         self._update = Update(self.source, self.filename, self._assembled.changes, given)
         self._stateful = [(p, ours) for p, ours in self.state.items() if ours]
@@ -139,8 +150,9 @@ class Derived:
         self._met = []
         for i in self.uneven:
             leaves[i] = leaves[i].clone()
+        self.skipped = False
         if not self.how.folds:
-            return self._run(leaves, [])
+            return self._looked_at(self._run(leaves, []))
         firsts = self._take_state()
         groups = self.optimizer.param_groups  # which load_state_dict replaces
         settings: list[Any] = [x for i, form in self.groups for x in form.numbers(groups[i])]
@@ -156,8 +168,20 @@ class Derived:
             if self._update.finish(error.__traceback__, versions):
                 self._commit()
             raise
-        if not (self.how.skip_nonfinite and _is_skipped(result)):
+        result = self._looked_at(result)
+        if not self.skipped:
             self._commit()
+        return result
+
+    def _looked_at(self, result: Any) -> Any:
+        """The result, without what the processes tell each other of their losses."""
+        if not self.how.skip_nonfinite:
+            return result
+        finite = result[0] if isinstance(result, tuple) else result
+        if self._has_flag:
+            C, finite, *more = result
+            result = (C, *more) if more else C
+        self.skipped = not math.isfinite(finite.item())  # torch.isfinite takes 5 µs
         return result
 
     def _run(self, leaves: list[Tensor], settings: list[Any]) -> Any:
@@ -231,11 +255,6 @@ class Derived:
             self._dicts_of_state = [theirs, *(theirs[p] for p, _ in self._stateful)]
             self._versions_of_state = list(map(dict_version, self._dicts_of_state))
         self.optimizer._opt_called = True  # type: ignore[attr-defined] # which learning rate schedulers look at
-
-
-def _is_skipped(result: Any) -> bool:
-    C = result[0] if isinstance(result, tuple) else result
-    return not math.isfinite(C.item())  # torch.isfinite takes 5 µs
 
 
 def _given(assembled: Assembled) -> tuple[dict[str, Tensor], list[str]]:

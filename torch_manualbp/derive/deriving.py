@@ -54,11 +54,13 @@ def derived_program(
     how: How,
     check: bool,
     floats: Sequence[tuple[dict[str, Any], str, str]] = (),
+    group: Any = None,
 ) -> tuple[Derived, Reads]:
     """The program for these data, and everything that it depends on.
 
     Args:
         floats: attributes of modules that are to be inputs of the program, by name, and keys for them.
+        group: the processes that make the step together.
 
     Raises:
         NotDerivableError: the step cannot be derived, or its numbers are not autograd's.
@@ -160,10 +162,13 @@ def derived_program(
 
         def program(of: Recording, how: How, is_looked_at: bool = False) -> Derived:
             heading = heading_of(model, loss, optimizer, how)
-            return Derived(of, optimizer, how, named, reads.held, uneven, heading, is_looked_at)
+            return Derived(of, optimizer, how, named, reads.held, uneven, heading, is_looked_at, group)
 
         twin = recording.copied() if check and expected is not None else recording
         derived = program(recording, how, is_looked_at=True)
+        if derived.answers and derived.buckets:
+            what = "forward reads numbers, by which each of several processes would go another way"
+            raise NotDerivableError([("", what, "have the step's course follow from shapes, or train with autograd")])
         if check and expected is not None:
             if expected.error is not None:
                 what = f"autograd raises {one_line(expected.error)}"

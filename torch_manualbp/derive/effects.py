@@ -189,8 +189,20 @@ WRAPPERS = frozenset({"DistributedDataParallel", "DataParallel", "FullyShardedDa
 def wrappers(modules: Iterable[tuple[str, Module]]) -> list[tuple[str, str, str]]:
     """The places of modules whose gradients other processes have a part in. Their forward is not to be called where no
     backward of autograd's follows."""
-    todo = "derive the step of the module that it wraps, in one process, or train with autograd"
-    return [
+    modules = list(modules)
+    todo = "give TrainStep a DistributedDataParallel of the whole model, or train with autograd"
+    spread = [
+        (path, f"a {type(p).__name__}, a part of which each process has (FSDP2, tensor parallelism)", todo)
+        for path, module in modules
+        for p in module._parameters.values()
+        if hasattr(p, "to_local")
+    ]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        is_alone = torch.distributed.get_world_size() == 1
+        what = "SyncBatchNorm, whose statistics are those of all processes"
+        synced = [path for path, m in modules if isinstance(m, torch.nn.SyncBatchNorm) and m.training and not is_alone]
+        spread += [(path, what, "have a BatchNorm there, or train with autograd") for path in synced]
+    return spread + [
         (path, f"{base.__name__}, whose gradients are reduced by hooks of autograd's graph", todo)
         for path, module in modules
         for base in type(module).__mro__

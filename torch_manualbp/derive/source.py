@@ -186,6 +186,12 @@ class Given:
     held: Collection[str] = ()
     """Which of the parameters are neither parameters nor buffers of the model."""
 
+    finite: Value | None = None
+    """What is not finite where the step ends there, if it is not the loss."""
+
+    processes: int = 1
+    """How many processes make the step together."""
+
     def values(self) -> list[Value]:
         """What the program is given."""
         return [*self.parameters.values(), *self.state.values(), *self.constants.values(), *self.inputs]
@@ -236,8 +242,12 @@ def write_given(source: Source, given: Given, names: dict[Value, str]) -> None:
     add = source.add
     add()
     add()
-    add("def build(parameters, state):")
-    add('"""The step on these parameters, by name, which it changes in place."""', 4)
+    if given.processes == 1:
+        add("def build(parameters, state):")
+        add('"""The step on these parameters, by name, which it changes in place."""', 4)
+    else:
+        add("def build(parameters, state, group=None):")
+        add(f'"""The step on these parameters, by name, with the {given.processes} processes of a group."""', 4)
     for key, value in given.parameters.items():
         add(f"{names[value]} = parameters[{key!r}].detach()", 4, shape_of(value))
         if key in given.held:
@@ -318,7 +328,8 @@ class Sections:
         source.comment(f"---- {section} " + "-" * (60 - len(section)), 8)
         if section == self._given.skips:
             returned = [self._names[value] for value in self._given.returns]
-            source.add(f"if not torch.isfinite({returned[0]}):", 8)
+            finite = returned[0] if self._given.finite is None else self._names[self._given.finite]
+            source.add(f"if not torch.isfinite({finite}):", 8)
             source.add(f"return {', '.join(returned)}", 12)
             source.sections[section] = len(source.lines)
 
@@ -481,6 +492,8 @@ def _expression(call: Call, names: dict[Value, str]) -> str:
         return f"torch.pow({base}, {exponent})"
     if name == "__neg__":
         return f"-{args[0]}"
+    if name == "wait":  # of torch.distributed.Work
+        return f"{args[0]}.wait()"
     if name == "__invert__":
         return f"~{args[0]}"
     if getattr(Tensor, name, None) is function or is_method(function, name):
@@ -516,6 +529,7 @@ _MODULES: dict[str, Any] = {
     "torch.special": torch.special,
     "torch.fft": torch.fft,
     "torch.masked": torch.masked,
+    "torch.distributed": torch.distributed,
 }
 """Where a program finds what it calls."""
 
@@ -628,7 +642,7 @@ def _of_index(item: Any) -> Any:
 
 
 def _made(call: Call) -> str:
-    if not call.results:
+    if not call.results or call.name == "all_reduce":
         return ""
     return ", ".join(shape_of(value) for value in call.results)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import math
 import operator
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch_manualbp.derive.draws import Draws, random_states
 from torch_manualbp.derive.effects import refuse_scripted
 from torch_manualbp.derive.expected import OtherNumbersError
 from torch_manualbp.derive.interruptions import Uninterrupted
+from torch_manualbp.derive.processes import Processes, ProcessesError, refuse_empty, unwrapped
 from torch_manualbp.derive.reads import Reads, are_unchanged, dict_version
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.derive.update import (
@@ -58,6 +59,7 @@ OFTEN = 24
 
 KEPT = ("keep_deltas", "keep_output", "keep_layers")
 
+_ALONE: AbstractContextManager[Any] = nullcontext()
 _parameters_of = operator.itemgetter("params")
 
 
@@ -91,7 +93,8 @@ class _Last:
         self._is_one = inputs is target
 
     def _around_now(self, step: TrainStep) -> tuple[Any, ...]:
-        return type(step.optimizer), is_forked(), torch.get_default_dtype(), torch_device.CURRENT_DEVICE
+        reduces = step._processes is None or step._processes.reduces()
+        return type(step.optimizer), is_forked(), torch.get_default_dtype(), torch_device.CURRENT_DEVICE, reduces
 
     def serves(self, step: TrainStep, inputs: Tensor, target: Tensor) -> bool:
         """Whether it is the program of this call."""
@@ -151,6 +154,9 @@ class TrainStep:
         clip_norm: scale the gradient to this norm where it is longer, as ``torch.nn.utils.clip_grad_norm_``.
         freeze_others: take parameters that the optimizer does not hold for constants, such as a discriminator's in the
             step of its generator.
+        process_group: the processes of torch.distributed that make each step together, by the mean of their gradients;
+            the first one's parameters and buffers are everybody's from now on. A model in ``DistributedDataParallel``
+            brings its own.
         clip_value: clamp every entry of the gradient to ± this, as ``torch.nn.utils.clip_grad_value_``.
         check: compare every program with autograd before it changes a parameter, and its loss with the model's own at
             its runs 2, 10, 100, 1,000, …; with ``"every"`` derive and compare it anew each ``check_every`` runs, too.
@@ -161,6 +167,7 @@ class TrainStep:
         NotDerivableError: when called, if the model does what cannot be written out, with every place, or if the
             program's numbers are not autograd's.
         ValueError: an argument is out of its range, or a parameter that learns is not the optimizer's.
+        ProcessesError: when called, if another process could not make the step, or has derived another program.
     """
 
     def __init__(
@@ -178,6 +185,7 @@ class TrainStep:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         freeze_others: bool = False,
+        process_group: Any = None,
         check: bool | Literal["every"] = True,
         check_every: int = 100,
     ) -> None:
@@ -197,7 +205,12 @@ class TrainStep:
         _check("check", check, check in (True, False, "every"), 'True, False, or "every"')
         often = isinstance(check_every, int) and check_every >= 1
         _check("check_every", check_every, often, "a whole number of at least 1")
-        self.model = model
+        self.model, self._processes = unwrapped(model)
+        if process_group is not None:
+            _check("process_group", process_group, self._processes is None, "nothing, where the model brings its own")
+            is_known = isinstance(process_group, Processes)
+            self._processes = process_group if is_known else Processes.of(process_group, self.model)
+        _check("compile", compile, not (compile and self._processes), "False, where several processes make a step")
         self.loss = loss
         self.optimizer = optimizer
         self.keep_deltas = keep_deltas
@@ -246,6 +259,8 @@ class TrainStep:
     def __getstate__(self) -> dict[str, Any]:
         """All but the programs, which are derived anew when they are called for; and the gradients that wait for an
         update, which copies of parameters leave behind."""
+        if self._processes is not None:
+            raise TypeError("the step of several processes cannot be copied: make another one of the copied model")
         state = {name: value for name, value in vars(self).items() if name not in ("_programs", "_lock", "_constants")}
         return {**state, "_waiting": [(p, p.grad) for p in self._parameters() if p.grad is not None]}
 
@@ -315,7 +330,7 @@ class TrainStep:
         Returns:
             The loss before the update, a tensor of no dimension.
         """
-        with self._lock:
+        with self._lock, self._together():
             try:
                 is_plain = type(inputs) is type(target) is Tensor
                 entry = self._programs[-1] if self._programs else None
@@ -331,8 +346,7 @@ class TrainStep:
             except OddStateError:
                 self._is_odd = True
                 return self._through_gradients(inputs, target)
-            if self.skip_nonfinite and not math.isfinite(C.item()):
-                self.skipped += 1
+            self.skipped += self._programs[-1].derived.skipped
             return C
 
     def backward(self, inputs: Any, target: Any, share: float = 1.0) -> Tensor:
@@ -342,9 +356,10 @@ class TrainStep:
         """
         with self._lock:
             adds = any(p.grad is not None for p in self._parameters())
-            entry = self._find(inputs, target, None, adds, share)
-            with Uninterrupted():
-                return self._run(entry, inputs, target)
+            with self._together():
+                entry = self._find(inputs, target, None, adds, share)
+                with Uninterrupted():
+                    return self._run(entry, inputs, target)
 
     def evaluate(self, inputs: Any, target: Any) -> Tensor:
         """The loss by the same rules, in the mode that the model is in, without gradients or an update.
@@ -370,7 +385,8 @@ class TrainStep:
     def _through_gradients(self, inputs: Any, target: Any) -> Tensor:
         done, self._done = self._done, 0
         adds = done > 0 and any(p.grad is not None for p in self._parameters())
-        entry = self._find(inputs, target, None, adds, 1 / self.accumulate)
+        is_last = done + 1 >= self.accumulate
+        entry = self._find(inputs, target, None, adds, 1 / self.accumulate, reduces=is_last)
         try:
             with Uninterrupted():
                 if done == 0:
@@ -384,6 +400,36 @@ class TrainStep:
             self._done = 0  # a window begins anew
             raise
         return C
+
+    @contextmanager
+    def join(self) -> Iterator[None]:
+        """A block in which each of several processes makes as many steps as it has batches. One that has no batch any
+        more adds zeros to the gradients of the others, which are divided by the number of all processes, as under
+        ``DistributedDataParallel.join``; at the end parameters, buffers and the optimizer's state are those of the
+        process that made the last step.
+
+        Raises:
+            ProcessesError: another process has failed, or this one had no batch at all.
+        """
+        yield
+        processes, model = self._processes, self.model
+        if processes is None:
+            return
+        reducing = [entry.derived for entry in self._programs if entry.derived.buckets]
+        if not reducing:
+            raise ProcessesError("this process had no batch, and knows no program whose gradients it can add zeros to")
+        processes.keep_up(reducing[-1].buckets, reducing[-1].rooms, list(model.buffers()))
+        state = (self.optimizer.state.get(p, {}) for p in self._parameters())
+        of_optimizer = [t for of in state for t in of.values() if isinstance(t, Tensor)]
+        processes.share([*model.parameters(), *model.buffers(), *of_optimizer], processes.last)
+
+    @property
+    def _group(self) -> Any:
+        return None if self._processes is None else self._processes.group
+
+    def _together(self) -> AbstractContextManager[Any]:
+        """A block in which other processes hear of an exception, if there are any."""
+        return _ALONE if self._processes is None else self._processes.told()
 
     def update(self) -> None:
         """Clip what is in ``.grad``, and have the optimizer make its step. The next call begins a new window."""
@@ -445,6 +491,8 @@ class TrainStep:
             leaves = [inputs, target]
         else:
             leaves = [leaf for leaf in pytree.tree_leaves((inputs, target)) if isinstance(leaf, Tensor)]
+        if derived.buckets and self._processes is not None:
+            self._processes.begin(derived.buckets, list(self.model.buffers()))
         written = derived.addresses
         leaves = [t.clone() if t.untyped_storage().data_ptr() in written else t for t in leaves]
         grads = self._taken_gradients(derived, leaves) if derived.how.adds else []
@@ -464,7 +512,7 @@ class TrainStep:
             gradients = []
         C: Tensor = result
         if not derived.how.folds and not derived.how.evaluates:
-            self._leave(derived, gradients or grads, C)
+            self._leave(derived, gradients or grads)
         if (
             expected is not None
             and not is_close(C, expected, derived.rounded)
@@ -491,9 +539,9 @@ class TrainStep:
         leaves[:] = [t.clone() if t.untyped_storage().data_ptr() in memory else t for t in leaves]
         return taken
 
-    def _leave(self, derived: Derived, gradients: list[Tensor], C: Tensor) -> None:
+    def _leave(self, derived: Derived, gradients: list[Tensor]) -> None:
         """Put the gradients into ``.grad``."""
-        if self.skip_nonfinite and not math.isfinite(C.item()):
+        if derived.skipped:
             self.skipped += 1
             return
         for p, gradient in zip(derived.parameters, gradients, strict=True):
@@ -507,7 +555,7 @@ class TrainStep:
         """
         floats = [(item.attributes, item.name, item.key) for item in entry.reads.floats]
         about = self.model, self.loss, self.optimizer, inputs, target, entry.derived.how
-        again, _ = derived_program(*about, True, floats)
+        again, _ = derived_program(*about, True, floats, self._group)
         if again.source.text != entry.derived.source.text:
             self._programs.remove(entry)
             pairs = zip(again.source.lines, entry.derived.source.lines, strict=False)
@@ -525,8 +573,13 @@ class TrainStep:
         adds: bool = False,
         share: float = 1.0,
         evaluates: bool = False,
+        reduces: bool = True,
     ) -> _Entry:
         """The program for this call, derived if there is none yet."""
+        processes = self._processes
+        if processes is not None:
+            refuse_empty(inputs, target)
+        count = 1 if processes is None or not reduces or evaluates or not processes.reduces() else processes.count
         form = [
             _form(inputs),
             _form(target),
@@ -540,7 +593,7 @@ class TrainStep:
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
             (id(self.model), id(self.loss), id(self.optimizer)),
             (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),
-            (self.freeze_others, evaluates),
+            (self.freeze_others, evaluates, count, id(processes)),
         ]
         entries = self._programs
         for i in range(len(entries) - 1, -1, -1):
@@ -553,7 +606,7 @@ class TrainStep:
             how = How(False, compile=self.compile, keep_output=self.keep_output, evaluates=True)
         else:
             kept = {name: getattr(self, name) for name in (*KEPT, "freeze_others")}
-            how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, **kept)
+            how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, processes=count, **kept)
         if structure is not None and has_odd_state(self.optimizer):
             raise OddStateError
         derived, reads = self._derived(form, inputs, target, how)
@@ -568,10 +621,10 @@ class TrainStep:
         floats = next(filter(None, changed), [])
         if floats and not any((id(at), name) in self._constants for at, name, _ in floats):
             try:
-                return derived_program(*about, floats)
+                return derived_program(*about, floats, self._group)
             except (NotDerivableError, RuntimeError, TypeError, ValueError):  # whatever a tensor in its place leads to
                 self._constants.update((id(at), name) for at, name, _ in floats)
-        return derived_program(*about)
+        return derived_program(*about, group=self._group)
 
     def _with_memory(self, entry: _Entry) -> _Entry:
         """The entry of the program that runs next. The memory of those that have not run for the longest goes."""

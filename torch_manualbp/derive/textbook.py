@@ -20,7 +20,7 @@ import torch
 from torch_manualbp.derive.program import MADE, Call, Formula, Memory, Program, Text, Value
 from torch_manualbp.derive.update import SGD, Adam
 
-__all__ = ["APPLY", "functions_of", "write_update"]
+__all__ = ["APPLY", "define", "functions_of", "write_update"]
 
 Learnt = Sequence[tuple[Value, Value, dict[str, Value]]]
 """Parameters, their gradients, and the state that the optimizer has of each."""
@@ -59,7 +59,7 @@ def _sgd(form: SGD, program: Program, W: Value, dW: Value, state: dict[str, Valu
     rate += ",  μ = momentum" + (",  d = dampening" if form.dampening else "")
     program.title = ("SGD", f"v ← μ v + {factor}g,  W ← W − η {moved},  {lines[0]},  {rate}")
     if form.nesterov and len(g.values) > 1:
-        g = Formula("{}", (_define(program, f"g_{W.name}", g, W),))
+        g = Formula("{}", (define(program, f"g_{W.name}", g, W),))
     _change(program, v, "=", f"{mu} * {{}} + {damped}{_factor(g) if damped else g.text}", (v, *g.values))
     if form.nesterov:
         _change(program, W, "-=", f"{lr} * ({g.text} + {mu} * {{}})", (*g.values, v))
@@ -113,7 +113,7 @@ def _factor(g: Formula) -> str:
     return g.text if len(g.values) == 1 else f"({g.text})"
 
 
-def _define(program: Program, name: str, formula: Formula, like: Value) -> Value:
+def define(program: Program, name: str, formula: Formula, like: Value) -> Value:
     """A line that makes a quantity of this name."""
     memory = Memory(MADE)
     value = Value(torch.empty_like(like.tensor), memory, name, is_named=True)

@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from torch_manualbp._torch import foreach_mul, pytree
 from torch_manualbp.derive import TrainStep
 from torch_manualbp.derive.derived import KeptLayer
+from torch_manualbp.derive.processes import Processes
 from torch_manualbp.lightning.root import pl
 
 __all__ = ["DerivedEngine", "refuse_what_needs_autograd"]
@@ -137,6 +139,8 @@ class DerivedEngine:
         """Whether the update can be part of the program."""
         trainer = module.trainer
         is_plain = trainer.accumulate_grad_batches == 1 and not trainer.gradient_clip_val
+        if trainer.world_size > 1 and any(getattr(one, "measures_layers", False) for one in trainer.callbacks):
+            return False  # of layers they show the gradients of all processes, which ``.grad`` has
         return bool(is_plain and module.automatic_optimization and step.folds and not self._is_watched(module))
 
     def _is_watched(self, module: Any) -> bool:
@@ -188,14 +192,26 @@ class DerivedEngine:
             raise ValueError(f'engine="derived" trains by one optimizer, and here are {len(optimizers)}; {AUTOGRAD}')
         step = self.step
         if step is None or step.optimizer is not optimizers[0]:
-            refuse_what_needs_autograd(module.trainer)
+            refuse_what_needs_autograd(module.trainer, by_ddp=True)
             self.forget()
-            step = self.step = TrainStep(
-                module.model, module.loss, optimizers[0], **{"skip_nonfinite": True, **self.options}
-            )
+            options = {"skip_nonfinite": True, "process_group": self._processes(module), **self.options}
+            step = self.step = TrainStep(module.model, module.loss, optimizers[0], **options)
         step.model, step.loss, step.keep_layers = module.model, module.loss, self.keep_layers
         step.keep_output = len(module.train_metrics.metrics) > 0
         return step
+
+    def _processes(self, module: Any) -> Processes | None:
+        """The processes that train together. Of what the program does not update itself, the gradients reach ``.grad``
+        by way of autograd's nodes, where DistributedDataParallel reduces them."""
+        ddp: Any = module.trainer.strategy.model
+        if not isinstance(ddp, DistributedDataParallel):
+            return None
+        return Processes(
+            ddp.process_group,
+            broadcasts=False,  # which DistributedDataParallel does before this forward
+            reduces=lambda: self.folded and ddp.require_backward_grad_sync,
+            device=str(module.device),
+        )
 
 
 class _Computed(torch.autograd.Function):
@@ -225,16 +241,24 @@ def _scaled(layer: KeptLayer, upstream: Tensor) -> KeptLayer:
     return replace(layer, delta=delta, da=da)
 
 
-def refuse_what_needs_autograd(trainer: pl.Trainer) -> None:
+def refuse_what_needs_autograd(trainer: pl.Trainer, by_ddp: bool = False) -> None:
     """Refuse what works by hooks on autograd's graph, or on the loss before its backward pass.
+
+    Args:
+        by_ddp: whether several processes may train, by DDPStrategy.
 
     Raises:
         ValueError: the strategy, the precision or a flag of the trainer is such.
     """
     strategy, precision = trainer.strategy, trainer.precision_plugin
     problem = None
-    if type(strategy) is not pl.strategies.SingleDeviceStrategy:
-        problem = f"trains on a single device, and not by {type(strategy).__name__}"
+    if by_ddp and type(strategy) is pl.strategies.DDPStrategy:
+        problem = _problem_of(strategy)
+    elif type(strategy) is not pl.strategies.SingleDeviceStrategy:
+        where = "on a single device or by DDPStrategy" if by_ddp else "on a single device"
+        problem = f"trains {where}, and not by {type(strategy).__name__}"
+    if problem is not None:
+        pass
     elif getattr(precision, "scaler", None) is not None:
         problem = f"scales no loss, as the GradScaler of precision {precision.precision!r} has it"
     elif type(precision) not in (
@@ -254,6 +278,13 @@ def _is_foreign(one: Any) -> bool:
     """Whether a module, a callback, or a class of them has a hook that is neither Lightning's nor this package's."""
     methods = (getattr(one, name, None) for name in HOOKS)
     return any(m.__module__.partition(".")[0] not in OWN_PACKAGES for m in methods if m is not None)
+
+
+def _problem_of(strategy: Any) -> str | None:
+    """What of a DDPStrategy has no program."""
+    options = [name for name in ("find_unused_parameters", "static_graph") if strategy._ddp_kwargs.get(name)]
+    options += [name for name in ("ddp_comm_hook", "model_averaging_period") if getattr(strategy, f"_{name}")]
+    return f"takes no {', '.join(options)} of DDPStrategy" if options else None
 
 
 def _passed_by(cls: Any) -> bool:

@@ -60,6 +60,9 @@ class GradientFlow(pl.Callback):
         if path is not None:
             refuse_path(path)  # now rather than after training
 
+    measures_layers = True
+    """Whether it shows gradients layer by layer."""
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse what has no layers to look at."""
         if getattr(pl_module, "_compiler_ctx", None) is not None:  # Lightning has unwrapped it by now

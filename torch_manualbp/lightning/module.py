@@ -74,9 +74,9 @@ class ManualBackpropModule(pl.LightningModule):
             monitors "val_loss" unless told otherwise.
         metrics: names and what to measure: ``torchmetrics.Metric`` of (output, target), or configurations of them.
         engine: what trains: "autograd", the rules as nodes of autograd's graph, with every strategy; or "derived",
-            :class:`~torch_manualbp.TrainStep`, without a graph, on a single device. Only the speed differs, and what
-            ``.grad`` holds when training is over: with "derived" nothing where no callback and no method of a subclass
-            could look at it before. A callback that does not says so by ``needs_gradients = False``.
+            :class:`~torch_manualbp.TrainStep`, without a graph, on a single device or by "ddp". Only the speed differs,
+            and what ``.grad`` holds when training is over: with "derived" nothing where no callback and no method of a
+            subclass could look at it before. A callback that does not says so by ``needs_gradients = False``.
         groups: parameter groups by name: a pattern of parameter names, as ``fnmatch`` has it, and the options that the
             optimizer takes for the parameters it fits first, such as ``{"*.bias": {"weight_decay": 0.0}}``. Those that
             fit none have the optimizer's own options.
@@ -270,7 +270,7 @@ class ManualBackpropModule(pl.LightningModule):
         """
         prepare(self.trainer)
         if self._engine is not None and stage == pl.trainer.states.TrainerFn.FITTING:
-            refuse_what_needs_autograd(self.trainer)
+            refuse_what_needs_autograd(self.trainer, by_ddp=True)
 
     def on_train_epoch_start(self) -> None:
         """Forget the last epoch's samples."""
