@@ -12,6 +12,7 @@ from time import perf_counter
 import torch
 
 from torch_manualbp import TrainStep, nn
+from torch_manualbp._progress import INTERRUPTED, Counted
 from torch_manualbp._tables import require_tables
 from torch_manualbp.bench.command import add_files, add_rounds, publish
 from torch_manualbp.bench.timing import Question, Stopwatch, compare
@@ -57,13 +58,14 @@ def main(options: argparse.Namespace) -> int:
     """Time and print; a bound that was missed is a finding."""
     require_tables()
     rows = []
-    for width, batch in SIZES:
-        for activation in ACTIVATIONS:
-            for row in _rows(width, batch, activation, options.rounds):
+    cases = [(width, batch, activation) for width, batch in SIZES for activation in ACTIVATIONS]
+    with Counted(cases, "bench insight") as todo:
+        for case in todo:
+            for row in _rows(*case, options.rounds):
                 rows.append(row)
-                print(*_cells(row), sep="  ", file=sys.stderr, flush=True)
+                todo.say(*_cells(row))
     publish(options, "Statistics of a run", COLUMNS, list(map(_cells, rows)), rows)
-    return 0
+    return INTERRUPTED if todo.interrupted else 0
 
 
 def _rows(width: int, batch: int, activation: str, rounds: int) -> Iterator[Row]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import nn
+from torch_manualbp._progress import INTERRUPTED, Counted
 from torch_manualbp._tables import require_tables
 from torch_manualbp._text import near
 from torch_manualbp._torch import TorchDispatchMode, reset_compiler
@@ -211,20 +212,20 @@ def main(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     rows: list[Row] = []
     seen = set()
-    for case in cases:
-        if options.rule is not None and case.name not in options.rule:
-            continue
-        torch.manual_seed(0)
-        inputs = case.inputs()
-        for call in calls_of(case, inputs):
-            formula, structure, _ = call
-            if (structure == "whole" and formula not in dispatch.LARGE) or (formula, case.size) in seen:
-                continue
-            seen.add((formula, case.size))
-            rows.append(measure(case, call, inputs, options.rounds, not options.no_compile))
-            print(*_cells(rows[-1]), sep="  ", file=sys.stderr, flush=True)
+    cases = [case for case in cases if options.rule is None or case.name in options.rule]
+    with Counted(cases, "bench kernels", lambda case: f"{case.name} {case.size}") as todo:
+        for case in todo:
+            torch.manual_seed(0)
+            inputs = case.inputs()
+            for call in calls_of(case, inputs):
+                formula, structure, _ = call
+                if (structure == "whole" and formula not in dispatch.LARGE) or (formula, case.size) in seen:
+                    continue
+                seen.add((formula, case.size))
+                rows.append(measure(case, call, inputs, options.rounds, not options.no_compile))
+                todo.say(*_cells(rows[-1]))
     publish(options, f"Formulas in µs; a kernel earns its place from {EARNS}", COLUMNS, list(map(_cells, rows)), rows)
-    return 0
+    return INTERRUPTED if todo.interrupted else 0
 
 
 COLUMNS = "formula", "size", "torch", "plain", "blocks", "compiled", "kernel", "gain", "", "step", "gain", "calls"

@@ -18,6 +18,7 @@ from torch.nn.modules import activation as torch_activations
 from torch.nn.modules import loss as torch_losses
 
 from torch_manualbp import kernels, nn, rules
+from torch_manualbp._progress import INTERRUPTED, Counted
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp._text import near
 from torch_manualbp._torch import reset_compiler
@@ -372,11 +373,12 @@ def main(options: argparse.Namespace) -> int:
     chosen = [case for case in cases if options.layer is None or case.name in options.layer]
     todo = [(case, mode) for case in chosen for mode in modes if case.runs(mode)]
     rows: list[Row] = []
-    for i, (case, mode) in enumerate(todo, 1):
-        row = measure(case, mode, options.repeats)
-        rows.append(row)
-        about = f"[{i}/{len(todo)}] {row.layer} {row.size} {row.mode}"
-        print(f"{about}: {row.ratio:.2f} (bound {_figure(row.bound)})", file=sys.stderr, flush=True)
+    with Counted(todo, "bench layers", lambda item: f"{item[0].name} {item[1]}") as counted:
+        for case, mode in counted:
+            row = measure(case, mode, options.repeats)
+            rows.append(row)
+            about = f"[{len(rows)}/{len(todo)}] {row.layer} {row.size} {row.mode}"
+            counted.say(f"{about}: {row.ratio:.2f} (bound {_figure(row.bound)})")
     columns, cells = _table(rows)
     title = f"Our layers against torch {torch.__version__}, {options.dtype}, {torch.get_num_threads()} threads"
     print_table(title, columns, cells)
@@ -386,7 +388,7 @@ def main(options: argparse.Namespace) -> int:
         write(options.json, {**surroundings(), **chosen_by, "rows": [asdict(row) for row in rows]})
     if options.markdown:
         write(options.markdown, f"{title}:\n\n{as_markdown(*_by_layer(rows))}\n{_summary(rows)}.\n")
-    return 0
+    return INTERRUPTED if counted.interrupted else 0
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

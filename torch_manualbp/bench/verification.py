@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp import nn
+from torch_manualbp._progress import INTERRUPTED, Counted
 from torch_manualbp._tables import require_tables
 from torch_manualbp.bench.command import add_files, add_rounds, publish
 from torch_manualbp.verify.models import verify_model
@@ -72,12 +72,14 @@ def main(options: argparse.Namespace) -> int:
     """Time and print. Returns 1 if what is right is not found so; a bound that was missed is a finding."""
     require_tables()
     rows = []
-    for row in (*map(_of_layer, LAYERS, [options.rounds] * len(LAYERS)), *map(_of_model, MODELS, [options.rounds] * 3)):
-        print(f"{row.target}: {row.seconds:.2f} s, {row.verdict}", file=sys.stderr, flush=True)
-        rows.append(row)
+    cases = [*((_of_layer, name) for name in LAYERS), *((_of_model, name) for name in MODELS)]
+    with Counted(cases, "bench verify", lambda case: case[1]) as todo:
+        for timed, name in todo:
+            rows.append(timed(name, options.rounds))
+            todo.say(f"{rows[-1].target}: {rows[-1].seconds:.2f} s, {rows[-1].verdict}")
     columns, cells = _table(rows)
     publish(options, "Verification", columns, cells, rows)
-    return int(any(row.verdict != "correct" for row in rows))
+    return INTERRUPTED if todo.interrupted else int(any(row.verdict != "correct" for row in rows))
 
 
 def _of_layer(name: str, rounds: int) -> Row:

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp._progress import INTERRUPTED, Counted
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp._text import near
 from torch_manualbp.catalogue import CATALOGUE, Make, Operation, Sample
@@ -509,10 +510,10 @@ def main(options: argparse.Namespace) -> int:
     found: list[Accuracy] = []
     cells: list[list[str]] = []
     without: list[str] = []
-    for entry in CATALOGUE:
-        if options.rule and entry.name not in options.rule:
-            continue
-        for dtype in (d for d in DTYPES if name_of_dtype(d) in options.dtype):
+    entries = [entry for entry in CATALOGUE if not options.rule or entry.name in options.rule]
+    cases = [(entry, d) for entry in entries for d in DTYPES if name_of_dtype(d) in options.dtype]
+    with Counted(cases, "accuracy", lambda case: f"{case[0].name} {name_of_dtype(case[1])}") as todo:
+        for entry, dtype in todo:
             try:
                 of_rule = measure(entry, dtype)
             except NotImplementedError as error:
@@ -537,7 +538,7 @@ def main(options: argparse.Namespace) -> int:
         write(options.json, {"torch": torch.__version__, "rows": rows_as_json, "not measured": without})
     if options.markdown:
         write(options.markdown, as_markdown(columns, cells) + f"\n{summary}\n")
-    return 1 if worse else 0
+    return INTERRUPTED if todo.interrupted else 1 if worse else 0
 
 
 def _line(rule: str, dtype: str, about: str, rows: Sequence[Accuracy]) -> list[str]:

@@ -23,6 +23,7 @@ from torch.nn import Module
 
 from torch_manualbp._objects import OF_THE_USERS, RefusedError, data, evaluated, seed, where_python_looks
 from torch_manualbp._output import print_to_the_end
+from torch_manualbp._progress import INTERRUPTED
 from torch_manualbp._tables import write
 from torch_manualbp._text import one_line
 from torch_manualbp.verify.checks import CHECKS
@@ -133,7 +134,7 @@ def _self_test(options: argparse.Namespace) -> int:
     print_to_the_end(f"{result}\n")
     if options.json is not None:
         write(options.json, result.to_json())
-    return 0 if result.ok else 1
+    return INTERRUPTED if result.interrupted else 0 if result.ok else 1
 
 
 def target_named(text: str) -> Any:

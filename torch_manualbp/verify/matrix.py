@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from torch_manualbp._objects import RefusedError, data, where_python_looks
+from torch_manualbp._progress import INTERRUPTED, Counted
 from torch_manualbp._tables import write
 from torch_manualbp._text import visible
 from torch_manualbp.catalogue import CATALOGUE, Operation
@@ -141,7 +142,6 @@ def contract_matrix(
     checks: Iterable[str | Check] | None = None,
     *,
     all_samples: bool = False,
-    progress: Callable[[str], None] | None = None,
 ) -> Matrix:
     """Hold every rule of a catalogue to the contract.
 
@@ -149,7 +149,6 @@ def contract_matrix(
         entries: the rules, each with its torch twin and its samples.
         checks: names of the checks to run; by default all of ``contract.CHECKS``.
         all_samples: whether also torch.compile, at about a second a sample, runs on more than each rule's first.
-        progress: is called with the name of each rule as it begins.
     """
     chosen = [contract.check(c) if isinstance(c, str) else c for c in checks or contract.CHECKS]
 
@@ -157,8 +156,6 @@ def contract_matrix(
         for entry in entries:
             for key in entry.exempt:
                 contract.check_of_exemption(entry, key)
-            if progress is not None:
-                progress(entry.name)
             of_rule = list(cases([entry]))
             for c in chosen:
                 for case in of_rule if all_samples or not c.slow else of_rule[:1]:
@@ -230,6 +227,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print the matrix; 0 if nothing failed and something held, 1 if not, 2 if the arguments name what is not there."""
+    args.interrupted = False
     try:
         matrix = _asked_for(args)
     except (RefusedError, ValueError, TypeError, ImportError) as error:
@@ -240,7 +238,7 @@ def main(args: argparse.Namespace) -> int:
         write(args.json, matrix.to_json() + "\n")
     if args.markdown is not None:
         write(args.markdown, matrix.to_markdown())
-    return 0 if matrix.ok else 1
+    return INTERRUPTED if args.interrupted else 0 if matrix.ok else 1
 
 
 def _asked_for(args: argparse.Namespace) -> Matrix:
@@ -261,12 +259,13 @@ def _asked_for(args: argparse.Namespace) -> Matrix:
         if unknown := [name for name in args.rule if name not in known]:
             raise ValueError(f"no rule is named {unknown[0]!r}; there are: {', '.join(sorted(known))}")
         entries = [e for e in entries if e.name in args.rule]
-    progress = _show_progress if sys.stderr.isatty() else None
-    return contract_matrix(entries, args.check, all_samples=args.all_samples, progress=progress)
-
-
-def _show_progress(rule: str) -> None:
-    print(f"\r{rule:<40}", end="", file=sys.stderr, flush=True)
+    rows: list[Row] = []
+    start = time.perf_counter()
+    with Counted(entries, "matrix", lambda entry: entry.name) as todo:
+        for entry in todo:
+            rows += contract_matrix([entry], args.check, all_samples=args.all_samples).rows
+    args.interrupted = todo.interrupted
+    return Matrix("rules", tuple(rows), time.perf_counter() - start)
 
 
 def _catalogue(where: str | None) -> Sequence[Operation]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from torch_manualbp._progress import Counted
 from torch_manualbp.verify.functions import is_function, run_forward
 from torch_manualbp.verify.mistakes import MISTAKES, Mistake
 from torch_manualbp.verify.outputs import outputs
@@ -45,6 +46,8 @@ class SelfTest:
 
     rows: tuple[Row, ...]
     tools: tuple[str, ...]
+    interrupted: bool = False
+    """Whether Ctrl-C has come before the last mistake."""
 
     @property
     def ok(self) -> bool:
@@ -106,15 +109,15 @@ def self_test(mistakes: Sequence[Mistake] = MISTAKES, tools: Mapping[str, Tool] 
         tools: names and tools; by default :data:`TOOLS`.
     """
     tools = TOOLS if tools is None else tools
-    rows = [
-        Row(
-            mistake,
-            {name: tool(mistake, mistake.target) for name, tool in tools.items()},
-            {name: tool(mistake, mistake.twin) for name, tool in tools.items()},
-        )
-        for mistake in mistakes
-    ]
-    return SelfTest(tuple(rows), tuple(tools))
+    rows = []
+    with Counted(mistakes, "self-test", lambda mistake: mistake.name) as todo:
+        for mistake in todo:
+            found, in_twin = (
+                {name: tool(mistake, target) for name, tool in tools.items()}
+                for target in (mistake.target, mistake.twin)
+            )
+            rows.append(Row(mistake, found, in_twin))
+    return SelfTest(tuple(rows), tuple(tools), todo.interrupted)
 
 
 class _Verify:
