@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp.kernels.attention_steps import flash, suits_flash
 from torch_manualbp.kernels.dispatch import for_large, plain
 from torch_manualbp.rules.attention import attended, attention_gradients, entries_of
 from torch_manualbp.rules.rule import widened
@@ -18,8 +19,8 @@ __all__ = ["BLOCK_PAIRS", "FEW_PAIRS"]
 FEW_PAIRS = 1 << 20
 """Up to so many pairs of a query and a key all are made at once."""
 
-BLOCK_PAIRS = 1 << 18
-"""Pairs of one block, of one head: a megabyte in float32."""
+BLOCK_PAIRS = 1 << 19
+"""Pairs of one block, of one head: two megabytes in float32."""
 
 
 class _Heads:
@@ -31,6 +32,8 @@ class _Heads:
         self.q, self.k, self.v = self.flat(widened(q) * s), self.flat(widened(k)), self.flat(widened(v))
         self.M = None if M is None else M.reshape((1,) * (len(self.batch) + 2 - M.dim()) + M.shape)
         self.bits = None if bits is None else self.flat(bits)
+        self.entries: Tensor | None = None
+        """The eight entries of R of each byte."""
 
     def flat(self, t: Tensor) -> Tensor:
         return t.expand(*self.batch, *t.shape[-2:]).reshape(self.count, *t.shape[-2:])
@@ -65,14 +68,23 @@ class _Heads:
         """R."""
         if self.bits is None:
             return None
-        R = entries_of(self.bits[h, rows, : (n + 7) // 8], n).to(self.q.dtype)
-        return R.mul_(1 / (1 - p) if p < 1 else 0.0)
+        if self.entries is None:
+            bytes_ = torch.arange(256, dtype=torch.uint8).unsqueeze(1)
+            self.entries = entries_of(bytes_, 8).to(self.q.dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
+        bits = self.bits[h, rows, : (n + 7) // 8]
+        return self.entries.index_select(0, bits.flatten().int()).view(len(bits), -1)[:, :n]
 
 
 def _part(mask: Tensor, rows: slice, n: int) -> Tensor:
     """Of a head's mask, which broadcasts, these rows and the first n columns."""
     mask = mask[rows] if mask.shape[0] > 1 else mask
     return mask[:, :n] if mask.shape[1] > 1 else mask
+
+
+def _suits_flash_as_mask(M: Tensor, q: Tensor, k: Tensor) -> bool:
+    """Whether ATen's kernel takes it, and no query is left without a key."""
+    is_whole = M.dtype == q.dtype and M.is_contiguous() and M.shape[-2:] == (q.shape[-2], k.shape[-2]) and M.dim() == 2
+    return is_whole and bool((M.amax(-1) > -math.inf).all())
 
 
 def _is_small(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -86,20 +98,23 @@ def attended_in_blocks(
 ) -> Any:
     if _is_small(q, k, v):
         return plain(attended)(q, k, v, M, bits, s, is_causal, p)
+    if bits is None and suits_flash(q, k, v, is_causal) and (M is None or _suits_flash_as_mask(M, q, k)):
+        return flash(q, k, v, 0.0, is_causal, attn_mask=M, scale=s)[:2]
     heads = _Heads(q, k, v, M, bits, s)
     o = heads.q.new_empty(heads.count, heads.L, v.shape[-1])
     lse = heads.q.new_empty(heads.count, heads.L)
     for h, rows, n in heads.blocks(is_causal):
         S = heads.scores(h, rows, n, is_causal)
         largest = S.amax(-1, keepdim=True)
-        largest.masked_fill_(largest == -math.inf, 0)
-        P = S.sub_(largest).exp_()
-        total = P.sum(-1, keepdim=True)
-        total.masked_fill_(total == 0, 1)
-        lse[h, rows] = (largest + total.log()).squeeze(-1)
+        P = torch.softmax(S, -1, out=S)
+        lse_rows = largest - P.amax(-1, keepdim=True).log_()
+        if M is not None:
+            is_masked = largest == -math.inf
+            P.masked_fill_(is_masked, 0)
+            lse_rows.masked_fill_(is_masked, 0)
+        lse[h, rows] = lse_rows.squeeze(-1)
         R = heads.passed(h, rows, n, p)
         torch.mm(P if R is None else P.mul_(R), heads.v[h, :n], out=o[h, rows])
-        o[h, rows].div_(total)
     return o.reshape(*heads.batch, heads.L, v.shape[-1]).to(v.dtype), lse.reshape(*heads.batch, heads.L)
 
 
@@ -126,27 +141,30 @@ def attention_gradients_in_blocks(
     heads = _Heads(q, k, v, M, bits, s)
     if heads.batch != lse.shape[:-1]:
         return NotImplemented
-    do, lse = heads.flat(widened(do)), lse.reshape(heads.count, heads.L, 1)
+    do = heads.flat(widened(do))
     dq = torch.zeros_like(heads.q) if needs_dq else None
-    dk = torch.zeros_like(heads.k) if needs_dk else None
-    dv = torch.zeros_like(heads.v) if needs_dv else None
-    dM = torch.zeros_like(heads.M, dtype=lse.dtype) if needs_dM and heads.M is not None else None
+    # Transposed, for the product that adds to them.
+    dk = heads.k.new_zeros(heads.count, heads.k.shape[-1], heads.S) if needs_dk else None
+    dv = heads.k.new_zeros(heads.count, heads.v.shape[-1], heads.S) if needs_dv else None
+    dM = torch.zeros_like(heads.M, dtype=do.dtype) if needs_dM and heads.M is not None else None
     for h, rows, n in heads.blocks(is_causal):
-        P = heads.scores(h, rows, n, is_causal).sub_(lse[h, rows]).exp_()
-        total = P.sum(-1, keepdim=True)
-        P.div_(total.masked_fill_(total == 0, 1))
+        S = heads.scores(h, rows, n, is_causal)
+        largest = None if M is None else S.amax(-1, keepdim=True)
+        P = torch.softmax(S, -1, out=S)
+        if largest is not None:
+            P.masked_fill_(largest == -math.inf, 0)
         R = heads.passed(h, rows, n, p)
+        passed = P if R is None else R.mul_(P)
         if dv is not None:
-            dv[h, :n].addmm_((P if R is None else P * R).t(), do[h, rows])
+            dv[h, :, :n].addmm_(do[h, rows].t(), passed)
         if dq is None and dk is None and dM is None:
             continue
-        dP = torch.mm(do[h, rows], heads.v[h, :n].t())
-        dS = (dP if R is None else dP.mul_(R)).mul_(P)
+        dS = torch.mm(do[h, rows], heads.v[h, :n].t()).mul_(passed)
         dS.addcmul_(P, dS.sum(-1, keepdim=True), value=-1)
         if dq is not None:
             torch.mm(dS, heads.k[h, :n], out=dq[h, rows])
         if dk is not None:
-            dk[h, :n].addmm_(dS.t(), heads.q[h, rows])
+            dk[h, :, :n].addmm_(heads.q[h, rows].t(), dS)
         if dM is not None:
             part = _part(heads.of_mask(dM, h), rows, n)
             part.add_(dS.sum_to_size(part.shape))
@@ -160,5 +178,5 @@ def attention_gradients_in_blocks(
     if dM is not None and M is not None:
         dM = dM.reshape(M.shape).to(M.dtype)
     if dv is not None:
-        dv = dv.reshape(*heads.batch, *v.shape[-2:])
-    return like(dq, q, s), like(dk, k), dv, dM
+        dv = dv.mT.reshape(*heads.batch, *v.shape[-2:])
+    return like(dq, q, s), like(None if dk is None else dk.mT, k), dv, dM

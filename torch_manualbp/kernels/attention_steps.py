@@ -16,7 +16,7 @@ from torch_manualbp.kernels.dispatch import for_steps, plain
 from torch_manualbp.rules.attention import attended, attention_gradients, entries_of
 from torch_manualbp.rules.rule import widened
 
-__all__ = ["FEW_PAIRS_OF_STEPS"]
+__all__ = ["FEW_PAIRS_OF_STEPS", "flash", "suits_flash"]
 
 FEW_PAIRS_OF_STEPS = 1 << 12
 """Up to so many pairs of a query and a key P is kept, and each call is worth more than its arithmetic."""
@@ -99,7 +99,7 @@ def attended_in_a_step(
     heads = _Heads(q, k, v, M, bits, p)
     if heads.is_few:
         return plain(attended)(q, k, v, M, bits, s, is_causal, p)
-    if M is None and bits is None and _suits_flash(q, k, v, is_causal):
+    if M is None and bits is None and suits_flash(q, k, v, is_causal):
         o, lse = flash(q, k, v, 0.0, is_causal, scale=s)[:2]
         return o, lse
     q_s, keys, values = heads.flat(q) * s, heads.flat(k), heads.flat(v)
@@ -169,7 +169,7 @@ def _added(total: Tensor | None, a: Tensor, b: Tensor, n: int) -> Tensor:
     return total
 
 
-def _suits_flash(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> bool:
+def suits_flash(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> bool:
     """Whether ATen's kernel takes them as they lie: matrices of as many heads of one size."""
     if q.dim() != 4 or q.device.type != "cpu" or q.dtype not in (torch.float32, torch.float64):
         return False
