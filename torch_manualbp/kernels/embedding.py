@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from torch_manualbp.kernels.dispatch import for_large, for_steps
-from torch_manualbp.rules.embedding import embedding_gradient, part_of_each
+from torch_manualbp.rules.embedding import embedding_gradient, largest_gradient, part_of_each
 
 __all__: list[str] = []
 
@@ -17,3 +18,10 @@ def embedding_gradient_in_place(
 ) -> Tensor:
     dW = delta.new_zeros(rows, delta.shape[1])
     return dW.index_add_(0, i, part_of_each(delta, i, rows, padding, by_frequency))
+
+
+@for_large(largest_gradient)
+@for_steps(largest_gradient)
+def largest_gradient_in_place(delta: Tensor, k: Tensor, rows: int) -> Tensor:
+    dW = delta.new_zeros(rows, delta.shape[1])
+    return dW.scatter_add_(0, k.clamp(min=0), torch.where(k < 0, 0, delta))

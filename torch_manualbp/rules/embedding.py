@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_manualbp.rules.rule import Rule, formula, widened
 
-__all__ = ["Embedding", "EmbeddingBag", "EmbeddingMax", "embedding_gradient", "part_of_each"]
+__all__ = ["Embedding", "EmbeddingBag", "EmbeddingMax", "embedding_gradient", "largest_gradient", "part_of_each"]
 
 
 class Embedding(Rule):
@@ -149,7 +149,7 @@ class EmbeddingBag(Rule):
             delta = torch.cat((delta, delta.new_zeros(1, delta.shape[1])))
         if ctx.is_mean:
             delta = delta / n.clamp(min=1).unsqueeze(1)
-        delta = torch.where((i == ctx.padding).unsqueeze(1), 0, delta.index_select(0, bag))
+        delta = part_of_each(delta.index_select(0, bag), i, ctx.rows, ctx.padding, False)
         dW = dr = None
         if needs_dr:
             dr = (_rows(W, i, None, ctx.by_frequency) * delta).sum(1).to(ctx.dtype)
@@ -212,18 +212,22 @@ class EmbeddingMax(Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         W, k = inputs
-        ctx.shape = W.shape
+        ctx.rows = W.shape[0]
         ctx.save_for_backward(k)
         ctx.save_for_forward(k)
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None]:
         (k,) = ctx.saved_tensors
-        wide = torch.where(k < 0, 0, widened(delta))
-        dW = wide.new_zeros(ctx.shape).scatter_add(0, k.clamp(min=0), wide)
-        return dW.to(delta.dtype), None
+        return largest_gradient(widened(delta), k, ctx.rows).to(delta.dtype), None
 
     @staticmethod
     def jvp(ctx: Any, dW: Tensor, _: None) -> Tensor:
         (k,) = ctx.saved_tensors
         return EmbeddingMax.forward(dW, k)
+
+
+@formula(by="whole")
+def largest_gradient(delta: Tensor, k: Tensor, rows: int) -> Tensor:
+    """∂C/∂W_ij = Σ_{b: k(b,j) = i} δ_bj: (bags, n) twice → (rows, n)."""
+    return delta.new_zeros(rows, delta.shape[1]).scatter_add(0, k.clamp(min=0), torch.where(k < 0, 0, delta))

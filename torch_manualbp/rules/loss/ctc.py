@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_manualbp.rules.loss.reduction import reduced
-from torch_manualbp.rules.rule import RuleWithByproducts, widened
+from torch_manualbp.rules.rule import RuleWithByproducts, formula, widened
 
-__all__ = ["ConnectionistTemporalClassification"]
+__all__ = ["NOTHING", "ConnectionistTemporalClassification", "along_paths", "back_along_paths"]
 
 NOTHING = -1e30
 """log 0, of which differences can be taken."""
@@ -43,14 +44,7 @@ class ConnectionistTemporalClassification(RuleWithByproducts):
         s: Tensor, y: Tensor, T: Tensor, S: Tensor, blank: int, reduction: str, zero_infinity: bool
     ) -> tuple[Tensor, Tensor]:
         labels = with_blanks(y, blank)
-        said, may_skip = what_is_said(widened(s), labels), skips(labels, blank)
-        log_alpha = said.new_full(said.shape[1:], NOTHING)
-        log_alpha = torch.cat([said[0, :, :2], log_alpha[:, 2:]], 1) if len(said) else log_alpha
-        of_time = [log_alpha]
-        for t in range(1, len(said)):
-            log_alpha = torch.logsumexp(torch.stack(from_where(log_alpha, may_skip)), 0) + said[t]
-            of_time.append(log_alpha)
-        made = torch.stack(of_time)
+        made = along_paths(what_is_said(widened(s), labels), skips(labels, blank))
         C = _costs(made, T, S)
         C = torch.where(C.isinf(), 0, C) if zero_infinity else C
         return reduced(C / S.clamp(min=1) if reduction == "mean" else C, reduction).to(s.dtype), made
@@ -66,20 +60,15 @@ class ConnectionistTemporalClassification(RuleWithByproducts):
     def backward(ctx: Any, g: Tensor | None, dlog_alpha: Tensor | None = None) -> tuple[Tensor | None, ...]:
         s, y, T, S, log_alpha = ctx.saved_tensors
         labels = with_blanks(y, ctx.blank)
-        ways = _ways(widened(s), labels, log_alpha, ctx.blank)
-        at_end = None if g is None else -_share(ctx, g, log_alpha, T, S) * _last(log_alpha, T, S)
-        gamma = log_alpha.new_zeros(log_alpha.shape[1:])  # times −∂C/∂C_n, and what comes by log α
-        gammas = []
-        for t in range(len(s) - 1, -1, -1):
-            if t < len(s) - 1:
-                gamma = sum(to_where([gamma * way[t] for way in ways]), start=torch.zeros_like(gamma))
-            if at_end is not None:
-                gamma = gamma + torch.where((t + 1 == T).unsqueeze(1), at_end, 0)
-            if dlog_alpha is not None:
-                gamma = gamma + dlog_alpha[t]
-            gammas.append(gamma)
+        ways = to_where(_ways(widened(s), labels, log_alpha, ctx.blank))
+        added = torch.zeros_like(log_alpha) if dlog_alpha is None else dlog_alpha
+        if g is not None:
+            at_end = -_share(ctx, g, log_alpha, T, S) * _last(log_alpha, T, S)
+            times = torch.arange(1, len(s) + 1, device=s.device).reshape(-1, 1, 1)
+            added = added + torch.where(times == T.reshape(1, -1, 1), at_end, 0)
+        gammas = back_along_paths(added, *ways)  # γ times −∂C/∂C_n, and what comes by log α
         index = labels.expand(log_alpha.shape)
-        ds = torch.zeros_like(widened(s)).scatter_add(2, index, torch.stack(gammas[::-1]))
+        ds = torch.zeros_like(widened(s)).scatter_add(2, index, gammas)
         return ds.to(s.dtype), None, None, None, None, None, None
 
     @staticmethod
@@ -104,6 +93,31 @@ class ConnectionistTemporalClassification(RuleWithByproducts):
         return (dC if ctx.reduction == "none" else dC.sum()).to(s.dtype), made
 
 
+@formula(by="whole")
+def along_paths(said: Tensor, may_skip: Tensor) -> Tensor:
+    """log α of all times: (times, samples, steps), (samples, steps) → (times, samples, steps)."""
+    log_alpha = said.new_full(said.shape[1:], NOTHING)
+    log_alpha = torch.cat([said[0, :, :2], log_alpha[:, 2:]], 1) if len(said) else log_alpha
+    of_time = [log_alpha]
+    for t in range(1, len(said)):
+        log_alpha = torch.logsumexp(torch.stack(from_where(log_alpha, may_skip)), 0) + said[t]
+        of_time.append(log_alpha)
+    return torch.stack(of_time)
+
+
+@formula(by="whole")
+def back_along_paths(added: Tensor, stay: Tensor, go: Tensor, skip: Tensor) -> Tensor:
+    """γ of all times, what is added to each and what the next one's brings, times the ways to u, u + 1 and u + 2:
+    (times, samples, steps), (times − 1, samples, steps) thrice → (times, samples, steps)."""
+    gamma = added[-1]
+    gammas = [gamma]
+    for t in range(len(added) - 2, -1, -1):
+        _, one, two = to_where([gamma] * 3)
+        gamma = added[t] + gamma * stay[t] + one * go[t] + two * skip[t]
+        gammas.append(gamma)
+    return torch.stack(gammas[::-1])
+
+
 def with_blanks(y: Tensor, blank: int) -> Tensor:
     """l = (blank, y₁, blank, …, blank): (samples, S) → (samples, 2 S + 1)."""
     blanks = torch.full_like(y, blank)
@@ -123,29 +137,26 @@ def skips(labels: Tensor, blank: int) -> Tensor:
 
 
 def from_where(state: Tensor, may_skip: Tensor | None, nothing: float = NOTHING) -> list[Tensor]:
-    """For each step the state of those that lead to it: of itself, of the last, and of that before."""
-    n = state.shape[1]
-    none = state.new_full((state.shape[0], 2), nothing)
-    padded = torch.cat([none, state], 1)
-    far = padded[:, :n]
-    return [state, padded[:, 1 : n + 1], far if may_skip is None else torch.where(may_skip, far, nothing)]
+    """For each step the state of those that lead to it: of itself, of the last, and of that before: (*, steps)."""
+    n = state.shape[-1]
+    padded = torch.cat([state.new_full((*state.shape[:-1], 2), nothing), state], -1)
+    far = padded[..., :n]
+    return [state, padded[..., 1 : n + 1], far if may_skip is None else torch.where(may_skip, far, nothing)]
 
 
-def to_where(states: list[Tensor]) -> list[Tensor]:
+def to_where(states: Sequence[Tensor]) -> list[Tensor]:
     """What :func:`from_where` has brought to each step, back where it came from."""
     stays, one, two = states
-    none = stays.new_zeros(stays.shape[0], 2)
-    return [stays, torch.cat([one[:, 1:], none[:, :1]], 1), torch.cat([two, none], 1)[:, 2:]]
+    none = stays.new_zeros(*stays.shape[:-1], 2)
+    return [stays, torch.cat([one[..., 1:], none[..., :1]], -1), torch.cat([two, none], -1)[..., 2:]]
 
 
 def _ways(s: Tensor, labels: Tensor, log_alpha: Tensor, blank: int) -> list[Tensor]:
     """∂log α_t+1(v)/∂log α_t(u) = α_t(u) exp s_t+1(l_v) / α_t+1(v) for u = v, v − 1, v − 2: (times − 1, samples, steps)
     each."""
     said, may_skip = what_is_said(s, labels), skips(labels, blank)
-    times = [from_where(log_alpha[t], may_skip) for t in range(len(log_alpha) - 1)]
-    if not times:
-        return [log_alpha[1:]] * 3
-    return [(torch.stack(came) + said[1:] - log_alpha[1:]).exp() for came in zip(*times, strict=True)]
+    came = from_where(log_alpha[:-1], may_skip)
+    return [(of_way + said[1:] - log_alpha[1:]).exp() for of_way in came]
 
 
 def _at_end(state: Tensor, T: Tensor) -> Tensor:
