@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,5 @@ def embedding_gradient_in_place(
 
 @for_large(largest_gradient)
 @for_steps(largest_gradient)
-def largest_gradient_in_place(delta: Tensor, k: Tensor, rows: int) -> Tensor:
-    dW = delta.new_zeros(rows, delta.shape[1])
-    return dW.scatter_add_(0, k.clamp(min=0), torch.where(k < 0, 0, delta))
+def largest_gradient_in_place(delta: Tensor, k: Tensor, shape: Sequence[int]) -> Tensor:
+    return delta.new_zeros(shape).scatter_add_(0, k.clamp(min=0), torch.where(k < 0, 0, delta))

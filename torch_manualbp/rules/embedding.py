@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -212,14 +213,14 @@ class EmbeddingMax(Rule):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         W, k = inputs
-        ctx.rows = W.shape[0]
+        ctx.shape = W.shape
         ctx.save_for_backward(k)
         ctx.save_for_forward(k)
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None]:
         (k,) = ctx.saved_tensors
-        return largest_gradient(widened(delta), k, ctx.rows).to(delta.dtype), None
+        return largest_gradient(widened(delta), k, ctx.shape).to(delta.dtype), None
 
     @staticmethod
     def jvp(ctx: Any, dW: Tensor, _: None) -> Tensor:
@@ -228,6 +229,6 @@ class EmbeddingMax(Rule):
 
 
 @formula(by="whole")
-def largest_gradient(delta: Tensor, k: Tensor, rows: int) -> Tensor:
-    """∂C/∂W_ij = Σ_{b: k(b,j) = i} δ_bj: (bags, n) twice → (rows, n)."""
-    return delta.new_zeros(rows, delta.shape[1]).scatter_add(0, k.clamp(min=0), torch.where(k < 0, 0, delta))
+def largest_gradient(delta: Tensor, k: Tensor, shape: Sequence[int]) -> Tensor:
+    """∂C/∂W_ij = Σ_{b: k(b,j) = i} δ_bj: (bags, n) twice → (rows, n), W's shape."""
+    return delta.new_zeros(shape).scatter_add(0, k.clamp(min=0), torch.where(k < 0, 0, delta))
