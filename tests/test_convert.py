@@ -48,6 +48,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     },
     "LazyLinear": (3,),
     "Linear": (4, 3),
+    "LinearCrossEntropyLoss": (4, 3),
     "LocalResponseNorm": (2,),
     "RMSNorm": (4,),
     "GRU": (4, 3),

@@ -194,6 +194,20 @@ BAD_CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "scores without classes": ("cross_entropy", (torch.tensor(1.0), torch.tensor(0)), {}),
     "scores as a list": ("cross_entropy", ([1.0], y5), {}),
     "target as a list": ("cross_entropy", (x54, [1]), {}),
+    "projected class out of range": ("linear_cross_entropy", (x54, torch.ones(3, 4), y5 + 3), {}),
+    "projected features": ("linear_cross_entropy", (x54, torch.ones(3, 5), y5), {}),
+    "projected bias": ("linear_cross_entropy", (x54, torch.ones(3, 4), y5), {"linear_bias": torch.ones(4)}),
+    "projected input's dimensions": ("linear_cross_entropy", (x54[None], torch.ones(3, 4), y5), {}),
+    "projected dtype": ("linear_cross_entropy", (x54, torch.ones(3, 4).double(), y5), {}),
+    "projected weights": ("linear_cross_entropy", (x54, torch.ones(3, 4), y5), {"weight": torch.ones(4)}),
+    "projected reduction": ("linear_cross_entropy", (x54, torch.ones(3, 4), y5), {"reduction": "average"}),
+    "projected smoothing": ("linear_cross_entropy", (x54, torch.ones(3, 4), y5), {"label_smoothing": 1.5}),
+    "projected target of floats": ("linear_cross_entropy", (x54, torch.ones(3, 4), y5.float()), {}),
+    "projected probabilities with ignore_index": (
+        "linear_cross_entropy",
+        (x54, torch.ones(3, 4), torch.ones(5, 3)),
+        {"ignore_index": 1},
+    ),
 }
 
 

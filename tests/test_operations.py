@@ -411,6 +411,7 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     # losses
     "l1_loss smooth_l1_loss huber_loss mse_loss": [(s, target), (s, target, With(reduction="sum"))],
     "cross_entropy": [(s, classes), (s, probabilities)],
+    "linear_cross_entropy": [(s, learns(3, 4), rows), (vectors, learns(4, 3), probabilities)],
     "nll_loss multi_margin_loss": [(s, classes)],
     "ctc_loss": [
         (cube, torch.tensor([[1], [2], [1]]), torch.tensor([2, 2, 1]), torch.tensor([1, 1, 1]), 0, "sum", False)

@@ -24,6 +24,7 @@ from torch_manualbp.catalogue.norm import NORMS
 from torch_manualbp.catalogue.operation import Make, Operation, Sample, named
 from torch_manualbp.catalogue.padding import PADDINGS
 from torch_manualbp.catalogue.pooling import POOLINGS
+from torch_manualbp.catalogue.projected import PROJECTED
 from torch_manualbp.catalogue.recurrent import RECURRENT
 from torch_manualbp.catalogue.reduction import REDUCTIONS
 from torch_manualbp.catalogue.resampling import RESAMPLINGS
@@ -41,6 +42,7 @@ FAMILIES: Mapping[str, tuple[Operation, ...]] = {
     "resamplings": RESAMPLINGS,
     "activations": ACTIVATIONS,
     "losses": LOSSES,
+    "losses of a linear layer": PROJECTED,
     "losses of labels without times": CTC,
     "losses of margins": MARGINS,
     "normalisations": NORMS,

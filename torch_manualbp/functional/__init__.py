@@ -23,6 +23,7 @@ from torch_manualbp.functional import margin as _margin
 from torch_manualbp.functional import norm as _norm
 from torch_manualbp.functional import padding as _padding
 from torch_manualbp.functional import pooling as _pooling
+from torch_manualbp.functional import projected as _projected
 from torch_manualbp.functional import recurrent as _recurrent
 from torch_manualbp.functional import resampling as _resampling
 from torch_manualbp.functional.activation import *  # noqa: F403
@@ -37,6 +38,7 @@ from torch_manualbp.functional.margin import *  # noqa: F403
 from torch_manualbp.functional.norm import *  # noqa: F403
 from torch_manualbp.functional.padding import *  # noqa: F403
 from torch_manualbp.functional.pooling import *  # noqa: F403
+from torch_manualbp.functional.projected import *  # noqa: F403
 from torch_manualbp.functional.recurrent import *  # noqa: F403
 from torch_manualbp.functional.recurrent import recurrent_cell as recurrent_cell
 from torch_manualbp.functional.recurrent import recurrent_layer as recurrent_layer
@@ -49,6 +51,7 @@ __all__ = (
     + _attention.__all__
     + _activation.__all__
     + _loss.__all__
+    + _projected.__all__
     + _margin.__all__
     + _norm.__all__
     + _recurrent.__all__

@@ -15,6 +15,7 @@ from torch_manualbp._torch import is_autocast_enabled, is_transformed, legacy_re
 from torch_manualbp.rules.rule import Rule, RuleWithByproducts, output_of
 
 __all__ = [
+    "autocasts",
     "in_full_precision",
     "in_full_precision_on_cpu",
     "in_low_precision",
@@ -76,30 +77,31 @@ def _is_forward_alone(input: Any) -> bool:
     return torch.compiler.is_compiling() and (is_transformed() or _is_exporting())
 
 
-def in_low_precision(rule: type[Rule], *args: Any) -> Any:
-    """``run(rule, *args)``, under autocast in its dtype, as autocast runs matrix products."""
-    if is_autocast_enabled() and _autocasts(args[0]):
-        return _run_cast(rule, torch.get_autocast_dtype(args[0].device.type), args)
+def in_low_precision(rule: type[Rule], *args: Any, first: int | None = None) -> Any:
+    """``run(rule, *args)``, under autocast in its dtype, as autocast runs matrix products: all tensors, or the first
+    so many."""
+    if is_autocast_enabled() and autocasts(args[0]):
+        return _run_cast(rule, torch.get_autocast_dtype(args[0].device.type), args, first)
     return run(rule, *args)
 
 
 def in_full_precision(rule: type[Rule], *args: Any) -> Any:
     """``run(rule, *args)``, under autocast in float32, as autocast runs losses."""
-    if is_autocast_enabled() and _autocasts(args[0]):
+    if is_autocast_enabled() and autocasts(args[0]):
         return _run_cast(rule, torch.float32, args)
     return run(rule, *args)
 
 
 def in_full_precision_on_cpu(rule: type[Rule], *args: Any) -> Any:
     """``run(rule, *args)``, under autocast on the CPU in float32, where autocast runs some functions so there alone."""
-    if is_autocast_enabled() and _autocasts(args[0]) and args[0].device.type == "cpu":
+    if is_autocast_enabled() and autocasts(args[0]) and args[0].device.type == "cpu":
         return _run_cast(rule, torch.float32, args)
     return run(rule, *args)
 
 
 def in_precision_of(state: Tensor, rule: type[Rule], *args: Any) -> Any:
     """``run(rule, *args)``, under autocast in the dtype of the state, which torch's own steps come back to."""
-    if is_autocast_enabled() and _autocasts(args[0]):
+    if is_autocast_enabled() and autocasts(args[0]):
         return _run_cast(rule, state.dtype, args)
     return run(rule, *args)
 
@@ -132,14 +134,15 @@ def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(distinct)
 
 
-def _autocasts(input: Any) -> bool:
+def autocasts(input: Any) -> bool:
+    """Whether autocast is on where this tensor is."""
     if not isinstance(input, Tensor):
         return False  # of what is no tensor the forward says that it takes none
     device = input.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
-def _run_cast(rule: type[Rule], dtype: torch.dtype, args: tuple[Any, ...]) -> Any:
+def _run_cast(rule: type[Rule], dtype: torch.dtype, args: tuple[Any, ...], first: int | None = None) -> Any:
     """Cast outside the Function, where autograd casts the gradients back: ``custom_fwd`` cannot be had together with
     ``setup_context`` (pytorch#132388). As autocast does, leave float64, integers and other devices as they are."""
     device = args[0].device.type
@@ -150,4 +153,4 @@ def _run_cast(rule: type[Rule], dtype: torch.dtype, args: tuple[Any, ...]) -> An
         return arg if arg.dtype == torch.float64 else arg.to(dtype)
 
     with torch.autocast(device, enabled=False):
-        return run(rule, *(cast(arg) for arg in args))
+        return run(rule, *(cast(arg) for arg in args[:first]), *(() if first is None else args[first:]))

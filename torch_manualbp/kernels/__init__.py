@@ -15,6 +15,7 @@ from torch_manualbp.kernels import (
     losses,
     norm,
     products,
+    projected,
     softmax,
 )
 from torch_manualbp.kernels.compiled import compile_formulas
@@ -32,6 +33,7 @@ __all__ = [
     "losses",
     "norm",
     "products",
+    "projected",
     "softmax",
     "use_onednn",
 ]

@@ -27,6 +27,7 @@ from torch_manualbp.nn.margin import *  # noqa: F403
 from torch_manualbp.nn.norm import *  # noqa: F403
 from torch_manualbp.nn.padding import *  # noqa: F403
 from torch_manualbp.nn.pooling import *  # noqa: F403
+from torch_manualbp.nn.projected import *  # noqa: F403
 from torch_manualbp.nn.recurrent import *  # noqa: F403
 from torch_manualbp.nn.resampling import *  # noqa: F403
 from torch_manualbp.nn.transformer import *  # noqa: F403

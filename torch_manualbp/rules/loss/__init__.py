@@ -7,15 +7,18 @@ shape of the C_i without.
 
 from typing import TYPE_CHECKING
 
-from torch_manualbp.rules.loss import binary, classification, ctc, embedding, margin, regression
+from torch_manualbp.rules.loss import binary, classification, ctc, embedding, margin, projected, regression
 from torch_manualbp.rules.loss.binary import *  # noqa: F403
 from torch_manualbp.rules.loss.classification import *  # noqa: F403
 from torch_manualbp.rules.loss.ctc import *  # noqa: F403
 from torch_manualbp.rules.loss.embedding import *  # noqa: F403
 from torch_manualbp.rules.loss.margin import *  # noqa: F403
+from torch_manualbp.rules.loss.projected import *  # noqa: F403
 from torch_manualbp.rules.loss.regression import *  # noqa: F403
 
 if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
     __all__ = [
-        name for module in (binary, classification, ctc, embedding, margin, regression) for name in module.__all__
+        name
+        for module in (binary, classification, ctc, embedding, margin, projected, regression)
+        for name in module.__all__
     ]

@@ -77,10 +77,10 @@ class CrossEntropy(RuleWithByproducts):
         by_kept = None if dkept is None else _gradient_by_kept(dkept, kept, ctx.keeps_log_p)
         if g is None:
             return by_kept, None, None, None, None, None
-        counted, y = _counted(y, ctx.ignore_index)
+        counted, y = with_a_class(y, ctx.ignore_index)
         g = widened(g)
         if ctx.reduction == "mean":
-            g = g / _weight_of_samples(counted, y, w)
+            g = g / weight_of_samples(counted, y, w)
         g = torch.where(counted, g, 0)
         weights = _weights(kept, y, w, counted)
         ds = cross_entropy_gradient(kept, y, g, *weights, ctx.epsilon, ctx.keeps_log_p).to(ctx.dtype)
@@ -89,14 +89,14 @@ class CrossEntropy(RuleWithByproducts):
     @staticmethod
     def jvp(ctx: Any, ds: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         kept, y, w = ctx.saved_tensors
-        counted, y = _counted(y, ctx.ignore_index)
+        counted, y = with_a_class(y, ctx.ignore_index)
         weights = _weights(kept, y, w, counted)
         ones = counted.to(widened(kept).dtype)
         gradient = cross_entropy_gradient(kept, y, ones, *weights, ctx.epsilon, ctx.keeps_log_p)
         dC = torch.linalg.vecdot(gradient, widened(ds), dim=_class_dim(ds))
         if ctx.reduction != "none":
             dC = dC.sum()
-        dC = dC / _weight_of_samples(counted, y, w) if ctx.reduction == "mean" else dC
+        dC = dC / weight_of_samples(counted, y, w) if ctx.reduction == "mean" else dC
         return dC.to(ctx.dtype), _tangent_of_kept(ds, kept, ctx.keeps_log_p)
 
 
@@ -116,10 +116,10 @@ def _mean_over_classes(log_p: Tensor, y: Tensor, w: Tensor | None, ignore_index:
     """C of the uniform distribution over the classes, which label smoothing mixes in."""
     k = _class_dim(log_p)
     C = -(log_p if w is None else log_p * w.reshape(_class_shape(log_p))).sum(k) / max(log_p.shape[k], 1)
-    counted, y = _counted(y, ignore_index)
+    counted, y = with_a_class(y, ignore_index)
     C = torch.where(counted, C, 0)
     if reduction == "mean":
-        return C.sum() / _weight_of_samples(counted, y, w).to(C.dtype)
+        return C.sum() / weight_of_samples(counted, y, w).to(C.dtype)
     return C.sum() if reduction == "sum" else C
 
 
@@ -183,24 +183,24 @@ def cross_entropy_gradient(
 
 def _weights(s: Tensor, y: Tensor, w: Tensor | None, counted: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """w_y of each sample that counts, else 0, and the w of all classes, which broadcasts against s."""
-    return (None, None) if w is None else (_weight_of(y, w, counted), widened(w).reshape(_class_shape(s)))
+    return (None, None) if w is None else (weight_of_true_class(y, w, counted), widened(w).reshape(_class_shape(s)))
 
 
-def _counted(y: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+def with_a_class(y: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Which samples count, and y with a class for the others too."""
     counted = y != ignore_index
     return counted, (y * counted).long()
 
 
-def _weight_of(y: Tensor, w: Tensor, counted: Tensor | None = None) -> Tensor:
+def weight_of_true_class(y: Tensor, w: Tensor, counted: Tensor | None = None) -> Tensor:
     """w_y of each sample that counts, else 0. As an index_select, since ``w[y]`` makes torch.compile read a y of ()."""
     w_y = widened(w).index_select(0, y.reshape(y.numel())).reshape(y.shape)
     return w_y if counted is None else torch.where(counted, w_y, 0)
 
 
-def _weight_of_samples(counted: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
+def weight_of_samples(counted: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """n = Σ w_y over the samples that count."""
-    return counted.sum() if w is None else _weight_of(y, w, counted).sum()
+    return counted.sum() if w is None else weight_of_true_class(y, w, counted).sum()
 
 
 class NegativeLogLikelihood(Rule):
@@ -233,12 +233,12 @@ class NegativeLogLikelihood(Rule):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         y, w = ctx.saved_tensors
-        counted, y = _counted(y, ctx.ignore_index)
+        counted, y = with_a_class(y, ctx.ignore_index)
         g = widened(g)
         if ctx.reduction == "mean":
-            g = g / _weight_of_samples(counted, y, w)
+            g = g / weight_of_samples(counted, y, w)
         h = torch.where(counted, -g, 0)
-        h = h if w is None else h * _weight_of(y, w, counted)
+        h = h if w is None else h * weight_of_true_class(y, w, counted)
         k = 0 if len(ctx.shape) == 1 else 1
         ds = negative_log_likelihood_gradient(h.unsqueeze(k).expand(ctx.shape), y.unsqueeze(k), k)
         return ds.to(ctx.dtype), None, None, None, None
@@ -246,15 +246,15 @@ class NegativeLogLikelihood(Rule):
     @staticmethod
     def jvp(ctx: Any, ds: Tensor, *_: Any) -> Tensor:
         y, w = ctx.saved_tensors
-        counted, y = _counted(y, ctx.ignore_index)
+        counted, y = with_a_class(y, ctx.ignore_index)
         k = 0 if ds.dim() == 1 else 1
         dC = torch.where(counted, -widened(ds).gather(k, y.unsqueeze(k)).squeeze(k), 0)
         if w is not None:
-            dC = dC * _weight_of(y, w, counted)
+            dC = dC * weight_of_true_class(y, w, counted)
         if ctx.reduction != "none":
             dC = dC.sum()
         if ctx.reduction == "mean":
-            dC = dC / _weight_of_samples(counted, y, w)
+            dC = dC / weight_of_samples(counted, y, w)
         return dC.to(ctx.dtype)
 
 

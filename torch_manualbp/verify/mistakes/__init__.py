@@ -22,6 +22,7 @@ for topic in (
     "embedding",
     "loss",
     "margin",
+    "projected",
     "norm",
     "order",
     "edges",

@@ -630,6 +630,12 @@ _LISTED: tuple[Layer, ...] = (
         differentiable=2,
     ),
     Layer(
+        "LinearCrossEntropyLoss",
+        lambda nn: _drawn(nn.LinearCrossEntropyLoss(4, 3, bias=True, label_smoothing=0.1)),
+        lambda shape: (_randn(shape), torch.arange(shape[0]) % 3),
+        image=None,
+    ),
+    Layer(
         "CosineEmbeddingLoss",
         lambda nn: nn.CosineEmbeddingLoss(margin=0.2),
         _embeddings,
