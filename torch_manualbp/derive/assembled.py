@@ -17,11 +17,13 @@ from torch_manualbp.derive.article import Article
 from torch_manualbp.derive.buffers import changed_buffers, put_changes_last
 from torch_manualbp.derive.expected import answers_of
 from torch_manualbp.derive.history import History
+from torch_manualbp.derive.kernel_text import kernels_of, write_kernel
 from torch_manualbp.derive.plan import Plan, plan
 from torch_manualbp.derive.processes import Reduction
 from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, STATE, Call, Memory, Program, Value
 from torch_manualbp.derive.recording import Recording
-from torch_manualbp.derive.source import Given, used_values, write_source
+from torch_manualbp.derive.runs import in_runs
+from torch_manualbp.derive.source import Given, Source, used_values, write_source
 from torch_manualbp.derive.update import forms_of, kind_of, kind_of_zeros, leave_gradient
 
 __all__ = ["Assembled", "How", "OddStateError", "heading_of", "state_for"]
@@ -44,6 +46,9 @@ class How:
     """The part of the gradient: 1 / n where n of them are averaged."""
 
     compile: bool = False
+    fuse: bool = False
+    """Whether runs of calls become kernels."""
+
     skip_nonfinite: bool = False
     keep_deltas: bool = False
     keep_output: bool = False
@@ -129,13 +134,26 @@ class Assembled:
         outputs = [leaf for leaf in self.output if isinstance(leaf, Value)]
         if self.finite is not None:
             kept.append(self.finite)
-        planned = plan(recording.program, [recording.C, *outputs, *gradients], kept, lean=not how.compile)
+        roots = [recording.C, *outputs, *gradients]
+        grouped = in_runs if how.fuse and recording.device == "cpu" else None
+        planned = plan(recording.program, roots, kept, lean=not how.compile, grouped=grouped)
+        planned.kernels, self.kernels, firsts = kernels_of(planned)
+        calls = Counter(planned.kernels.values())
+        lengths = {name: sum(not c.is_view for c in call.function.calls) for name, call in firsts.items()}
+        self.fused = {name: (count, count * lengths[name]) for name, count in calls.items()}
+        """Of each kernel how often a step calls it, and in place of how many calls."""
+
         kept = kept[-1:] + kept[:-1] if self.finite is not None else kept  # it is returned second
         self.answers = answers_of(planned.steps)
         """What it reads of the numbers, and has to find."""
 
         given = self._given(planned, (recording.C, *kept, *outputs, *gradients), held)
-        self.source = write_source(planned, given, heading)
+
+        def functions(source: Source) -> None:
+            for name, call in firsts.items():
+                write_kernel(source, name, call.function)
+
+        self.source = write_source(planned, given, heading, functions)
         if is_looked_at:
             self.source.check()
         self.changes = self._changes(planned)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import linecache
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -19,6 +21,7 @@ from torch_manualbp.derive.assembled import Assembled, How, OddStateError, headi
 from torch_manualbp.derive.check import rounding
 from torch_manualbp.derive.expected import OtherNumbersError
 from torch_manualbp.derive.finishing import Update
+from torch_manualbp.derive.fused import bound, held
 from torch_manualbp.derive.program import Value
 from torch_manualbp.derive.reads import dict_version
 from torch_manualbp.derive.recording import KeptLayer, Recording, called, named_tensors, path_of_loss
@@ -84,6 +87,18 @@ class Derived:
         self.group = group if self.buckets else None
         self._has_flag = assembled.finite is not None
         self._assembled = assembled
+        self.kernels = assembled.kernels
+        """The functions of the program that a compiler may make, by name."""
+
+        self.unlike: set[str] = set()
+        """Those of them whose kernels have computed something else, at the first step: their lines stay."""
+
+        self._compiled_kernels: dict[str, Any] = {}
+        """Kernels that no step has called yet."""
+
+        self.fused: set[str] = set()
+        """The functions in whose place there are kernels."""
+
         self._build = self._compiled()
         self._compiled_settings: tuple[list[float], list[Tensor]] = ([], [])
         self._bind()
@@ -97,6 +112,7 @@ class Derived:
         namespace: dict[str, Any] = {}
         tree, self.source.tree = self.source.tree, None
         exec(compile(text if tree is None else tree, self.filename, "exec"), namespace)
+        self._namespace = namespace
         if self.answers:
             namespace["expect"] = self._expect
         build: Callable[..., Callable[..., Any]] = namespace["build"]
@@ -106,6 +122,38 @@ class Derived:
         self._met.append(found)
         if found != wanted:
             raise OtherNumbersError(self._met)
+
+    def take(self, made: Mapping[str, Any]) -> None:
+        """Call kernels from now on, which the first step holds against their lines.
+
+        Raises:
+            NotMadeError: one of them is not to be loaded.
+        """
+        kernels = {name: bound(item) for name, item in made.items()}
+        for name, kernel in kernels.items():
+            plain, outputs = self._namespace[name], self.kernels[name].count_of_outputs
+            self._namespace[name] = held(plain, kernel, outputs, functools.partial(self.unlike.add, name))
+            self._compiled_kernels[name] = plain, kernel
+        self.fused = set(kernels)
+
+    @property
+    def count_of_kernels(self) -> int:
+        """How many calls of kernels there are in a step."""
+        return sum(count for name, (count, _) in self._assembled.fused.items() if name in self.fused)
+
+    @property
+    def count_of_fused(self) -> int:
+        """The calls in whose place these are."""
+        return sum(calls for name, (_, calls) in self._assembled.fused.items() if name in self.fused)
+
+    def _trust(self) -> None:
+        """Call the kernels without their lines, as the first step is done; those that differ, not at all."""
+        for name, (plain, kernel) in self._compiled_kernels.items():
+            self._namespace[name] = plain if name in self.unlike else kernel
+        self._compiled_kernels = {}
+        self.fused -= self.unlike
+        if self.unlike:
+            warnings.warn(f"{len(self.unlike)} of {len(self.kernels)} {_UNLIKE}", RuntimeWarning, stacklevel=5)
 
     def _bind(self) -> None:
         """Bind the program to the state that the optimizer has, or to a new one."""
@@ -186,9 +234,13 @@ class Derived:
 
     def _run(self, leaves: list[Tensor], settings: list[Any]) -> Any:
         if not _is_autocast_enabled():
-            return self.step(*leaves, *settings)
-        with torch.autocast(self.device, enabled=False):  # the casts are in the program
-            return self.step(*leaves, *settings)
+            result = self.step(*leaves, *settings)
+        else:
+            with torch.autocast(self.device, enabled=False):  # the casts are in the program
+                result = self.step(*leaves, *settings)
+        if self._compiled_kernels:
+            self._trust()
+        return result
 
     def gradients(self, result: Any) -> list[Tensor]:
         """The gradients among what the program returned, in the order of ``parameters``."""
@@ -255,6 +307,9 @@ class Derived:
             self._dicts_of_state = [theirs, *(theirs[p] for p, _ in self._stateful)]
             self._versions_of_state = list(map(dict_version, self._dicts_of_state))
         self.optimizer._opt_called = True  # type: ignore[attr-defined] # which learning rate schedulers look at
+
+
+_UNLIKE = "kernels of the derived step compute other numbers than their lines, which are taken in their place"
 
 
 def _given(assembled: Assembled) -> tuple[dict[str, Tensor], list[str]]:

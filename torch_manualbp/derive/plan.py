@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -32,7 +32,7 @@ from torch_manualbp.derive.passes import (
     without_copies,
     without_repetition,
 )
-from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, Call, Memory, Program, Value, mapped, words
+from torch_manualbp.derive.program import CONSTANT, INPUT, MADE, Call, Kernel, Memory, Program, Value, mapped, words
 
 __all__ = ["CASTS", "Plan", "plan"]
 
@@ -75,14 +75,24 @@ class Plan:
     with_out: dict[Call, Any] = field(default_factory=dict)
     """The functions that do so."""
 
+    kernels: dict[Call, str] = field(default_factory=dict)
+    """The names of the functions of the text that calls of kernels call."""
 
-def plan(program: Program, results: Iterable[Value], pinned: Iterable[Value] = (), lean: bool = True) -> Plan:
+
+def plan(
+    program: Program,
+    results: Iterable[Value],
+    pinned: Iterable[Value] = (),
+    lean: bool = True,
+    grouped: Callable[..., list[Call]] | None = None,
+) -> Plan:
     """Plan the memory of a program.
 
     Args:
         results: what the step returns, made anew at each step.
         pinned: what must keep its memory to itself after the step.
         lean: whether memory is planned at all; without, each call makes what it returns, as torch.compile likes it.
+        grouped: makes calls of kernels of runs of calls, given these, all that is wanted, and what the step returns.
     """
     results, pinned = list(results), list(pinned)
     calls = [without_likeness(call) for call in program.calls]
@@ -90,6 +100,9 @@ def plan(program: Program, results: Iterable[Value], pinned: Iterable[Value] = (
     tenants = Tenants(calls)
     calls = without_repetition(calls, [*results, *pinned], tenants)
     calls = without_copies(calls, [*results, *pinned], tenants)
+    if lean and grouped is not None:
+        calls = grouped(calls, [*results, *pinned], results)
+        tenants = Tenants(calls)
     if lean:
         calls = [rewritten(call, program) for call in calls]
     return _Planner(calls, results, pinned, lean, tenants).plan
@@ -152,7 +165,11 @@ class _Planner:
 
     def _place(self, i: int, call: Call) -> None:
         arguments = list(call.arguments())
-        if call.is_view and all(self._stays(value) for value in arguments):
+        if isinstance(call.function, Kernel):
+            for value in call.results:
+                self._place_anywhere(value)
+            self.plan.steps.append(call)
+        elif call.is_view and all(self._stays(value) for value in arguments):
             self._once(call, constant=all(self._is_constant(value) for value in arguments))
         elif call.name in ALLOCATIONS and call.made and self.lean and call.results[0].memory not in self.results:
             self._once(call)
@@ -217,22 +234,26 @@ class _Planner:
     def _place_result(self, i: int, call: Call) -> None:
         value = call.results[0]
         self.plan.into[call] = value
-        if value.memory not in self.pinned:
-            if call.name in POINTWISE:
-                for argument in call.arguments():
-                    is_ours = argument in self.fresh or (argument.memory in self.owned and argument in self.stays)
-                    is_done = self.last_use[argument.memory] == i and is_ours
-                    others = [v for v in call.arguments() if v.memory is argument.memory]
-                    is_alone = all(v.is_whole and v.is_like(value) for v in others)  # and no other view of it
-                    if is_done and is_alone:
-                        self._share(value, argument)
-                        if argument in self.fresh:
-                            self.plan.into[call] = argument
-                        return
-            if free := self._free[_fit(value)]:
-                self._share(value, heapq.heappop(free)[1])
-                return
-        self._own(value)
+        if value.memory not in self.pinned and call.name in POINTWISE:
+            for argument in call.arguments():
+                is_ours = argument in self.fresh or (argument.memory in self.owned and argument in self.stays)
+                is_done = self.last_use[argument.memory] == i and is_ours
+                others = [v for v in call.arguments() if v.memory is argument.memory]
+                is_alone = all(v.is_whole and v.is_like(value) for v in others)  # and no other view of it
+                if is_done and is_alone:
+                    self._share(value, argument)
+                    if argument in self.fresh:
+                        self.plan.into[call] = argument
+                    return
+        self._place_anywhere(value)
+
+    def _place_anywhere(self, value: Value) -> None:
+        """Have a value live in memory that nobody reads any more, or in its own."""
+        free = self._free[_fit(value)] if value.memory not in self.pinned else []
+        if free:
+            self._share(value, heapq.heappop(free)[1])
+        else:
+            self._own(value)
 
     def _own(self, value: Value) -> None:
         self._hold(value)

@@ -25,6 +25,7 @@ __all__ = [
     "Blocks",
     "Call",
     "Formula",
+    "Kernel",
     "Memory",
     "NoMemoryError",
     "Program",
@@ -191,6 +192,17 @@ class Call:
         if known is None or known[0] is not self.args or known[1] is not self.kwargs:
             self._values = known = self.args, self.kwargs, values_in((self.args, self.kwargs))
         return known[2]
+
+
+@dataclass(eq=False)
+class Kernel:
+    """Calls that are one: the function of a call whose arguments are what they read, and whose results what they
+    write that others read."""
+
+    calls: list[Call]
+    inputs: list[Value]
+    outputs: list[Value]
+    __name__ = "kernel"
 
 
 def words(text: str) -> frozenset[str]:

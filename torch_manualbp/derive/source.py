@@ -21,11 +21,11 @@ from torch_manualbp._torch import nn_functions, variable_functions
 from torch_manualbp.derive.expected import EXPECT
 from torch_manualbp.derive.faster import LITERAL
 from torch_manualbp.derive.plan import Plan
-from torch_manualbp.derive.program import Blocks, Call, Formula, Text, Value, mapped, values_in, words
+from torch_manualbp.derive.program import Blocks, Call, Formula, Kernel, Text, Value, mapped, values_in, words
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.kernels.products import onednn_linear
 
-__all__ = ["Given", "Names", "Source", "write_source"]
+__all__ = ["Given", "Names", "Source", "shape_of", "statement", "write_source"]
 
 WIDTH = 88
 """The column that shapes stand in."""
@@ -197,14 +197,17 @@ class Given:
         return [*self.parameters.values(), *self.state.values(), *self.constants.values(), *self.inputs]
 
 
-def write_source(plan: Plan, given: Given, heading: list[str]) -> Source:
-    """Write ``build(parameters, state)``, which returns the step."""
+def write_source(
+    plan: Plan, given: Given, heading: list[str], functions: Callable[[Source], None] = lambda source: None
+) -> Source:
+    """Write ``build(parameters, state)``, which returns the step; before it what ``functions`` writes."""
     loops = list(dict.fromkeys(call.blocks for call in plan.steps if call.blocks is not None))
     names_of_loops = [name for loop in loops for name in (loop.name, loop.variable)]
-    names = _names(plan, given.values(), [*given.settings, *names_of_loops])
+    names = _names(plan, given.values(), [*given.settings, *names_of_loops, *plan.kernels.values()])
     source = Source(heading)
     write_imports(source, _uses_functional(plan), _uses_onednn(plan))
     write_expect(source, plan.steps)
+    functions(source)
     write_given(source, given, names)
     _write_memory(source, plan, names)
     for loop in loops:
@@ -213,7 +216,7 @@ def write_source(plan: Plan, given: Given, heading: list[str]) -> Source:
     sections = Sections(source, given, names)
     for call in plan.steps:
         indent = sections.go_to(call)
-        source.add(_statement(call, names, plan), indent, _made(call))
+        source.add(statement(call, names, plan), indent, _made(call))
         if call.section == "update":
             source.update.append((len(source.lines), call.blocks))
     write_return(source, given, names)
@@ -274,7 +277,7 @@ def _write_memory(source: Source, plan: Plan, names: dict[Value, str]) -> None:
         source.comment("Views of it, values in the memory of others, and what never changes", 4)
         for item in plan.once:
             if isinstance(item, Call):
-                source.add(_statement(item, names, plan), 4, _made(item))
+                source.add(statement(item, names, plan), 4, _made(item))
                 continue
             value, other = item
             reshaped = "" if other.tensor.shape == value.tensor.shape else f".view({_shape(value)})"
@@ -424,8 +427,11 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _statement(call: Call, names: dict[Value, str], plan: Plan) -> str:
+def statement(call: Call, names: dict[Value, str], plan: Plan) -> str:
+    """A call as a line of the text."""
     name = getattr(call.function, "__name__", "")
+    if call in plan.kernels:
+        return f"{plan.kernels[call]}({', '.join(names[value] for value in (*call.args, *call.results))})"
     if name in ASSIGNED:
         return f"{_text(call.args[0], names)} {ASSIGNED[name]} {_text(call.args[1], names)}"
     if name == "__setitem__":
@@ -544,7 +550,8 @@ def uses_functional(function: Any) -> bool:
 
 
 def _uses_functional(plan: Plan) -> bool:
-    return any(uses_functional(plan.with_out.get(call, call.function)) for call in plan.calls)
+    inner = [c for call in plan.steps if isinstance(call.function, Kernel) for c in call.function.calls]
+    return any(uses_functional(plan.with_out.get(call, call.function)) for call in (*plan.calls, *inner))
 
 
 def _uses_onednn(plan: Plan) -> bool:

@@ -8,9 +8,10 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from torch_manualbp.derive.deriving import derived_program
 from torch_manualbp.derive.draws import Draws, random_states
 from torch_manualbp.derive.effects import refuse_scripted
 from torch_manualbp.derive.expected import OtherNumbersError
+from torch_manualbp.derive.fused import Fusing, Making, NotMadeError
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.processes import Processes, ProcessesError, refuse_empty, unwrapped
 from torch_manualbp.derive.reads import Reads, are_unchanged, dict_version
@@ -76,6 +78,9 @@ class _Entry:
 
     last: _Last | None = None
     """What its last call was keyed by."""
+
+    fusing: Fusing | None = None
+    """What comes of its kernels in the background."""
 
 
 class _Last:
@@ -157,6 +162,12 @@ class TrainStep:
         process_group: the processes of torch.distributed that make each step together, by the mean of their gradients;
             the first one's parameters and buffers are everybody's from now on. A model in ``DistributedDataParallel``
             brings its own.
+        fuse: run lines that go entry by entry, and reductions, in kernels that torch's compiler makes of them, one for
+            all between two products. ``"auto"`` begins without, has them made by another process when a program has
+            run for ten seconds, and goes on with them when they are there: numbers change by rounding then, so not
+            where ``torch.use_deterministic_algorithms`` is set. True waits for them before the first step. Without a
+            compiler the lines run as they are, and a warning says so; several processes run them as they are, too.
+            ``fused`` says what has become of it.
         clip_value: clamp every entry of the gradient to ± this, as ``torch.nn.utils.clip_grad_value_``.
         check: compare every program with autograd before it changes a parameter, and its loss with the model's own at
             its runs 2, 10, 100, 1,000, …; with ``"every"`` derive and compare it anew each ``check_every`` runs, too.
@@ -186,6 +197,7 @@ class TrainStep:
         clip_value: float | None = None,
         freeze_others: bool = False,
         process_group: Any = None,
+        fuse: bool | Literal["auto"] = "auto",
         check: bool | Literal["every"] = True,
         check_every: int = 100,
     ) -> None:
@@ -204,6 +216,7 @@ class TrainStep:
             _check(name, bound, bound is None or is_number, "a number above 0, or None")
         _check("check", check, check in (True, False, "every"), 'True, False, or "every"')
         often = isinstance(check_every, int) and check_every >= 1
+        _check("fuse", fuse, fuse in (True, False, "auto"), 'True, False, or "auto"')
         _check("check_every", check_every, often, "a whole number of at least 1")
         self.model, self._processes = unwrapped(model)
         if process_group is not None:
@@ -222,6 +235,7 @@ class TrainStep:
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.freeze_others = freeze_others
+        self.fuse = fuse
         self.check = check
         self.check_every = check_every
         self.deltas: dict[str, Tensor] = {}
@@ -248,6 +262,7 @@ class TrainStep:
         self._constants: set[tuple[int, str]] = set()
         """Attributes, by the id of their dict, whose numbers forward or loss reads."""
 
+        self._has_warned = False
         self._lock = threading.RLock()
 
     def reset(self) -> None:
@@ -283,6 +298,16 @@ class TrainStep:
             NotDerivableError: a rule of somebody's own asks for numbers, which the formulas are written without.
         """
         return self._program().article.source.text
+
+    @property
+    def fused(self) -> str:
+        """What has become of ``fuse`` in the last program."""
+        if not self._programs:
+            return "there is no program yet"
+        derived, fusing = self._programs[-1].derived, self._programs[-1].fusing
+        if derived.count_of_kernels:
+            return f"{derived.count_of_kernels} kernels in place of {derived.count_of_fused} calls"
+        return "as it is written" if fusing is None else f"as it is written; {fusing.state}"
 
     @property
     def program(self) -> str:
@@ -498,6 +523,8 @@ class TrainStep:
         grads = self._taken_gradients(derived, leaves) if derived.how.adds else []
         for item in entry.reads.floats:
             item.fill()
+        fusing = entry.fusing
+        began = 0.0 if fusing is None else perf_counter()
         result = derived.run([*leaves, *grads])
         if self.layers:
             self.layers = []
@@ -520,7 +547,33 @@ class TrainStep:
         ):
             self._programs.remove(entry)
             raise NotDerivableError([("", _STALE.format(C.item(), expected.item(), entry.runs), _STALE_TODO)])
+        if fusing is not None and self.fuse == "auto":
+            self._go_on_fusing(entry, fusing, perf_counter() - began, inputs, target)
         return C
+
+    def _go_on_fusing(self, entry: _Entry, fusing: Fusing, seconds: float, inputs: Any, target: Any) -> None:
+        """Have kernels made in the background once a program has run for long enough, and take them when they are."""
+        if not fusing.is_time(seconds):
+            return
+        try:
+            if fusing.derived is None:
+                how = replace(entry.derived.how, fuse=True)
+                floats = [(item.attributes, item.name, item.key) for item in entry.reads.floats]
+                about = self.model, self.loss, self.optimizer, inputs, target, how, bool(self.check)
+                again, _ = derived_program(*about, floats)
+                if again.answers == entry.derived.answers:
+                    fusing.begin(again)
+                    return
+            else:
+                fused = fusing.taken()
+                fused.bind()
+                entry.derived.release()
+                entry.derived = fused
+        except NotMadeError as error:
+            self._warn(str(error))
+        except (NotDerivableError, RuntimeError, TypeError, ValueError):  # the program that runs is as good as ever
+            pass
+        entry.fusing = None
 
     def _taken_gradients(self, derived: Derived, leaves: list[Tensor]) -> list[Tensor]:
         """What is in ``.grad``, for the program to add to."""
@@ -593,7 +646,7 @@ class TrainStep:
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
             (id(self.model), id(self.loss), id(self.optimizer)),
             (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),
-            (self.freeze_others, evaluates, count, id(processes)),
+            (self.freeze_others, evaluates, count, id(processes), self.fuse is True),
         ]
         entries = self._programs
         for i in range(len(entries) - 1, -1, -1):
@@ -602,16 +655,24 @@ class TrainStep:
                 if i != len(entries) - 1:
                     entries.append(entries.pop(i))
                 return self._with_memory(entry)
+        fuse = self.fuse is True and not self._has_warned and processes is None
         if evaluates:
-            how = How(False, compile=self.compile, keep_output=self.keep_output, evaluates=True)
+            how = How(False, compile=self.compile, fuse=fuse, keep_output=self.keep_output, evaluates=True)
         else:
             kept = {name: getattr(self, name) for name in (*KEPT, "freeze_others")}
-            how = How(structure is not None, adds, share, self.compile, self.skip_nonfinite, processes=count, **kept)
+            how = How(
+                structure is not None, adds, share, self.compile, fuse, self.skip_nonfinite, processes=count, **kept
+            )
         if structure is not None and has_odd_state(self.optimizer):
             raise OddStateError
+        began = perf_counter()
         derived, reads = self._derived(form, inputs, target, how)
+        if how.fuse and not self._is_fused(derived):
+            derived, reads = self._derived(form, inputs, target, replace(how, fuse=False))
         entries[: max(len(entries) - PROGRAMS + 1, 0)] = []
         entries.append(_Entry(form, reads, derived))
+        if self.fuse == "auto" and not self.compile and not how.evaluates and processes is None:
+            entries[-1].fusing = Fusing(perf_counter() - began)
         return self._with_memory(entries[-1])
 
     def _derived(self, form: list[Any], inputs: Any, target: Any, how: How) -> tuple[Derived, Reads]:
@@ -625,6 +686,26 @@ class TrainStep:
             except (NotDerivableError, RuntimeError, TypeError, ValueError):  # whatever a tensor in its place leads to
                 self._constants.update((id(at), name) for at, name, _ in floats)
         return derived_program(*about, group=self._group)
+
+    def _is_fused(self, derived: Derived) -> bool:
+        """Make the kernels of a program, and wait for them; where there are none to be had, say so once."""
+        making = None
+        try:
+            making = Making(derived.kernels)
+            derived.take(making.result())
+        except NotMadeError as error:
+            self._warn(str(error))
+            return False
+        finally:
+            if making is not None:
+                making.stop()
+        return True
+
+    def _warn(self, reason: str) -> None:
+        """Say that the step runs without kernels."""
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"{_UNFUSED} ({reason})", RuntimeWarning, stacklevel=5)
 
     def _with_memory(self, entry: _Entry) -> _Entry:
         """The entry of the program that runs next. The memory of those that have not run for the longest goes."""
@@ -658,6 +739,8 @@ _OFTEN = (
     "{} programs are derived of one step, for the numbers that forward reads at {}: where they are others at nearly "
     "each batch, have its course follow from shapes alone"
 )
+_UNFUSED = "the derived step runs as it is written, without kernels: there is no compiler that makes them"
+
 _STALE = (
     "the program's loss is {:.9g}, and the model's own {:.9g}, at run {}: forward or loss read what changes and cannot "
     "be seen, and steps before this one may be wrong"
