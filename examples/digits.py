@@ -99,12 +99,28 @@ def gradients_agree(module: ManualBackpropModule, data: DigitsDataModule, option
     return all(comparison.ok for comparison in comparisons)
 
 
+class Extension(pl.Callback):
+    """Has a resumed run of more epochs go on with the learning rate that it would have had from the start."""
+
+    needs_gradients = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stretch the cosine, whose length the checkpoint has, to this run's."""
+        (configured,) = trainer.lr_scheduler_configs
+        schedule: Any = configured.scheduler
+        if schedule.T_max != trainer.max_epochs:
+            schedule.T_max = trainer.max_epochs
+            share = (1 + math.cos(math.pi * schedule.last_epoch / schedule.T_max)) / 2
+            for group, at_the_start in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+                group["lr"] = at_the_start * share
+
+
 def run(options: argparse.Namespace) -> int:
     """Compare, train, test and draw. Returns the exit status."""
     last, best, figure = (options.output / name for name in FILES)
     if not options.resume:
         last.unlink(missing_ok=True)
-        write_text(options.output / "options.json", json.dumps(of_the_run(options)))
+    write_text(options.output / "options.json", json.dumps(of_the_run(options)))
     if max(options.hidden) <= 512:
         # Products this small are no work to share: on two busy cores, two threads took 97 s where one took 21.
         torch.set_num_threads(1)
@@ -127,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
         max_epochs=options.epochs,
         logger=logger,
         log_every_n_steps=1,
-        callbacks=[*checkpoints, GradientFlow(figure, every_n_steps=10)],
+        callbacks=[*checkpoints, GradientFlow(figure, every_n_steps=10), *([Extension()] if options.resume else [])],
         enable_model_summary=False,
     )
     try:
@@ -193,7 +209,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--weight-decay", type=decay, default=unset, help=f"of every parameter {suited('weight_decay')}")
     add("--momentum", type=share, default=unset, help=f"of the update {suited('momentum')}")
     add("--batch-size", type=count, default=64, help="images in a step")
-    add("--epochs", type=count, default=60, help="passes over the training images")
+    add("--epochs", type=count, default=60, help="passes over the training images; with --resume more extend the run")
     add("--engine", choices=ENGINES, default="autograd", help="what runs the formulas: autograd, or a derived program")
     add("--precision", choices=DTYPES, default="32-true", help="Lightning's, of parameters and layers")
     add("--seed", type=seed, default=0, help="of the split, the order of the images and the initial parameters")
@@ -209,6 +225,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.set_defaults(**started)
         options = parser.parse_args(arguments)
         for name, value in of_the_run(options).items():
+            if name == "epochs" and value > started.get(name, 0):
+                continue  # which extends it
             if value != started.get(name, parser.get_default(name)):  # of an option that the run did not have yet
                 option = "--" + {"lr": "learning-rate"}.get(name, name.replace("_", "-"))
                 began = started.get(name, "the default")

@@ -217,6 +217,22 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
     assert same(saved[0]["state_dict"], saved[1]["state_dict"])
 
 
+def test_a_finished_run_is_extended(main: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
+    status, before, err = main("--hidden", 16, "--epochs", 2, "--output", tmp_path)
+    assert status == 0, err
+    status, _, err = main("--resume", "--epochs", 1, "--output", tmp_path)
+    message = "1 is not what the run to resume began with, 2; leave it out"
+    assert (status, err) == (2, f"digits.py: argument --epochs: {message}\n")
+    status, after, err = main("--resume", "--epochs", 5, "--output", tmp_path)
+    assert status == 0, err
+    assert float(accuracy(after).rstrip("%")) > float(accuracy(before).rstrip("%"))
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["epoch"] == 4
+    assert saved["lr_schedulers"][0]["T_max"] == 5
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-12)
+    assert json.loads((tmp_path / "options.json").read_text())["epochs"] == 5
+
+
 BAD_VALUES = {
     "--epochs -1": "argument --epochs: '-1' is not a whole number of at least 1",
     "--epochs 2.5": "argument --epochs: '2.5' is not a whole number of at least 1",
