@@ -85,8 +85,10 @@ def _numbers(lengths: Any) -> Any:
 
 
 def _as_tensor(lengths: Any, log_probs: Tensor) -> Tensor:
-    """A tensor of their own, since the caller may change his before backward."""
-    made = torch.as_tensor(lengths, dtype=torch.int64, device=log_probs.device)
+    """A tensor of their own, since the caller may change his before backward; of numbers, which torch keeps as such,
+    it takes no more memory than their result does."""
+    dtype = torch.int64 if isinstance(lengths, Tensor) else torch.int32
+    made = torch.as_tensor(lengths, dtype=dtype, device=log_probs.device)
     return made.clone() if made is lengths else made
 
 

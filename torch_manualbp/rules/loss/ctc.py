@@ -161,7 +161,7 @@ def _ways(s: Tensor, labels: Tensor, log_alpha: Tensor, blank: int) -> list[Tens
 
 def _at_end(state: Tensor, T: Tensor) -> Tensor:
     """That of the last time of each sample: (times, samples, steps) → (samples, steps)."""
-    last = (T - 1).clamp(min=0).reshape(1, len(T), 1).expand(1, *state.shape[1:])
+    last = (T - 1).clamp(min=0).long().reshape(1, len(T), 1).expand(1, *state.shape[1:])
     return state.gather(0, last).squeeze(0)
 
 

@@ -98,7 +98,8 @@ class ScatterAdd(Rule):
         ∂C/∂z = ∂C/∂a
         ∂C/∂y_…s… = ∂C/∂a_…i(s)…
 
-    Shapes: the index and y of one shape, with as many dimensions as z. Kept: the index.
+    Shapes: the index and y of one shape, with as many dimensions as z. Kept: the index where ∂C/∂y is
+    needed.
     """
 
     @staticmethod
@@ -109,7 +110,7 @@ class ScatterAdd(Rule):
     def setup_context(ctx: Any, inputs: tuple[Tensor, int, Tensor, Tensor], output: Tensor) -> None:
         z, ctx.dim, index, _ = inputs
         ctx.shape = z.shape
-        ctx.save_for_backward(index)
+        ctx.save_for_backward(index if ctx.needs_input_grad[3] else None)
         ctx.save_for_forward(index)
 
     @staticmethod
