@@ -121,9 +121,10 @@ def _differentiates_at_once(m: Any, h: Tensor, x: Tensor) -> Tensor:
     return h + g.sum()
 
 
-def _with_view(m: Any, h: Tensor, x: Tensor) -> Tensor:
+def _by_data(m: Any, h: Tensor, x: Tensor) -> Tensor:
     part = h[:, :2]
-    part.mul_(2)
+    with torch.no_grad():
+        part.mul_(2)
     return h
 
 
@@ -150,8 +151,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     "backward inside": (lambda m, h, x: h * (h.sum().backward() is None), "is autograd's"),
     "several gradients at once": (_differentiates_at_once, "is_grads_batched"),
     "a foreign parameter": (lambda m, h, x: h * foreign, "a parameter that is not the model's"),
-    "a view that is written": (_with_view, "through another view"),
-    "a part that is written": (lambda m, h, x: h[:, :1].zero_() + h, "in place"),
+    "a view that is written without a gradient": (_by_data, "the program's numbers are not autograd's"),
     "complex numbers": (lambda m, h, x: torch.view_as_complex(h[:, :4].reshape(-1, 2, 2)).real.sum(), "has no rule"),
     # real numbers
     "float": (lambda m, h, x: h * float(x.mean()), "reads numbers"),

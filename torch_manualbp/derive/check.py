@@ -60,6 +60,9 @@ NOISE = 4
 DRAWS = 10
 """How often the numbers are moved at most: at a kink half of the draws come to lie on the other side."""
 
+DRAWS_OF_DATA = 3
+"""How many of these move parameters and data alone, before the outputs of layers are moved, too."""
+
 
 @dataclass
 class Reference:
@@ -210,7 +213,16 @@ class Case:
             xi = torch.empty(t.shape, dtype=t.abs().dtype, device="cpu").uniform_(-(3**0.5), 3**0.5, generator=noise)
             return t.detach() * xi.mul_(self.rounded).add_(1).to(t.device)
 
-        for _ in range(DRAWS):
+        def move_output(module: Module, args: Any, output: Any) -> Any:
+            return pytree.tree_map_only(
+                Tensor, lambda t: t * near(torch.ones_like(t)) if t.requires_grad else t, output
+            )
+
+        layers = [m for m in model.modules() if not m._modules] if moving else []
+        for draw in range(DRAWS):
+            if draw == DRAWS_OF_DATA:  # what cancels exactly, whatever the parameters are, moves with what is between
+                for layer in layers:
+                    layer.register_forward_hook(move_output)
             with torch.no_grad():
                 for p, t in zip(moving, before, strict=True):
                     p.copy_(near(t))

@@ -25,6 +25,7 @@ __all__ = [
     "OtherNumbersError",
     "answers_of",
     "by_places",
+    "has_sizes",
     "is_answer",
     "is_counted",
     "with_whole_sizes",
@@ -171,6 +172,11 @@ def is_counted(name: str, args: Any, kwargs: Any) -> bool:
     if name == "repeat_interleave":
         repeats = args[1] if len(args) > 1 else kwargs.get("repeats", args[0] if len(args) == 1 else None)
         return isinstance(repeats, Tensor) and kwargs.get("output_size") is None
+    return has_sizes(name, args, kwargs)
+
+
+def has_sizes(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether tensors stand where sizes do."""
     return name in _MADE_OF_SIZES | _SIZED and any(True for _ in leaves_of(_sizes(name, args, kwargs), Tensor))
 
 

@@ -223,6 +223,14 @@ def _setitem(input: Tensor, index: Any, value: Any) -> Tensor:
     return _set_by(_steps_of_index(input, by_places(index)), input, y)
 
 
+def _filled(input: Tensor, value: Any) -> Tensor:
+    return _cast(value, input.dtype).expand(input.shape) if torch.is_tensor(value) else torch.full_like(input, value)
+
+
+def _zeroed(input: Tensor) -> Tensor:
+    return torch.zeros_like(input)
+
+
 def _set_where(input: Tensor, mask: Tensor, value: Any, rest: int) -> Tensor:
     mask = mask.reshape((*mask.shape, *[1] * rest))
     y = rules.Reshape.apply(value, ()) if isinstance(value, Tensor) and value.numel() == 1 else value
@@ -654,6 +662,8 @@ def _in_place() -> dict[Any, Function]:
         for name in operation.functions.split():
             plain_ones = named(name, functional, torch)
             table.update(dict.fromkeys(named(f"{name}_"), OPERATIONS[plain_ones[0]]))
+    for name, function in (("zero_", _zeroed), ("fill_", _filled)):
+        table.update(dict.fromkeys(named(name, torch, Tensor), _callable_as(name, function)))
     table[Tensor.__setitem__] = _callable_as("__setitem__", _setitem)
     for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
         table[getattr(torch, f"{name}_")] = OPERATIONS[getattr(torch, name)]

@@ -240,9 +240,13 @@ def _recorded(
         with tape.running(("", model), (path, loss)):
             program.section = "forward"
             output = called(model, inputs)
+            tape.up_to_date(output)
+            seen = pytree.tree_map_only(Tensor, program.same, output)  # since a loss may write over its input
             program.section = "loss"
             with tape.within(path):
                 C = loss(output, target)
+                tape.up_to_date(C)
+        output = seen
         written = {memory for call in program.calls for memory in call.written}
         for name, tensor in named.items():
             if _letter(name) in tape.changed and program.value(tensor).memory not in written:

@@ -516,6 +516,8 @@ def function_text(function: Any, name: str) -> str:
     """A name under which torch has the function."""
     if function is onednn_linear:
         return "onednn_linear"
+    if function is Tensor.__pow__:  # which has another function's name
+        return "torch.pow"
     if type(function).__name__ in ("OpOverload", "OpOverloadPacket"):
         return f"torch.ops.{function}"
     for place, module in _MODULES.items():

@@ -34,6 +34,7 @@ from torch_manualbp.derive.expected import (
     ANSWERED,
     COUNTED,
     UNIQUE,
+    has_sizes,
     is_answer,
     is_counted,
     with_whole_sizes,
@@ -58,6 +59,7 @@ from torch_manualbp.derive.program import (
 from torch_manualbp.derive.refusals import NotDerivableError, Problem, line_of_model
 from torch_manualbp.derive.runner import Node, RuleRunner, formulas, identifier, is_continuous, without_autocast
 from torch_manualbp.derive.tracers import Asked, MayGoAnotherWay
+from torch_manualbp.derive.views import Views
 from torch_manualbp.rules.jacobian import Product
 from torch_manualbp.rules.recording import recorded_by, recorder
 from torch_manualbp.rules.rule import Rule
@@ -87,14 +89,6 @@ READS |= {
 }
 READS |= {"argwhere", "bincount", "_unique2"}
 """What makes Python depend on numbers, or a shape."""
-
-VIEWS = words(
-    "view reshape flatten squeeze unsqueeze transpose permute t T mT H mH expand expand_as view_as "
-    "reshape_as select narrow split chunk unbind detach unflatten swapaxes swapdims movedim moveaxis "
-    "ravel __getitem__ __iter__ tensor_split hsplit vsplit dsplit squeeze_ alias real imag diagonal "
-    "unfold data conj adjoint view_as_real view_as_complex as_strided broadcast_to atleast_1d atleast_2d atleast_3d"
-)
-
 
 LAYOUT = words("is_contiguous stride view rrelu rrelu_ as_strided")
 """What depends on the order in which the numbers lie."""
@@ -175,14 +169,13 @@ class Tape(RuleRunner):
 
         self._uneven: set[int] = set()
         self._foreign: set[int] = set()  # tensors that require grad, and that are not the model's
-        self._groups: dict[int, set[int]] = {}  # tensors that share memory in torch, where here they may be copies
-        self._stale: dict[int, tuple[str, int]] = {}  # where something was written, and to which of them
-        self._cut: dict[int, tuple[Tensor, Any]] = {}  # of what an index has made, the tensor and the index
+        self._views = Views()
 
     @property
     def minds_columns(self) -> bool:
         """Whether something depends on the order of numbers that torch would have had in another."""
-        return self._has_columns and (self._minds_layout or self.program.draws_into_layout)
+        minds = self._minds_layout or self._views.minds_layout or self.program.draws_into_layout
+        return self._has_columns and minds
 
     # Forward
 
@@ -242,6 +235,7 @@ class Tape(RuleRunner):
         apply = _apply.__get__(None, cls)
         if self._is_in_rule:
             return apply(*args)
+        self.up_to_date(args)
         learns = tuple(isinstance(arg, Tensor) and self._learns_from(arg) for arg in args)
         if issubclass(cls, CheckpointFunction):  # whose backward runs the same forward again
             with contextlib.nullcontext() if any(learns) else torch.no_grad():
@@ -296,8 +290,9 @@ class Tape(RuleRunner):
                 todo = "give the step contiguous tensors, or write reshape"
                 self._refuse(f"{_named(function)} asks how a tensor of the batch lies that has gaps", todo)
         if name == "__setitem__":
-            self._put_back(*args)
-        self._refuse_stale(args, kwargs)
+            self._views.puts_back(*args)
+        with self if self._views.are_written else contextlib.nullcontext():
+            self.up_to_date((args, kwargs))
         self._refuse_foreign(function, args, kwargs)
         if is_transformed():
             with torch.no_grad():
@@ -309,10 +304,7 @@ class Tape(RuleRunner):
             return output
         if self.takes_names and len(self.program.calls) > begin:
             self._take_names(output, begin)
-        if name in VIEWS:
-            self._share(args[0], output)
-        if name == "__getitem__":
-            self._cut[id(output)] = args
+        self._views.made(function, name, args, kwargs, output)
         return output
 
     def _take_names(self, output: Any, begin: int) -> None:
@@ -332,7 +324,9 @@ class Tape(RuleRunner):
         if _writes(name) and self._is_held(args[0]):
             return self._update_held(function, args, kwargs)
         if name == "copy_":
-            return self._write(args[0], args[1])
+            with self:
+                source = _like(args[1], args[0])
+            return self._write(args[0], source)
         if name in ("detach", "data"):
             return self._detached(args[0])
         if name == "requires_grad_" or (name == "__set__" and function.__self__.__name__ == "requires_grad"):
@@ -367,7 +361,10 @@ class Tape(RuleRunner):
 
     def _read(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         """What forward reads of the numbers is what the program is derived for."""
-        if self._are_fixed(args, kwargs):
+        is_fixed = self._are_fixed(args, kwargs)
+        if is_fixed and has_sizes(name, args, kwargs):
+            return self._counted(function, name, args, kwargs)
+        if is_fixed:
             return self._plainly(function, args, kwargs)
         if self.asked.was_asked and not self.asked.says:
             raise MayGoAnotherWay
@@ -472,6 +469,7 @@ class Tape(RuleRunner):
 
     def apply(self, rule: type[Rule], args: tuple[Any, ...]) -> Any:
         """Run a rule: what ``rule.apply(*args)`` comes to under the tape."""
+        self.up_to_date(args)
         learns = tuple(isinstance(arg, Tensor) and self._learns_from(arg) for arg in args)
         given, begin = mapped(args, Tensor, self.program.value), len(self.program.calls)
         output = self.run(rule, args, learns)
@@ -523,14 +521,15 @@ class Tape(RuleRunner):
         if not torch.is_grad_enabled() and self.program.value(target) in self._learns:
             self._refuse("changes under no_grad what learns", "write it out of place")
             return target
-        before = self.program.value(target)
-        if before.tensor is target:  # which is to keep its shape and strides
-            before.tensor = self.program.same(target)
-        self.program.stands_for(target, self.program.value(source))
-        target.data = source  # so that views of it are views of the value's memory
-        for other in self._groups.get(id(target), set()):
-            if other != id(target):
-                self._stale[other] = self._paths[-1], id(target)
+        if self._views.are_written:
+            is_part, self._is_composing = self._is_composing, True
+            with self:
+                reason = self._views.put_back(target, self._bind, self._is_own)
+            self._is_composing = is_part
+            if reason:
+                self._refuse(reason, "write it out of place")
+        self._bind(target, source)
+        self._views.written(target)
         return target
 
     def _are_fixed(self, args: Any, kwargs: Any) -> bool:
@@ -570,28 +569,29 @@ class Tape(RuleRunner):
     def _may_change(self, tensor: Tensor) -> bool:
         return self._may_be_changed.get(self.program.value(tensor).memory, False)
 
-    def _share(self, base: Any, views: Any) -> None:
-        if not isinstance(base, Tensor):
+    def up_to_date(self, tree: Any) -> None:
+        """Have tensors have what was written through other views of them. It is for the tape to see."""
+        if not self._views.are_written:
             return
-        group = self._groups.setdefault(id(base), {id(base)})
-        for t in leaves_of(views, Tensor):
-            self.program.value(t)  # which keeps it, and its id, alive
-            group.add(id(t))
-            self._groups[id(t)] = group
+        is_part, self._is_composing = self._is_composing, True
+        try:
+            reason = self._views.refreshed(leaves_of(tree, Tensor), self._bind, self._is_own)
+        finally:
+            self._is_composing = is_part
+        if reason:
+            self._refuse(reason, "write it out of place")
 
-    def _put_back(self, base: Tensor, index: Any, value: Any) -> None:
-        """Of ``x[index] += y`` Python makes three calls, of which the last puts what was written to x[index] there."""
-        cut = self._cut.get(id(value))
-        _, written = self._stale.get(id(base), ("", 0))
-        if cut is not None and cut[0] is base and cut[1] is index and written == id(value):
-            del self._stale[id(base)]
+    def _is_own(self, tensor: Tensor) -> bool:
+        return self.program.value(tensor).memory.origin == MADE
 
-    def _refuse_stale(self, args: Any, kwargs: Any) -> None:
-        for t in leaves_of((args, kwargs), Tensor) if self._stale else ():
-            if id(t) in self._stale:
-                path, _ = self._stale.pop(id(t))
-                what = "changes a tensor in place that is used through another view of it"
-                self.problems.append(Problem.here(path, what, "write it out of place"))
+    def _bind(self, target: Tensor, source: Tensor) -> None:
+        """Have ``target`` mean ``source`` from here on."""
+        before = self.program.value(target)
+        if before.tensor is target:  # which is to keep its shape and strides
+            before.tensor = self.program.same(target)
+        self.program.stands_for(target, self.program.value(source))
+        with without_torch_function():
+            target.data = source  # so that views of it are views of the value's memory
 
     def _refuse_foreign(self, function: Any, args: Any, kwargs: Any) -> None:
         """What cannot be recorded, and what torch's transforms hide."""
@@ -649,6 +649,12 @@ def _refuse_or_apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
 
 
 _apply: Any = vars(Function)["apply"]
+
+
+def _like(source: Tensor, target: Tensor) -> Tensor:
+    """What is copied, in the shape and dtype of where it goes."""
+    source = source if source.shape == target.shape else source.expand(target.shape)
+    return source if source.dtype == target.dtype else source.to(target.dtype)
 
 
 def _named(function: Any) -> str:

@@ -232,6 +232,16 @@ def _matrix_norm(
     return value if keepdim else value.squeeze((rows, columns))
 
 
+def _norm_except_dim(v: Tensor, pow: int = 2, dim: int = 0) -> Tensor:
+    if dim == -1:
+        return _vector_norm(v, pow)
+    return _vector_norm(v, pow, [d for d in range(v.dim()) if d != dim % v.dim()], True) if v.dim() > 1 else v.abs()
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / _norm_except_dim(v, 2, dim))
+
+
 def _dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
     return _vector_norm(input - other, p)
 
@@ -272,6 +282,8 @@ COMPOSITES: Mapping[Callable[..., Any], str] = {
     _norm: "norm",
     _linalg_norm: "linalg.norm",
     _matrix_norm: "linalg.matrix_norm",
+    _norm_except_dim: "norm_except_dim",
+    _weight_norm: "_weight_norm",
     _dist: "dist",
     _cdist: "cdist",
 }

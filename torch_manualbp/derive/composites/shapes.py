@@ -22,6 +22,19 @@ def _integers(*given: Any) -> tuple[int, ...]:
     return tuple(map(operator.index, items))
 
 
+def _as_strided(input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
+    sizes, steps = [int(n) for n in size], [int(step) for step in stride]
+    in_memory = input.permute(sorted(range(input.dim()), key=lambda d: (-input.stride()[d], d)))
+    last = sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
+    if storage_offset or not in_memory.is_contiguous() or last >= input.numel():
+        raise NoRule("as_strided of a part of what lies in memory has no rule; write reshape, unfold or an index")
+    places = torch.zeros(sizes, dtype=torch.int64, device=input.device)
+    for dim, (n, step) in enumerate(zip(sizes, steps, strict=True)):
+        along = torch.arange(n, device=input.device) * step
+        places = places + along.reshape([n if d == dim else 1 for d in range(len(sizes))])
+    return rules.Index.apply(in_memory.reshape(input.numel()), places)
+
+
 # Repeated
 
 
@@ -314,6 +327,7 @@ def _masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 
 
 COMPOSITES: Mapping[Callable[..., Any], str] = {
+    _as_strided: "as_strided",
     _repeat: "repeat",
     _tile: "tile",
     _repeat_interleave: "repeat_interleave",
