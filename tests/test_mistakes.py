@@ -150,10 +150,10 @@ def test_a_tool_that_refuses_the_twin_too_has_caught_nothing() -> None:
 
 def test_all_tools_look_at_a_mistake_and_its_twin() -> None:
     result = self_test(MISTAKES[:1])
-    assert result.tools == ("verify", "gradcheck", "gradcheck, fast", "gradgradcheck", "allclose")
+    assert result.tools == ("verify", "gradcheck", "gradcheck, fast", "gradgradcheck", "opcheck", "allclose")
     assert result.ok, result
     (row,) = result.rows
-    assert [row.verdict(tool) for tool in result.tools] == ["caught", *4 * ["missed"]]
+    assert [row.verdict(tool) for tool in result.tools] == ["caught", *5 * ["missed"]]
     assert row.found["verify"].startswith("structure: ")
 
 

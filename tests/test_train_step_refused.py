@@ -388,3 +388,40 @@ def test_numbers_of_numpy_are_numbers() -> None:
     x, y = data(0, torch.float32)
     expected = F.cross_entropy(model.fc(x) * 1.5 / 2**0.5 + 1, y)
     torch.testing.assert_close(step(x, y), expected.detach())
+
+
+class InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.mark_dirty(z)
+        return z.mul_(2)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Tensor:
+        return 2 * da
+
+
+class InPlaceInTwoParts(InPlace):
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:  # type: ignore[override]
+        return z.mul_(2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_dirty(*inputs)
+
+
+@pytest.mark.parametrize("function", [InPlace, InPlaceInTwoParts])
+def test_a_function_that_marks_its_argument_dirty_is_refused_by_name(function: Any) -> None:
+    class Doubling(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = torch.nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return function.apply(self.l(x))
+
+    model = Doubling()
+    step = TrainStep(model, torch.nn.MSELoss(), torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(NotDerivableError, match=rf"{function.__name__} is autograd's: it changes .* \(mark_dirty\)"):
+        step(torch.randn(4, 3), torch.randn(4, 2))

@@ -120,3 +120,43 @@ def test_the_self_test_prints_and_writes_the_score(
 def test_what_is_missing_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.l(x)
+
+class Constant(Net):
+    def forward(self, x):
+        return x @ self.l.weight.data.T + self.l.bias
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("Net", 0), ("Constant", 1)])
+def test_a_model_is_verified(name: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("net_to_verify.py").write_text(NET)
+    arguments = ["--input", "randn(8, 4)", "--target", "randint(3, (8,))", "--loss", "CrossEntropyLoss"]
+    assert cli.main(["verify-model", f"./net_to_verify.py:{name}", *arguments, "--json", "net.json"]) == status
+    assert "whole model: finite differences" in capsys.readouterr().out
+    report = json.loads(Path("net.json").read_text())
+    assert report["schema"] == 3
+    numbers = [row[name] for row in report["rows"] for name in ("error_ulps", "error_relative", "torch_ulps")]
+    assert all(number is None or isinstance(number, float) for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(["--layer", "m"], "has no layer 'm'; it has l"), (["--check", "vlaues"], "did you mean 'values'?")],
+)
+def test_what_a_model_has_not_is_one_line(option: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("net_to_verify.py").write_text(NET)
+    data = ["--input", "randn(8, 4)", "--target", "randn(8, 3)"]
+    assert cli.main(["verify-model", "./net_to_verify.py:Net", *data, *option]) == 2
+    assert message in capsys.readouterr().err

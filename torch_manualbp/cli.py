@@ -27,6 +27,7 @@ PROGRAM = "torch-manualbp"
 COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "derive": ("torch_manualbp.derive.command", "print a model's training step as a program without autograd"),
     "verify": ("torch_manualbp.verify.command", "verify the gradients of a module, a Function or a callable"),
+    "verify-model": ("torch_manualbp.verify.model_command", "verify the gradients of every layer of a model"),
     "explain": ("torch_manualbp.insight.explanation.command", "say why the gradient of one weight is what it is"),
     "report": ("torch_manualbp.insight.page.command", "write a page that shows the backpropagation of a model"),
     "bench insight": ("torch_manualbp.bench.insight", "time what the statistics of a run cost"),

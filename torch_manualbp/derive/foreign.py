@@ -17,22 +17,16 @@ from torch_manualbp.rules.rule import Rule
 __all__ = ["mistakes_of", "rule_of"]
 
 
-class _Noted(Context):
-    """The ``ctx`` of a Function's forward, whose content the rule's own takes over."""
-
-    def mark_dirty(self, *tensors: Tensor) -> None:
-        raise NotImplementedError("a Function that changes its arguments in place")
-
-
 def rule_of(cls: type[Function], learns: tuple[bool, ...]) -> type[Rule]:
     """A rule whose forward and backward are those of a Function, for arguments of which some learn."""
     is_split = cls.setup_context is not Function.setup_context
-    noted: list[_Noted] = []
+    noted: list[Context] = []
+    """The ``ctx`` of the Function's forward, whose content the rule's own takes over."""
 
     def forward(*args: Any) -> Any:
         if is_split:
             return cls.forward(*args)
-        noted[:] = [_Noted(learns)]
+        noted[:] = [Context(learns)]
         return cls.forward(noted[0], *args)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

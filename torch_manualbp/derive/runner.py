@@ -53,6 +53,9 @@ class Context:
     def save_for_forward(self, *tensors: Tensor | None) -> None:
         """Nothing: there is no forward mode here."""
 
+    def mark_dirty(self, *tensors: Tensor) -> None:
+        raise NotImplementedError("it changes its arguments in place (mark_dirty)")
+
     def mark_non_differentiable(self, *tensors: Tensor) -> None:
         self.non_differentiable = tensors
 

@@ -31,7 +31,7 @@ from torch_manualbp.verify.report import Report
 from torch_manualbp.verify.self_test import self_test
 from torch_manualbp.verify.verifier import BUDGET_S, verify
 
-__all__ = ["add_arguments", "main", "target_named"]
+__all__ = ["add_arguments", "add_judgement", "finish", "main", "target_named"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,17 +57,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='an input by keyword, such as "dim=0" or "mask=ones(4, 4)"; again for each',
     )
     add("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="what the target computes in")
+    add("--reference", metavar="package.module:name", help="what is differentiated in place of the target's forward")
+    add("--batch", type=int, metavar="DIM", help="the dimension of samples that do not see each other")
+    add_judgement(parser)
+    add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
+    add("--self-test", action="store_true", help="say which planted mistakes are caught, by this and by gradcheck")
+    add("--json", type=Path, metavar="FILE", help="write the report there")
+
+
+def add_judgement(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what is looked at, and what counts."""
+    add = parser.add_argument
     add("--kinks", choices=("between", "autograd"), default="between", help="which derivative a kink has")
     names = ", ".join(check.name for check in CHECKS)
     add("--check", action="append", metavar="NAME", help=f"only this check, and others named so: {names}")
     add("--leave-out", action="append", default=[], metavar="NAME", help="not this check")
-    add("--reference", metavar="package.module:name", help="what is differentiated in place of the target's forward")
-    add("--batch", type=int, metavar="DIM", help="the dimension of samples that do not see each other")
     add("--budget", type=_seconds, default=BUDGET_S, metavar="SECONDS", help=f"for all of it (default: {BUDGET_S:g})")
+    add("--own-process", action="store_true", help="in a process of its own, ended where a kernel does not return")
     add("--strict", action="store_true", help="let findings that are no wrong values count, too")
-    add("--seed", type=seed, default=0, help="where random numbers start from (default: 0)")
-    add("--self-test", action="store_true", help="say which planted mistakes are caught, by this and by gradcheck")
-    add("--json", type=Path, metavar="FILE", help="write the report there")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -98,14 +105,20 @@ def main(options: argparse.Namespace) -> int:
             batch=options.batch,
             budget_s=options.budget,
             strict=options.strict,
+            own_process=options.own_process,
             seed=options.seed,
         )
     except (RefusedError, ValueError, TypeError) as error:
         print(f"torch-manualbp verify: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    return finish(report, options.json)
+
+
+def finish(report: Report, json: Path | None) -> int:
+    """Print a report, write it, and return the exit status that it has."""
     _print(report)
-    if options.json is not None:
-        write(options.json, report.to_json() + "\n")
+    if json is not None:
+        write(json, report.to_json() + "\n")
     return 2 if report.verdict == "not verified" else 0 if report.ok else 1
 
 

@@ -19,6 +19,7 @@ from torch_manualbp._torch import is_batched, is_functorch_wrapped, is_traced_by
 from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.checks import Check, chosen
 from torch_manualbp.verify.claims.directions import along_directions
+from torch_manualbp.verify.own_process import Seen, in_own_process
 from torch_manualbp.verify.report import DOES_NOT_APPLY, LEFT_OUT, OK, Report, Row
 from torch_manualbp.verify.restore import stopped_after, undisturbed
 from torch_manualbp.verify.subject import Subject, is_number, name_of, name_of_dtype
@@ -64,6 +65,7 @@ def verify_model(
     budget_s: float = BUDGET_S,
     kinks: str = "between",
     strict: bool = False,
+    own_process: bool = False,
     seed: int = 0,
 ) -> Report:
     """Hold the gradients of every layer, and of the whole model, against autograd of the same forward in float64.
@@ -83,6 +85,7 @@ def verify_model(
         budget_s: seconds for all of it; the report says what was left out.
         kinks: which derivative a kink has: any "between" those of both sides, or the one of "autograd".
         strict: whether findings that are no wrong values make the report not ok.
+        own_process: whether it runs in a process of its own, which is ended when the time is over.
         seed: where random numbers start from in every run.
 
     Raises:
@@ -91,32 +94,35 @@ def verify_model(
     start = time.perf_counter()
     options = Options(deadline=start + budget_s, kinks=kinks)
     args, kwargs = _arguments(inputs)
-    with undisturbed(model, loss):
-        model, loss = copy.deepcopy((model, loss))
-        wanted = _checks(model, checks, leave_out)
-        chosen_layers = _layers(model, layers)
-        whole = ModelAndLoss(model, loss)
+    wanted = _checks(model, checks, leave_out)
+    _layers(model, layers)
+    notes: dict[str, None] = {}
+
+    def found() -> Iterator[Row]:
+        own, own_loss = copy.deepcopy((model, loss))
+        chosen_layers = _layers(own, layers)
+        whole = ModelAndLoss(own, own_loss)
         subject = Subject(whole, (target, *args), kwargs, seed=seed, only_parameters=True)
         torch.default_generator.manual_seed(seed)
         calls = _captured(whole, chosen_layers, (target, *args), kwargs)
-        notes: dict[str, None] = {}
+        if layers is None:
+            trial = Target(subject, options)
+            notes.update(dict.fromkeys(trial.notes))
+            of_whole = [c for c in wanted if c.name.startswith("values") or c is WHOLE_LOSS]
+            for row in run_checks(trial, of_whole):
+                yield replace(row, check=WHOLE + row.check, name=row.name.removeprefix("model."))
+        of_layers = [c for c in wanted if c is not WHOLE_LOSS]
+        for call in calls if layers is None else calls[:-1]:
+            yield from _of_layer(call, of_layers, options, seed, notes)
 
-        def found() -> Iterator[Row]:
-            if layers is None:
-                trial = Target(subject, options)
-                notes.update(dict.fromkeys(trial.notes))
-                of_whole = [c for c in wanted if c.name.startswith("values") or c is WHOLE_LOSS]
-                for row in run_checks(trial, of_whole):
-                    yield replace(row, check=WHOLE + row.check, name=row.name.removeprefix("model."))
-            of_layers = [c for c in wanted if c is not WHOLE_LOSS]
-            for call in calls if layers is None else calls[:-1]:
-                yield from _of_layer(call, of_layers, options, seed, notes)
+    def verified(seen: Seen | None = None) -> Report:
+        with undisturbed(model, loss), stopped_after(options.deadline):
+            rows = list_until_spent(found(), seen)
+        if checks is not None:
+            rows = [replace(row, compares=row.verdict == OK) for row in rows]
+        return Report(name_of(model), tuple(rows), time.perf_counter() - start, tuple(notes), strict)
 
-        with stopped_after(options.deadline):
-            rows = list_until_spent(found())
-    if checks is not None:
-        rows = [replace(row, compares=row.verdict == OK) for row in rows]
-    return Report(name_of(model), tuple(rows), time.perf_counter() - start, tuple(notes), strict)
+    return in_own_process(verified, name_of(model), budget_s) if own_process else verified()
 
 
 class ModelAndLoss(Module):

@@ -24,7 +24,11 @@ def inner(a: Tensor, b: Tensor) -> float:
 
 
 def ridders(
-    f: Callable[[float], float], step: float = FIRST_STEP, levels: int = LEVELS, enough: float = 1e-12
+    f: Callable[[float], float],
+    step: float = FIRST_STEP,
+    levels: int = LEVELS,
+    enough: float = 1e-12,
+    noise: float = 0.0,
 ) -> tuple[float, float]:
     """f′(0) and an estimate of its error, by central differences extrapolated to a step of 0.
 
@@ -35,6 +39,7 @@ def ridders(
     The step is the one at which the extrapolations differ least (Ridders 1982, Advances in Engineering Software 4): a
     larger one leaves terms of higher order, or crosses a kink, and a smaller one is all rounding. The error is NaN's
     counterpart ∞ where no two steps agree, or f is not a number near 0. It stops at a relative error of ``enough``.
+    It is no smaller than what ``noise``, the rounding of f, makes of a difference.
     """
     best, error = math.nan, math.inf
     before: list[float] = []
@@ -43,7 +48,7 @@ def ridders(
         row = [(f(h) - f(-h)) / (2 * h)]
         for k, coarse in enumerate(before[:4]):
             row.append(row[k] + (row[k] - coarse) / (4.0 ** (k + 1) - 1))
-            doubt = max(abs(row[k + 1] - row[k]), abs(row[k + 1] - coarse))
+            doubt = max(abs(row[k + 1] - row[k]), abs(row[k + 1] - coarse), noise / h)
             if doubt <= error:  # False of NaN
                 best, error = row[k + 1], doubt
         before = row
@@ -53,12 +58,14 @@ def ridders(
 
 
 def contraction(at: Setting, upstream: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], float]:
-    """C = Re ⟨upstream, outputs⟩ as a function of the leaves: its gradient is what backward returns."""
+    """C = Re ⟨upstream, outputs⟩ as a function of the leaves: its gradient is what backward returns. The leaves ask for
+    one, as a forward may see."""
 
     def cost(leaves: Sequence[Tensor]) -> float:
+        asking = [t.detach().requires_grad_() for t in leaves]
         try:
             with torch.no_grad():
-                return sum(inner(u, o) for u, o in zip(upstream, at.run(leaves), strict=True))
+                return sum(inner(u, o) for u, o in zip(upstream, at.run(asking), strict=True))
         except (RuntimeError, ValueError):  # such as of a probability above 1
             return math.nan
 
@@ -86,14 +93,15 @@ def slope_along(
     along: Sequence[Tensor | None],
     levels: int = LEVELS,
     enough: float = 1e-12,
+    noise: float = 0.0,
 ) -> tuple[float, float]:
-    """dC/dt of ``cost(leaves + t along)`` at t = 0, and its error."""
+    """dC/dt of ``cost(leaves + t along)`` at t = 0, and its error; ``noise`` is the cost's own rounding."""
     start = [leaf.detach() for leaf in leaves]
 
     def moved(t: float) -> float:
         return cost([s if v is None else s + t * v for s, v in zip(start, along, strict=True)])
 
-    return ridders(moved, FIRST_STEP, levels, enough)
+    return ridders(moved, FIRST_STEP, levels, enough, noise)
 
 
 def numeric_gradients(at: Setting, leaves: Sequence[Tensor], upstream: Sequence[Tensor]) -> list[Tensor]:

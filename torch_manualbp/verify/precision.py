@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_manualbp._torch import TorchDispatchMode
 
-__all__ = ["Widening", "around", "eps_of", "noise_of", "widened"]
+__all__ = ["POINTS", "SPACING", "WIDE", "Widening", "around", "eps_of", "noise_of", "widened"]
 
 SPACING = 2.0**-22
 """Between the points at which noise is measured, relatively: a smooth function has no fourth differences left there."""
@@ -39,6 +39,8 @@ class Widening(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
         """How many casts there were."""
+        self.made = 0
+        """How many of truth values or integers to float32 there were."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -46,11 +48,19 @@ class Widening(TorchDispatchMode):
         if wide is not None and (_has(args, wide) or func.overloadpacket.__name__ in MAKES):
             self.count += _has(args, wide)
             kwargs = {**kwargs, "dtype": wide}
+        elif wide is not None and _has_no_numbers(args):
+            self.made += 1
+            kwargs = {**kwargs, "dtype": wide}
         return func(*args, **kwargs)
 
 
 def _has(args: Sequence[Any], dtype: torch.dtype) -> bool:
     return any(isinstance(t, Tensor) and t.dtype in (dtype, torch.float64) for t in args)
+
+
+def _has_no_numbers(args: Sequence[Any]) -> bool:
+    tensors = [t for t in args if isinstance(t, Tensor)]
+    return bool(tensors) and not any(t.is_floating_point() or t.is_complex() for t in tensors)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torch_manualbp._text import as_json, visible, with_words
+from torch_manualbp._text import as_json, visible
 
 __all__ = ["ADVICE", "ROBUSTNESS", "VALUE", "GradientError", "Report", "Row"]
 
@@ -19,8 +19,11 @@ VALUE, ROBUSTNESS, ADVICE = KINDS = ("value", "robustness", "advice")
 """What a finding is: a wrong number; what does not bear every use (second derivatives, ∞, an empty batch, an upstream
 gradient in another layout) or leaves work to the engine; or what is worth knowing."""
 
-SCHEMA = 2
+SCHEMA = 3
 """The version of the JSON."""
+
+NUMBERS = ("error_ulps", "error_relative", "torch_ulps")
+"""Fields of a row that are numbers, or null."""
 
 
 class GradientError(AssertionError):
@@ -162,15 +165,15 @@ class Report:
         return {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in VERDICTS}
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain data, as it is in JSON."""
-        rows = [with_words(asdict(row)) for row in self.rows]
+        """The report as plain data, as it is in JSON: a number that is not finite is null, and stands by its name under
+        ``not_finite``."""
+        rows = [_with_numbers(asdict(row)) for row in self.rows]
         about = {"schema": SCHEMA, "target": self.target, "ok": self.ok, "verdict": self.verdict}
         about |= {"strict": self.strict, "torch": str(torch.__version__), "seconds": self.seconds}
         return {**about, "counts": self.counts(), "notes": list(self.notes), "rows": rows}
 
     def to_json(self) -> str:
-        """The report as JSON; numbers that are not finite are the words ``"nan"``, ``"inf"`` and ``"-inf"``, which
-        Python's ``float`` reads."""
+        """The report as JSON, in which what is a number is a number or null."""
         return as_json(self.as_dict())
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -226,6 +229,11 @@ class Report:
         verdict = {"wrong": "WRONG", "not verified": "NOT VERIFIED"}.get(self.verdict, self.verdict)
         found = f", findings: {', '.join(beside)}" if beside else ""
         return f"{visible(self.target)}: {verdict}{found} ({counts}; {self.seconds:.2f} s)"
+
+
+def _with_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    lost = {name: str(row[name]) for name in NUMBERS if row[name] is not None and not math.isfinite(row[name])}
+    return {**row, **dict.fromkeys(lost), "shape": list(row["shape"]), "not_finite": lost}
 
 
 def _grouped(rows: Sequence[Row]) -> Iterable[list[Row]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from torch_manualbp._progress import Counted
+from torch_manualbp.verify.as_operator import as_operator
 from torch_manualbp.verify.functions import is_function, run_forward
 from torch_manualbp.verify.mistakes import MISTAKES, Mistake
 from torch_manualbp.verify.outputs import outputs
@@ -160,6 +161,19 @@ def _by_gradcheck(check: Callable[..., bool], **settings: Any) -> Tool:
     return tool
 
 
+def _by_opcheck(mistake: Mistake, target: Any) -> str:
+    """``torch.library.opcheck`` of an operator that is made of it: schema, fake tensors, autograd, AOT dispatch."""
+    args = mistake.args()
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), as_operator(target, args) as operator:
+            warnings.simplefilter("ignore")
+            found = torch.library.opcheck(operator, args, raise_exception=False)
+    except TypeError:  # it takes what no operator does
+        return ""
+    wrong = [f"{test}: {said}" for test, said in found.items() if said != "SUCCESS"]
+    return " ".join(wrong[0].split())[:200] if wrong else ""
+
+
 def _by_allclose(mistake: Mistake, target: Any) -> str:
     """``torch.allclose`` of the gradients in float32 with autograd's of the same forward, with its own tolerances."""
     try:
@@ -209,6 +223,7 @@ TOOLS: dict[str, Tool] = {
     "gradcheck": _by_gradcheck(gradcheck),
     "gradcheck, fast": _by_gradcheck(gradcheck, fast_mode=True),
     "gradgradcheck": _by_gradcheck(gradgradcheck),
+    "opcheck": _by_opcheck,
     "allclose": _by_allclose,
 }
 """What is compared, by name."""

@@ -17,7 +17,7 @@ from torch_manualbp._text import one_line, visible
 from torch_manualbp._torch import pytree
 from torch_manualbp.verify.check import DoesNotApply
 from torch_manualbp.verify.functions import applied_in_forward, in_plain_autograd, is_custom_operator, is_function
-from torch_manualbp.verify.precision import POINTS, SPACING, Widening, around, eps_of, noise_of, widened
+from torch_manualbp.verify.precision import POINTS, SPACING, WIDE, Widening, around, eps_of, noise_of, widened
 
 __all__ = [
     "Leaf",
@@ -122,6 +122,8 @@ class Subject:
         self.value_names = _names(tuple(inputs), keywords)
         if isinstance(self.target, Module):
             _initialize(self.target, tuple(inputs), keywords)
+        self.state = _state(self.target) if isinstance(self.target, Module) else []
+        """The module's own, whatever is put in their place later."""
         self.leaves = self._leaves(None if isinstance(params, Mapping) else params)
         self.makes_copies = False
         self._check_devices()
@@ -208,9 +210,9 @@ class Subject:
             with Widening() as mode:
                 leaves = at.leaves()
                 outputs = at.run(leaves)
-                in_forward = mode.count
+                in_forward = mode.count + mode.made
                 gradients_of(outputs, leaves, at.upstream(outputs))
-            self.widens = mode.count > 0
+            self.widens = mode.count > 0 or (mode.made > 0 and any(o.dtype in WIDE for o in at.run(at.leaves([]))))
             self.narrows = self.widens and not in_forward
         except DoesNotApply:
             return
@@ -251,16 +253,24 @@ class Subject:
         self.leaves = tuple(leaf for leaf in self.leaves if leaf not in self.constants)
 
     def _runs_forward_again(self, module: Module) -> bool:
-        """Whether gradients reach the module's own parameters, and not those that it was called with."""
-        at = self.setting(self.dtype)
+        """Whether gradients reach the module's own parameters, and not those that it was called with; or are other ones
+        where its own are those of the call."""
+        at = self.setting(self.dtype).halved()
         own = [p for p in module.parameters() if p.requires_grad and p.grad is None]
+        if not own:
+            return False
         try:
-            at.results()
+            apart = at.results()
+            found = any(p.grad is not None for p in own)
+            if not found:
+                self.swaps = True
+                found = not all(map(torch.equal, apart.gradients, at.results().gradients))
         except Exception:
             return False
-        found = any(p.grad is not None for p in own)
-        for p in own:
-            p.grad = None
+        finally:
+            self.swaps = False
+            for p in own:
+                p.grad = None
         return found
 
     def _has_digits_of(self, dtype: torch.dtype, digits: str) -> None:
@@ -368,7 +378,7 @@ class Setting:
         self.values = [self.cast(value) for value in subject.values]
         self.state: dict[str, Tensor] = {}
         if isinstance(subject.target, Module):
-            self.state = {name: self.cast(t) for name, t in _state(subject.target)}
+            self.state = {name: self.cast(t) for name, t in subject.state}
 
     def cast(self, value: Any) -> Any:
         """The value in this dtype, if it is a tensor of numbers that are rounded at all."""
@@ -415,6 +425,12 @@ class Setting:
         changed = self.with_values([change(v) if isinstance(v, Tensor) else v for v in self.values])
         if parameters:
             changed.state = {name: change(t) for name, t in self.state.items()}
+        return changed
+
+    def halved(self) -> Setting:
+        """The same with parameters and buffers of half the size."""
+        changed = copy.copy(self)
+        changed.state = {name: t * 0.5 if is_number(t) else t for name, t in self.state.items()}
         return changed
 
     def with_target(self, target: Any) -> Setting:

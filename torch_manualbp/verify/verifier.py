@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_manualbp._text import visible
 from torch_manualbp.verify.check import BudgetSpentError
 from torch_manualbp.verify.checks import Check, chosen
 from torch_manualbp.verify.functions import operator_named
+from torch_manualbp.verify.own_process import Seen, in_own_process
 from torch_manualbp.verify.precision import widened
 from torch_manualbp.verify.report import LEFT_OUT, OK, VALUE, Report, Row
 from torch_manualbp.verify.restore import stopped_after, undisturbed
-from torch_manualbp.verify.subject import Subject
+from torch_manualbp.verify.subject import Subject, name_of
 from torch_manualbp.verify.trial import Options, Target
 
 __all__ = ["BUDGET_S", "list_until_spent", "run_checks", "verify"]
@@ -40,6 +42,7 @@ def verify(
     kinks: str = "between",
     strict: bool = False,
     budget_s: float = BUDGET_S,
+    own_process: bool = False,
     seed: int = 0,
 ) -> Report:
     """Hold the gradients of a target against autograd of the same forward in float64: on the inputs that are given, and
@@ -73,6 +76,8 @@ def verify(
         kinks: which derivative a kink has: any "between" those of both sides, or the one of "autograd".
         strict: whether findings that are no wrong values make the report not ok.
         budget_s: seconds for all of it; the report says what was left out.
+        own_process: whether it runs in a process of its own, a fork, which is ended when the time is over, whatever it
+            is doing: a kernel that does not return is left, and one that crashes is a finding.
         seed: where random numbers start from in every run.
 
     Raises:
@@ -86,21 +91,32 @@ def verify(
         raise ValueError(f"kinks is {kinks!r}: it takes 'between' or 'autograd'")
     target = operator_named(target)
     options = Options(batch, dtype, rtol, atol, kinks, start + budget_s)
-    with undisturbed(target, inputs, kwargs):
-        subject = Subject(target, inputs, kwargs, params, reference, seed)
-        trial = Target(subject, options)
-        with stopped_after(options.deadline):
-            rows = list_until_spent(run_checks(trial, wanted))
-    if checks is not None:  # what was asked for is what counts
-        rows = [replace(row, compares=row.verdict == OK) for row in rows]
-    return Report(subject.name, tuple(rows), time.perf_counter() - start, trial.notes, strict)
+
+    trials: list[Target] = []
+
+    def found() -> Iterator[Row]:
+        trials.append(Target(Subject(target, inputs, kwargs, params, reference, seed), options))
+        yield from run_checks(trials[0], wanted)
+
+    def verified(seen: Seen | None = None) -> Report:
+        with undisturbed(target, inputs, kwargs), stopped_after(options.deadline):
+            rows = list_until_spent(found(), seen)
+        if checks is not None:  # what was asked for is what counts
+            rows = [replace(row, compares=row.verdict == OK) for row in rows]
+        notes = trials[0].notes if trials else ()
+        return Report(visible(name_of(target)), tuple(rows), time.perf_counter() - start, notes, strict)
+
+    return in_own_process(verified, visible(name_of(target)), budget_s) if own_process else verified()
 
 
-def list_until_spent(rows: Iterable[Row]) -> list[Row]:
+def list_until_spent(rows: Iterable[Row], seen: Seen | None = None) -> list[Row]:
     """All rows, or those that were found before the time was over."""
     found: list[Row] = []
     try:
-        found.extend(rows)
+        for row in rows:
+            found.append(row)
+            if seen is not None:
+                seen(row)
     except BudgetSpentError:
         found.append(Row("", "", LEFT_OUT, hint="the budget of time is spent"))
     return found

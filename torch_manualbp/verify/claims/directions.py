@@ -31,9 +31,11 @@ def along_directions(trial: Trial, at: Setting, count: int = 3, least: float = 1
     outputs = at.run(leaves)
     upstream = at.upstream(outputs)
     found = with_zeros(gradients_of(outputs, leaves, upstream), leaves)
+    leaves = at.leaves()  # a kernel may have written its gradients over the others
     cost = contraction(at, upstream)
     least = max(least, FEW_DIGITS * trial.eps if trial.eps > EPS else 0.0)
     floor = 64 * trial.eps * sum(largest(u) * largest(o) for u, o in zip(upstream, outputs, strict=True))
+    noise = rounding_of(trial, upstream, outputs)
     several = [[i] for i in range(len(leaves))][:LEAVES]
     if count == 1 and len(leaves) > 1:
         several = [list(range(len(leaves)))]
@@ -43,7 +45,7 @@ def along_directions(trial: Trial, at: Setting, count: int = 3, least: float = 1
         for seed in range(count):
             drawn = directions(leaves, seed)
             along = [v if i in chosen else None for i, v in enumerate(drawn)]
-            slope, doubt = slope_along(cost, leaves, along, enough=1e-9)
+            slope, doubt = slope_along(cost, leaves, along, enough=1e-9, noise=noise)
             claimed = sum(inner(found[i], drawn[i]) for i in chosen)
             terms = (found[i].abs().double() * drawn[i].abs() for i in chosen)
             size = max(sum(t.square().sum().sqrt().item() for t in terms), abs(slope))
@@ -54,7 +56,7 @@ def along_directions(trial: Trial, at: Setting, count: int = 3, least: float = 1
             off = abs(slope - claimed)
             wrong = ""
             if not off <= 20 * doubt + least * size + floor:
-                order = order_of(cost, leaves, along, claimed)
+                order = order_of(cost, leaves, along, claimed, 16 * noise)
                 if trial.eps > EPS and not order < 1.5:
                     continue  # in few digits it is the order that tells
                 wrong = (
@@ -75,11 +77,24 @@ def _factor(slope: float, claimed: float) -> str:
     return f", {claimed / slope:.4g} times as much" if slope and abs(claimed / slope) < 1e6 else ""
 
 
+def rounding_of(trial: Trial, upstream: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    """How far rounding moves ⟨upstream, outputs⟩ of a target of few digits."""
+    if trial.eps == EPS:
+        return 0.0
+    return trial.eps * sum(
+        (u * o.detach()).abs().double().norm().item() for u, o in zip(upstream, outputs, strict=True)
+    )
+
+
 def order_of(
-    cost: Callable[[Sequence[Tensor]], float], leaves: Sequence[Tensor], along: Sequence[Tensor | None], claimed: float
+    cost: Callable[[Sequence[Tensor]], float],
+    leaves: Sequence[Tensor],
+    along: Sequence[Tensor | None],
+    claimed: float,
+    noise: float = 0.0,
 ) -> float:
     """The order in which the remainder |C(x + h v) − C(x − h v) − 2 h ⟨g, v⟩| shrinks with h: 3 of a right gradient
-    (or more, of a polynomial), 1 of a wrong one."""
+    (or more, of a polynomial), 1 of a wrong one. Remainders up to the noise of the cost say nothing."""
     start = [leaf.detach() for leaf in leaves]
 
     def remainder(h: float) -> float:
@@ -87,7 +102,7 @@ def order_of(
         return abs(next(both) - next(both) - 2 * h * claimed)
 
     sizes = [remainder(2.0**-k) for k in (4, 6, 8)]
-    orders = [math.log2(a / b) / 2 for a, b in itertools.pairwise(sizes) if a > 0 and b > 0]
+    orders = [math.log2(a / b) / 2 for a, b in itertools.pairwise(sizes) if a > noise and b > noise]
     return min(orders, default=math.nan)
 
 

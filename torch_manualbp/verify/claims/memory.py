@@ -26,6 +26,7 @@ __all__ = [
     "keeps_no_more_than_torch",
     "randomness",
     "saved_tensors",
+    "written_over",
 ]
 
 
@@ -194,12 +195,26 @@ def _changed_by_forward(trial: Trial, at: Setting) -> Iterator[Row]:
 
 def _second_backward(trial: Trial, at: Setting) -> Iterator[Row]:
     leaves = at.leaves()
+    before = [t.detach().clone() for t in leaves]
     outputs = at.run(leaves)
     first = gradients_of(outputs, leaves, at.upstream(outputs), retain_graph=True)
+    over = written_over(trial, leaves, before)
     once = [g.clone() for g in with_zeros(first, leaves)]
     twice = with_zeros(gradients_of(outputs, leaves, at.upstream(outputs)), leaves)
     for leaf, found, right in zip(trial.leaves, twice, once, strict=True):
-        yield trial.compared(leaf, found, right, hint="a second backward through the same graph gives another")
+        hint = "a second backward through the same graph gives another"
+        row = trial.compared(leaf, found, right, hint=f"{hint}, since {over}" if over else hint)
+        yield replace(row, kind=ROBUSTNESS) if over and not row.ok else row
+
+
+def written_over(trial: Trial, leaves: Sequence[Tensor], before: Sequence[Tensor]) -> str:
+    """Which inputs backward has written its gradients over, as kernels do that save memory."""
+    names = [
+        leaf.name
+        for leaf, now, then in zip(trial.leaves, leaves, before, strict=True)
+        if not torch.equal(now.detach().nan_to_num(), then.nan_to_num())
+    ]
+    return f"backward writes over {', '.join(names)}" if names else ""
 
 
 def randomness(trial: Trial) -> Iterator[Row]:

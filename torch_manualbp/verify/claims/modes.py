@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from torch.nn import Module
 from torch_manualbp._text import one_line
 from torch_manualbp._torch import reset_compiler
 from torch_manualbp.verify.check import DoesNotApply
+from torch_manualbp.verify.claims.memory import written_over
 from torch_manualbp.verify.claims.structure import RUNS_AGAIN
 from torch_manualbp.verify.claims.varied import RefusedError, against_autograd
 from torch_manualbp.verify.functions import recorded
 from torch_manualbp.verify.measure import error_of, largest
 from torch_manualbp.verify.precision import around
-from torch_manualbp.verify.report import FAILS, OK, Row
+from torch_manualbp.verify.report import FAILS, OK, ROBUSTNESS, Row
 from torch_manualbp.verify.subject import Setting, as_function, gradients_of, name_of_dtype, with_zeros
 from torch_manualbp.verify.trial import Trial
 
@@ -113,6 +115,8 @@ def accumulated(trial: Trial) -> Iterator[Row]:
     """``backward()`` puts into ``.grad`` what ``autograd.grad`` returns, and of two it puts twice that."""
     at, right = trial.exact, trial.references.own()
     leaves = at.leaves()
+    before = [t.detach().clone() for t in leaves]
+    over = ""
     for times in (1, 2):
         outputs = at.run(leaves)
         pairs = [(o, u) for o, u in zip(outputs, at.upstream(outputs), strict=True) if o.requires_grad]
@@ -121,7 +125,10 @@ def accumulated(trial: Trial) -> Iterator[Row]:
         found = with_zeros([t.grad for t in leaves], leaves)
         for leaf, gradient, once in zip(trial.leaves, found, right.gradients, strict=True):
             of = "backward()" if times == 1 else "two times backward()"
-            yield trial.compared(leaf, gradient, times * once, hint=f".grad after {of} is not the gradient", slack=2)
+            hint = f".grad after {of} is not the gradient"
+            row = trial.compared(leaf, gradient, times * once, hint=f"{hint}, since {over}" if over else hint, slack=2)
+            yield replace(row, kind=ROBUSTNESS) if over and not row.ok else row
+        over = written_over(trial, leaves, before)
 
 
 @contextlib.contextmanager

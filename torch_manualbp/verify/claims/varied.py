@@ -240,6 +240,8 @@ def against_autograd(trial: Trial, at: Setting, words: str, ranks: int | None = 
         raise RefusedError("there is no output")
     if ranks != 0 and not _follow(trial, outputs, ranks):
         raise RefusedError("its outputs do not follow: it takes that for another call")
+    if words.endswith("without dimension 0") and not _are_of_the_first(trial, outputs):
+        raise RefusedError("its outputs are not those of the first sample: it takes that for another call")
     if trial.references.is_numeric:
         rows = along_directions(trial, at, count=1, least=1e-3)
         try:
@@ -271,6 +273,13 @@ def _follow(trial: Trial, outputs: Sequence[Tensor], ranks: int | None) -> bool:
     given = [o.dim() for o in trial.references.own().outputs]
     now = [o.dim() for o in outputs]
     return len(given) == len(now) and all(n == (g + ranks if g else 0) for g, n in zip(given, now, strict=True))
+
+
+def _are_of_the_first(trial: Trial, outputs: Sequence[Tensor]) -> bool:
+    """Whether outputs without a dimension of samples are the first of the given call's, where they are not reduced."""
+    given = trial.references.own().outputs
+    pairs = [(g[0], o) for g, o in zip(given, outputs, strict=True) if g.dim() and g.shape[0]]
+    return all(g.shape == o.shape and torch.allclose(g, o, 1e-3, 1e-3 * largest(g), equal_nan=True) for g, o in pairs)
 
 
 def _judged(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_manualbp.verify.subject import Setting, is_number
 
-__all__ = ["Varied", "is_sorted", "of_floats", "redrawn", "replaced"]
+__all__ = ["Varied", "has_permutations", "is_inverse_of_another", "is_sorted", "of_floats", "redrawn", "replaced"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,40 @@ def is_sorted(flat: Tensor) -> bool:
     return flat.numel() > 2 and flat.dtype != torch.bool and bool((flat[1:] >= flat[:-1]).all())
 
 
+def has_permutations(t: Tensor) -> bool:
+    """Whether the rows are permutations of 0 … n − 1, of three or more."""
+    if is_number(t) or t.dtype == torch.bool or not t.dim() or not t.numel() or t.shape[-1] < 3:
+        return False
+    return torch.equal(t.sort(-1).values, torch.arange(t.shape[-1], device=t.device, dtype=t.dtype).expand_as(t))
+
+
+def is_inverse_of_another(at: Setting, i: int) -> bool:
+    """Whether the tensor there and another one are permutations that undo each other: neither is other alone."""
+    t = at.values[i]
+    return has_permutations(t) and any(
+        j != i and has_permutations(at.values[j]) and torch.equal(at.values[j].argsort(-1), t)
+        for j in at.tensors()
+        if at.values[j].shape == t.shape
+    )
+
+
+def _longer(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Permutations with the further numbers at their end, or the order of the first few."""
+    rows = t.reshape(-1, t.shape[-1])
+    rows = rows[torch.arange(torch.Size(shape[:-1]).numel(), device=t.device) % len(rows)]
+    n, new = rows.shape[1], shape[-1]
+    further = torch.arange(n, max(n, new), device=t.device, dtype=t.dtype).expand(len(rows), -1)
+    rows = torch.cat([rows, further], 1)[:, :new]
+    return (rows if new >= n else rows.argsort(-1).argsort(-1)).to(t.dtype).reshape(shape)
+
+
 def redrawn(t: Tensor, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     """A tensor of this shape with numbers like those of ``t``: of integers and truth values the same over and over; of
     others such as stand there, none larger, and no two alike."""
     count = torch.Size(shape).numel()
     flat = t.detach().flatten()
+    if has_permutations(t) and t.dim() > 1 and shape:
+        return _longer(t, shape)
     if not is_number(t):
         which = torch.arange(count, device=t.device)
         which = which.clamp_max(flat.numel() - 1) if t.dim() == 1 and is_sorted(flat) else which % flat.numel()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from torch_manualbp.verify.subject import Setting, is_number
-from torch_manualbp.verify.vary.made import Varied, is_sorted, redrawn, replaced
+from torch_manualbp.verify.vary.made import Varied, is_inverse_of_another, is_sorted, redrawn, replaced
 
 __all__ = ["indices", "options"]
 
@@ -23,6 +23,7 @@ def options(at: Setting) -> Iterator[Varied]:
     another dimension or count, a tensor that is absent or, after the others, there."""
     names = at.subject.value_names
     first = next((at.values[i] for i in at.tensors() if at.values[i].dim()), None)
+    ranks = max((at.values[i].dim() for i in at.tensors()), default=0)
     for i, value in enumerate(at.values):
         others: list[object] = []
         if isinstance(value, bool):
@@ -31,7 +32,13 @@ def options(at: Setting) -> Iterator[Varied]:
             words = next((words for words in WORDS if value in words), ())
             others = [word for word in words if word != value]
         elif isinstance(value, int) and value != IGNORED:
-            others = [value + 1, value + 2, *((0, 1, -2) if value < 0 else (value - 1, -1) if value <= 8 else ())]
+            others = [value + 1, value + 2]
+            if value < 0:
+                others += [0, 1, -2]
+            elif value < ranks:  # it may be a dimension
+                others += [value - 1, -1]
+            elif value <= 8:
+                others += [value - 1]
         elif isinstance(value, float):
             others = [value / 2] if value else [0.3, 2.0]
         elif isinstance(value, torch.Tensor) and i and (is_number(value) or value.dtype == torch.bool):
@@ -65,7 +72,7 @@ def indices(at: Setting) -> Iterator[Varied]:
     ignored = [v for v in at.values if isinstance(v, int) and not isinstance(v, bool) and v < 0] or [IGNORED]
     for i in at.tensors():
         t = at.values[i]
-        if is_number(t) or not t.numel():
+        if is_number(t) or not t.numel() or is_inverse_of_another(at, i):
             continue
         name, flat = names[i], t.flatten()
         if t.dtype == torch.bool:

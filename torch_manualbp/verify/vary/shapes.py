@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from torch_manualbp.verify.subject import Setting, is_number
-from torch_manualbp.verify.vary.made import Varied, of_floats, redrawn, replaced
+from torch_manualbp.verify.vary.made import Varied, has_permutations, of_floats, redrawn, replaced
 
 __all__ = ["dimensions", "sizes", "stretched"]
 
@@ -46,7 +46,9 @@ def _with_last_index(varied: Varied, size: int, new: int) -> Iterator[Varied]:
     at = varied.at
     for i in at.tensors():
         t = at.values[i]
-        if is_number(t) or t.dtype == torch.bool or not t.numel() or not 0 <= int(t.min()) <= int(t.max()) < size:
+        if is_number(t) or t.dtype == torch.bool or not t.numel() or (t.dim() > 1 and has_permutations(t)):
+            continue
+        if not 0 <= int(t.min()) <= int(t.max()) < size:
             continue
         last = t.clone().flatten()
         last[::2] = new - 1
