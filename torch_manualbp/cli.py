@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "bench step": ("torch_manualbp.bench.step", "time a training step against stock PyTorch"),
     "bench verify": ("torch_manualbp.bench.verification", "time the verification of gradients"),
     "layers": ("torch_manualbp.layers", "print the layers with their formulas"),
-    "matrix": ("torch_manualbp.verify.matrix", "hold every rule and layer, or a target of yours, to the contract"),
+    "matrix": ("torch_manualbp.verify.matrix", "hold rules and layers, or a target of yours, to the contract"),
     "accuracy": ("torch_manualbp.verify.accuracy", "measure the error of every rule next to torch's, in ulps"),
 }
 
