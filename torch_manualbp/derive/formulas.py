@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.derive.passes import is_random
-from torch_manualbp.derive.program import Call, Formula, Memory, Text, Value, values_in
+from torch_manualbp.derive.program import Call, Formula, Memory, Text, Value, values_in, words
 from torch_manualbp.derive.runner import identifier
 from torch_manualbp.derive.source import (
     Given,
@@ -31,6 +31,10 @@ __all__ = ["Formulas"]
 
 WIDTH = 60
 """Letters up to which a quantity without a name stands where it is used."""
+
+SHAPES = words("reshape view flatten unflatten transpose permute")
+WIDTH_OF_SHAPES = 84
+"""What has the same numbers in another shape stands where it is used, once, up to so many letters."""
 
 ATOM, POWER, SIGN, PRODUCT, SUM, AND, OR, COMPARISON = 100, 14, 13, 12, 11, 9, 7, 6
 """How closely the operators of Python bind."""
@@ -77,7 +81,12 @@ class Formulas:
         self._reads: dict[Value, frozenset[Memory]] = {}
         """The memory that the text of a value reads."""
 
-        named = [value for call in calls for value in call.results if value.is_named and not self._knows(value)]
+        named = [
+            value
+            for call in calls
+            for value in call.results
+            if value.is_named and not self._knows(value) and not self._is_shape(call)
+        ]
         for value in dict.fromkeys(named):
             self.names[value] = self._names(value.name)
         self._statements = list(self._written())
@@ -93,7 +102,7 @@ class Formulas:
         for i, call in enumerate(self.calls):
             if not isinstance(call.function, str) and self._may_stand_inside(i, call):
                 text, level = self._expression(call)
-                if len(text) <= WIDTH:
+                if len(text) <= (WIDTH_OF_SHAPES if self._is_shape(call) else WIDTH):
                     (value,) = call.results
                     self._texts[value] = text, level
                     self._reads[value] = self._memory_of(call)
@@ -105,12 +114,21 @@ class Formulas:
         if len(call.results) != 1 or call.is_tuple or call.written or is_random(call):
             return False
         (value,) = call.results
-        if value.name or value in self.names or (self._uses[value] != 1 and not call.is_view):
+        if value in self.names or (value.name and not self._is_shape(call)):
+            return False
+        if self._uses[value] != 1 and not (call.is_view and not value.name):
             return False
         end = self._last_use.get(value, i)
         if self.calls[end].section != call.section:
             return False
         return not any(i < at < end for memory in self._memory_of(call) for at in self._writes[memory])
+
+    def _is_shape(self, call: Call) -> bool:
+        """Whether it only gives numbers that are used once another shape."""
+        if call.name not in SHAPES or len(call.results) != 1 or call.written or self._uses[call.results[0]] != 1:
+            return False
+        end = self._last_use.get(call.results[0])
+        return end is not None and self.calls[end].name not in ("cat", "stack")  # where there is no room for several
 
     def _memory_of(self, call: Call) -> frozenset[Memory]:
         own = {value.memory for value in (*call.arguments(), *call.results)}
