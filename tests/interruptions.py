@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from torch_manualbp import TrainStep, nn
+from torch_manualbp.derive.effects import has_global_hooks
 
 WAYS = ("alarm", "Ctrl-C", "three signals", "any line")
 """A handler of SIGALRM that raises, os.kill(SIGINT) from another thread, a user who presses Ctrl-C repeatedly, and a
@@ -257,7 +258,6 @@ def interrupt_updates(
 
 def surroundings() -> dict[str, Any]:
     """What deriving may touch beside the model, and has to leave as it found it."""
-    from torch.nn.modules import module as torch_module
     from torch.overrides import _get_current_function_mode_stack
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -268,7 +268,7 @@ def surroundings() -> dict[str, Any]:
         "sys.getprofile": sys.getprofile(),
         "sys.gettrace": sys.gettrace(),
         "threading.getprofile": threading.getprofile(),
-        "global hooks": torch_module._has_any_global_hook(),
+        "global hooks": has_global_hooks(),
         "function modes": _get_current_function_mode_stack(),
         "dispatch modes": _get_current_dispatch_mode_stack(),
         "is_grad_enabled": torch.is_grad_enabled(),

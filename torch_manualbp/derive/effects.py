@@ -236,4 +236,7 @@ def has_hooks_on_the_way(roots: Iterable[Any]) -> bool:
 
 def has_global_hooks() -> bool:
     """Whether torch calls somebody at each module."""
-    return torch_module._has_any_global_hook()
+    return any(
+        getattr(torch_module, f"_global_{kind}_hooks")
+        for kind in ("forward_pre", "forward", "backward_pre", "backward")
+    )

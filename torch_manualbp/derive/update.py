@@ -82,11 +82,16 @@ def _structure_of_sgd(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any,
 
 
 def _structure_of_adam(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...] | None:
-    lr, betas, eps, decay, decoupled, amsgrad, maximize, differentiable, capturable = _of_adam(group)
+    lr, betas, eps, decay, amsgrad, maximize, differentiable, capturable = _of_adam(group)
     is_plain = _NUMBERS.issuperset(map(type, (lr, *betas, eps, decay)))
     if differentiable or capturable or not is_plain or _is_forked:
         return None
-    return decoupled, amsgrad, maximize, group.get("fused")
+    return _is_decoupled(optimizer, group), amsgrad, maximize, group.get("fused")
+
+
+def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """Whether the weights decay beside the gradient: AdamW's, before torch 2.7 a class beside Adam that does not say."""
+    return bool(group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)))
 
 
 _is_forked = False
@@ -115,8 +120,7 @@ _NUMBERS = frozenset({bool, int, float})
 
 _of_sgd = operator.itemgetter("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "differentiable")
 _of_adam = operator.itemgetter(
-    *("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize", "differentiable"),
-    "capturable",
+    *("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "differentiable", "capturable")
 )
 
 
@@ -521,7 +525,7 @@ class _Family:
 
 
 def _adam_of(group: dict[str, Any]) -> Adam:
-    return Adam(group["decoupled_weight_decay"], group["amsgrad"], group["maximize"], bool(group.get("fused")))
+    return Adam(False, group["amsgrad"], group["maximize"], bool(group.get("fused")))
 
 
 _ADAM = _Family(_structure_of_adam, Adam, _adam_of)
