@@ -90,7 +90,7 @@ def _structure_of_adam(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any
 
 
 def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    """Whether the weights decay beside the gradient: AdamW's, before torch 2.7 a class beside Adam that does not say."""
+    """Whether weights decay beside the gradient: AdamW's, before torch 2.7 a class of its own that does not say so."""
     return bool(group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)))
 
 
