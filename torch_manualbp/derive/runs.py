@@ -29,8 +29,17 @@ IN_PLACE |= words("clamp_min_ clamp_max_ reciprocal_ log_ log1p_ expm1_ masked_f
 ALONG = words("sum mean amax softmax log_softmax logsumexp")
 """Reductions, and what needs some."""
 
-FEW = 1 << 14
-"""Numbers up to which a sum over the samples is part of a run: of more, ATen's sum is faster than a kernel's loop."""
+NORMS = words("native_layer_norm")
+"""What returns several results, of which each is whole."""
+
+FEW = 1 << 18
+"""Numbers up to which a sum over the samples is part of a run: of more, a kernel's loop goes through memory in strides."""
+
+SLOW = words("tanh elu selu celu")
+"""What a kernel computes faster than ATen, on its own too: tanh of 256×256 in 100 µs for 177, ELU in 26 for 98."""
+
+WORTH = 1 << 12
+"""Numbers from which on it does."""
 
 CALLS = 100
 """Calls of a run: a compiler's time grows with them."""
@@ -55,8 +64,8 @@ def in_runs(calls: list[Call], roots: list[Value], returned: Iterable[Value]) ->
 
     def end() -> list[Call]:
         ended = run.end()
-        if found and ended and isinstance(ended[0].function, Kernel):
-            ended[0].section = max(ended[0].section, found[-1].section, key=order.__getitem__)
+        for kernel in (call for call in ended if found and isinstance(call.function, Kernel)):
+            kernel.section = max(kernel.section, found[-1].section, key=order.__getitem__)
         return ended
 
     for call in calls:
@@ -66,6 +75,7 @@ def in_runs(calls: list[Call], roots: list[Value], returned: Iterable[Value]) ->
                 found += end()
                 run = _Run()
             continue
+        found += run.allocations(reads(call) | call.written)
         if call.section in APART or call.written & (run.reads | run.made) or reads(call) & run.made:
             found += end()
             run = _Run()
@@ -80,17 +90,34 @@ class _Run:
         self.calls: list[Call] = []
         self.made: set[Memory] = set()
         self.reads: set[Memory] = set()
+        self.written: set[Memory] = set()
 
     def add(self, call: Call) -> None:
         self.calls.append(call)
         self.made |= call.made
         self.reads |= reads(call)
+        self.written |= call.written
+
+    def allocations(self, memories: set[Memory] | None = None) -> list[Call]:
+        """Those of this memory, or all, that the run has not written to, which it gives up."""
+        unwritten = self.made - self.written
+        found = [c for c in self.calls if c.name in ALLOCATIONS and c.made <= unwritten]
+        if memories is not None:
+            found = [c for c in found if c.made <= memories]
+        for call in found:
+            self.made -= call.made
+        views = [c for c in self.calls if c.is_view and any(reads(c) <= call.made for call in found)]
+        self.calls = [c for c in self.calls if c not in found and c not in views]
+        return [*found, *views]
 
     def end(self) -> list[Call]:
         """The call of the kernel, and the views of what it makes; or the calls as they are, if they are few."""
+        before = self.allocations()
         calls = self.calls
-        if sum(not call.is_view and call.name not in ALLOCATIONS for call in calls) < 2:
-            return calls
+        done = [call for call in calls if not call.is_view and call.name not in ALLOCATIONS]
+        is_slow = any(call.name in SLOW and call.results[0].tensor.numel() >= WORTH for call in done)
+        if len(done) < 2 and not is_slow:
+            return [*before, *calls]
         produced = {value for call in calls for value in call.results}
         inputs = dict.fromkeys(value for call in calls for value in call.arguments() if value not in produced)
         outputs = dict.fromkeys(v for call in calls if call.made for v in call.results)
@@ -99,7 +126,7 @@ class _Run:
         last = calls[-1]
         heads = dict.fromkeys(call.title[0].split(":   ")[0] for call in calls if call.title)
         whole.section, whole.title = last.section, (", ".join(heads),) if heads else ()
-        return [whole, *(call for call in calls if call.is_view)]
+        return [*before, whole, *(call for call in calls if call.is_view)]
 
 
 def _narrowed(calls: list[Call], roots: list[Value]) -> list[Call]:
@@ -129,11 +156,15 @@ def _fits(call: Call, run: _Run, fresh: set[Memory]) -> bool:
         return False
     if call.is_view:
         return bool(reads(call) & run.made)
+    if not call.results or any(v.memory in fresh or v.memory.origin not in (MADE, CONSTANT) for v in call.results):
+        return False
+    if not _is_plain(call):
+        return False
+    if call.name in NORMS:
+        return all(v.is_whole and v.tensor.numel() <= FEW for v in call.results)
     if len(call.results) != 1 or call.is_tuple or isinstance(call.returned, tuple | list):
         return False
     value = call.results[0]
-    if value.memory in fresh or value.memory.origin not in (MADE, CONSTANT) or not _is_plain(call):
-        return False
     if call.written:
         written = call.name in IN_PLACE or ("out" in call.kwargs and call.name in ENTRYWISE)
         return written and call.written <= run.made and value.is_whole
