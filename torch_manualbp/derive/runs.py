@@ -33,7 +33,7 @@ NORMS = words("native_layer_norm")
 """What returns several results, of which each is whole."""
 
 FEW = 1 << 18
-"""Numbers up to which a sum over the samples is part of a run: of more, a kernel's loop goes through memory in strides."""
+"""Numbers up to which a sum over the samples is part of a run: of more, a kernel would go in strides."""
 
 SLOW = words("tanh elu selu celu")
 """What a kernel computes faster than ATen, on its own too: tanh of 256×256 in 100 µs for 177, ELU in 26 for 98."""
