@@ -659,3 +659,42 @@ def test_programs_that_are_forgotten_leave_nothing() -> None:
     step.reset()
     gc.collect()
     assert sum(name.startswith("<derived step") for name in linecache.cache) == before
+
+
+class _OfTwo(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) * self.fc(y)
+
+
+def _of_two(output: torch.Tensor, target: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return ((output - target[0]) * target[1]).square().mean()
+
+
+def test_tuples_of_tensors_are_served_by_the_last_program() -> None:
+    """As tensors are, until one is of another shape, or two are one tensor that were two."""
+    torch.manual_seed(0)
+    model, stock = _OfTwo(), _OfTwo()
+    stock.load_state_dict(model.state_dict())
+    step = TrainStep(model, _of_two, torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(stock.parameters(), lr=0.1)
+    x = torch.randn(4, 3)
+    calls: list[tuple[Any, Any]] = [((torch.randn(4, 3), torch.randn(4, 3)), (torch.randn(4, 2), torch.randn(4, 2)))]
+    calls += [((x, x), calls[0][1]), calls[0], ((x[:2], x[2:]), (torch.randn(2, 2), torch.randn(2, 2)))]
+    for inputs, target in calls:
+        served = []
+        for _ in range(4):
+            last = step._programs[-1].last if step._programs else None
+            served.append(last is not None and last.serves(step, inputs, target))
+            optimizer.zero_grad()
+            C = _of_two(stock(*inputs), target)
+            C.backward()
+            optimizer.step()
+            torch.testing.assert_close(step(inputs, target), C.detach())
+        is_one = inputs[0] is inputs[1]  # then each tensor is asked, each time
+        assert (served[0], served[-1]) == (False, not is_one)
+    for p, q in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(p, q)

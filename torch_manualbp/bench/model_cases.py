@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -229,19 +228,19 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [tree] if isinstance(tree, Tensor) else [t for part in tree for t in _tensors(part)]
 
 
+PLAIN = {"fuse": False}
+"""Nothing is compiled meanwhile."""
+
 MODEL_VARIANTS: dict[str, tuple[str, Callable[[ModelCase], Running]]] = {
     "eager": ("stock", lambda case: _stock(case, compile=False)),
     "compile": ("stock, compiled", lambda case: _stock(case, compile=True)),
-    "derived": ("derived", _derived),
+    "derived": ("derived", lambda case: _derived(case, **PLAIN)),
     "fused": ("derived, fused", lambda case: _derived(case, fuse=True)),
     "numpy": ("NumPy", _numpy),
     "products": ("products", lambda case: _products(case, best=False)),
     "products-best": ("products, best kernels", lambda case: _products(case, best=True)),
 }
 """What they are called in tables, and what starts them on a case."""
-
-if "fuse" not in inspect.signature(TrainStep).parameters:
-    del MODEL_VARIANTS["fused"]
 
 
 def starts(case: ModelCase, variants: Sequence[str]) -> list[str]:

@@ -87,34 +87,51 @@ class _Last:
     """All that the program of the last call is keyed by, compared as a whole: in 2 µs, where one after another takes
     5. It says no to much that has not changed."""
 
-    def __init__(self, step: TrainStep, entry: _Entry, inputs: Tensor, target: Tensor) -> None:
+    def __init__(self, step: TrainStep, entry: _Entry, inputs: Any, target: Any) -> None:
+        leaves = _leaves(inputs, target)
         self._reads = entry.reads
         optimizer, groups = step.optimizer, step.optimizer.param_groups
         self._versions = list(map(dict_version, (vars(step), vars(optimizer), *groups)))
         self._parameters = list(map(id, chain.from_iterable(map(_parameters_of, groups))))
         self._hooks = hooks_of(optimizer)
-        self._are_such = are_unchanged((inputs, target))
+        self._are_such = are_unchanged(tuple(leaves))
         self._around = self._around_now(step)
-        self._is_one = inputs is target
+        self._together = _together(inputs, target, leaves)
 
     def _around_now(self, step: TrainStep) -> tuple[Any, ...]:
         reduces = step._processes is None or step._processes.reduces()
         return type(step.optimizer), is_forked(), torch.get_default_dtype(), torch_device.CURRENT_DEVICE, reduces
 
-    def serves(self, step: TrainStep, inputs: Tensor, target: Tensor) -> bool:
+    def serves(self, step: TrainStep, inputs: Any, target: Any) -> bool:
         """Whether it is the program of this call."""
+        leaves = _leaves(inputs, target)
         optimizer, groups = step.optimizer, step.optimizer.param_groups
         return (
             list(map(dict_version, (vars(step), vars(optimizer), *groups))) == self._versions
             and list(map(id, chain.from_iterable(map(_parameters_of, groups)))) == self._parameters
             and not any(self._hooks)
-            and self._are_such(inputs, target)
-            and (inputs is target) is self._is_one
-            and not (inputs.__dict__ or target.__dict__)
+            and _together(inputs, target, leaves) == self._together
+            and self._are_such(*leaves)
+            and not any(t.__dict__ for t in leaves)
             and self._around_now(step) == self._around
             and not is_autocast_enabled()
             and self._reads.hold()
         )
+
+
+def _leaves(inputs: Any, target: Any) -> list[Tensor]:
+    """The tensors of what a step is called with: tensors, and tuples of them; none if it is of something else, too."""
+    leaves: list[Tensor] = []
+    for tree in (inputs, target):
+        leaves += tree if type(tree) is tuple else (tree,)
+    return leaves if all(type(t) is Tensor for t in leaves) else []
+
+
+def _together(inputs: Any, target: Any, leaves: list[Tensor]) -> tuple[Any, ...]:
+    """How the tensors are put together, and which of them are one."""
+    ids = list(map(id, leaves))
+    lengths = [len(tree) if type(tree) is tuple else None for tree in (inputs, target)]
+    return *lengths, *map(ids.index, ids)
 
 
 class TrainStep:
@@ -357,7 +374,7 @@ class TrainStep:
         """
         with self._lock, self._together():
             try:
-                is_plain = type(inputs) is type(target) is Tensor
+                is_plain = bool(_leaves(inputs, target))
                 entry = self._programs[-1] if self._programs else None
                 if not is_plain or entry is None or entry.last is None or not entry.last.serves(self, inputs, target):
                     structure = self._structure()
