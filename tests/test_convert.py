@@ -22,6 +22,7 @@ from torch_manualbp.convert import Conversion
 
 OURS = [v for v in vars(nn).values() if isinstance(v, type) and v.__module__.startswith("torch_manualbp.")]
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "AdaptiveLogSoftmaxWithLoss": (4, 6, [2, 4], 1.5),
     "Bilinear": (4, 3, 2),
     "Embedding": (6, 4),
     "EmbeddingBag": (6, 4),

@@ -414,6 +414,9 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     # losses
     "l1_loss smooth_l1_loss huber_loss mse_loss": [(s, target), (s, target, With(reduction="sum"))],
     "cross_entropy": [(s, classes), (s, probabilities)],
+    "grid_sample": [(images, (make.positive(2, 3, 2, 2) - 1).requires_grad_(), "bicubic", "border", False)],
+    "affine_grid": [(learns(2, 2, 3), (2, 1, 3, 4), False)],
+    "upsample upsample_nearest upsample_bilinear": [(images, With(scale_factor=2))],
     "linear_cross_entropy": [(s, learns(3, 4), rows), (vectors, learns(4, 3), probabilities)],
     "nll_loss multi_margin_loss": [(s, classes)],
     "ctc_loss": [

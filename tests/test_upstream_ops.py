@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 pytestmark = pytest.mark.filterwarnings(
     "ignore:reduction. 'mean' divides",  # torch's, of kl_div's own default
     "ignore:Using a target size",  # torch's, of samples whose target broadcasts
+    "ignore:.nn.functional.upsample",  # torch's, of an older name
     "ignore:dropout2d. Received a 3D input",  # torch's, of upstream's samples
     "ignore:Casting complex values to real",  # upstream's samples of softmax with a dtype
 )

@@ -250,7 +250,7 @@ LOSSES: tuple[Operation, ...] = (
         _cross_entropy,
         _cross_entropy_samples,
         functions="cross_entropy",
-        layers="CrossEntropyLoss",
+        layers="CrossEntropyLoss AdaptiveLogSoftmaxWithLoss",
         constants=frozenset({2}),
         cancels=True,
     ),

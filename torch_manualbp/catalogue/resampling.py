@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from torch_manualbp.catalogue.operation import Make, Operation, Sample
 from torch_manualbp.rules.resampling import ChannelShuffle, Fold, Interpolate, PixelShuffle, PixelUnshuffle, Unfold
+from torch_manualbp.rules.sampling import AffineGrid, GridSample
 
 __all__ = ["RESAMPLINGS"]
 
@@ -51,12 +52,33 @@ def _fold_samples(make: Make) -> Iterator[Sample]:
     yield Sample("one image", (make(4, 4), (4, 4), (2, 2), (1, 1), (0, 0), (2, 2)))
 
 
+def _grid_samples(make: Make) -> Iterator[Sample]:
+    plane, grid = make(2, 2, 3, 4), 1.2 * make.positive(2, 3, 2, 2) - 1.3
+    yield Sample("bilinear", (plane, grid, "bilinear", "zeros", False))
+    yield Sample("bilinear by the corners, to the border", (plane, grid, "bilinear", "border", True))
+    yield Sample("bilinear, reflected", (plane, 3 * grid, "bilinear", "reflection", False))
+    yield Sample("bilinear by the corners, reflected", (plane, 3 * grid, "bilinear", "reflection", True))
+    yield Sample("nearest", (plane, grid, "nearest", "zeros", False))
+    yield Sample("bicubic", (plane, grid, "bicubic", "zeros", False))
+    yield Sample("bicubic, reflected", (plane, grid, "bicubic", "reflection", True))
+    yield Sample("volumes", (make(1, 2, 2, 3, 2), make.positive(1, 2, 2, 1, 3) - 1.1, "bilinear", "zeros", False))
+    yield Sample("volumes, nearest", (make(1, 2, 2, 3, 2), make.positive(1, 2, 2, 1, 3) - 1, "nearest", "border", True))
+
+
+def _affine_grid_samples(make: Make) -> Iterator[Sample]:
+    yield Sample("images", (make(2, 2, 3), (2, 1, 3, 4), False))
+    yield Sample("images by the corners", (make(2, 2, 3), (2, 3, 2, 3), True))
+    yield Sample("volumes", (make(1, 3, 4), (1, 1, 2, 3, 2), False))
+
+
+NO_PLACE = "where the grid is no number, or none of an entry, torch's gradient is that of an index that C leaves open"
+
 RESAMPLINGS: tuple[Operation, ...] = (
     Operation(
         Interpolate,
         F.interpolate,
         _interpolate_samples,
-        functions="interpolate",
+        functions="interpolate upsample upsample_bilinear upsample_nearest",
         layers="Upsample UpsamplingBilinear2d UpsamplingNearest2d",
         cancels=True,
         exempt={
@@ -64,6 +86,26 @@ RESAMPLINGS: tuple[Operation, ...] = (
             "autocast, bfloat16, bilinear, smoothed": "torch smooths no bfloat16 on the CPU",
         },
     ),
+    Operation(
+        GridSample,
+        F.grid_sample,
+        _grid_samples,
+        functions="grid_sample",
+        twin_for_second=GridSample.composite,
+        cancels=True,
+        exempt={
+            "NaN, bicubic": NO_PLACE,
+            "infinities, bicubic": NO_PLACE,
+            "infinities, volumes": NO_PLACE,
+            "one rounding, float16, bicubic": "of the cubic's weights, which have both signs, the sum may cancel",
+            **{
+                f"{check}, {sample}": "the twin's derivative by the grid is 0 without a graph"
+                for check in ("tangents", "Hessian-vector products")
+                for sample in ("nearest", "volumes, nearest")
+            },
+        },
+    ),
+    Operation(AffineGrid, F.affine_grid, _affine_grid_samples, functions="affine_grid", cancels=True),
     Operation(
         PixelShuffle,
         F.pixel_shuffle,

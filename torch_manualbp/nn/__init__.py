@@ -18,6 +18,7 @@ from torch.nn import utils as utils
 
 from torch_manualbp import functional as functional  # type: ignore[no-redef]
 from torch_manualbp.nn.activation import *  # noqa: F403
+from torch_manualbp.nn.adaptive import *  # noqa: F403
 from torch_manualbp.nn.convolution import *  # noqa: F403
 from torch_manualbp.nn.dropout import *  # noqa: F403
 from torch_manualbp.nn.embedding import *  # noqa: F403

@@ -36,6 +36,7 @@ from torch_manualbp.rules import (
     recurrent,
     reduction,
     resampling,
+    sampling,
     structure,
 )
 from torch_manualbp.rules.activation import *  # noqa: F403
@@ -54,6 +55,7 @@ from torch_manualbp.rules.recurrent import *  # noqa: F403
 from torch_manualbp.rules.reduction import *  # noqa: F403
 from torch_manualbp.rules.resampling import *  # noqa: F403
 from torch_manualbp.rules.rule import Rule
+from torch_manualbp.rules.sampling import *  # noqa: F403
 from torch_manualbp.rules.structure import *  # noqa: F403
 
 __all__ = ["AlongDimension", "Diagonal", "Elementwise", "Jacobian", "Normalization", "Product", "Rule"]
@@ -72,6 +74,7 @@ if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for expo
         recurrent,
         reduction,
         resampling,
+        sampling,
         structure,
     ):
         __all__ += _family.__all__

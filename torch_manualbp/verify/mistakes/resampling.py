@@ -8,8 +8,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torch_manualbp.catalogue import Make
-from torch_manualbp.rules import ChannelShuffle, Fold, Interpolate, PixelShuffle, PixelUnshuffle, Unfold
+from torch_manualbp.rules import (
+    AffineGrid,
+    ChannelShuffle,
+    Fold,
+    GridSample,
+    Interpolate,
+    PixelShuffle,
+    PixelUnshuffle,
+    Unfold,
+)
 from torch_manualbp.rules.resampling import interpolation_gradient
+from torch_manualbp.rules.sampling import grid_sample_gradients
 from torch_manualbp.verify.mistakes.mistake import breaks, planted
 
 
@@ -82,3 +92,26 @@ class ColumnsReversed(Fold):
         dz, *others = Fold.backward(ctx, da)
         assert dz is not None
         return dz.flip(-1), *others
+
+
+@breaks("bilinear, reflected", "first derivatives")
+class ReflectionThatDoesNotTurn(GridSample):
+    """The derivative of a reflected place, without its −1."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Any:
+        z, x = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        mode, padding, align = ctx.options
+        dz, dx = grid_sample_gradients(da, z, x, ctx.shape, mode, padding, align, needs)
+        return dz, None if dx is None else dx.abs(), None, None, None
+
+
+@breaks("images by the corners", "first derivatives", "gradcheck")
+class CornersForgotten(AffineGrid):
+    """∂C/∂θ of places whose outer centres are not −1 and 1."""
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> Any:
+        ctx.align_corners = False
+        return AffineGrid.backward(ctx, dx)

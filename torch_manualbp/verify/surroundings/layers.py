@@ -120,6 +120,18 @@ class _OfLogits(Module):
         return C
 
 
+class _LossOf(Module):
+    """The loss alone, of a layer that returns more."""
+
+    def __init__(self, layer: Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        C: Tensor = self.layer(input, target).loss
+        return C
+
+
 class _Namespace:
     """``torch_manualbp.nn`` with other classes in it."""
 
@@ -628,6 +640,13 @@ _LISTED: tuple[Layer, ...] = (
         lambda nn: nn.CrossEntropyLoss(torch.tensor(_weights), label_smoothing=0.1),
         _class_probabilities,
         differentiable=2,
+    ),
+    Layer(
+        "AdaptiveLogSoftmaxWithLoss",
+        lambda nn: _LossOf(nn.AdaptiveLogSoftmaxWithLoss(4, 6, [2, 4], 1.5)),
+        lambda shape: (_randn(shape), torch.arange(shape[0]) % 6),
+        image=None,
+        reasons={"torch.fx.symbolic_trace": "which samples belong to a cluster decides what it runs"},
     ),
     Layer(
         "LinearCrossEntropyLoss",
