@@ -24,6 +24,7 @@ KEEPS = {
     "nn.functional.cosine_similarity": {1},  # torch keeps both over their lengths; ours keeps the two, and no third
     "nn.functional.instance_norm": {3},  # torch keeps copies of w, one a sample; ours keeps w
     "nn.functional.embedding_bag": {1},  # torch keeps copies of the indices; ours keeps them
+    "nn.functional.linear_cross_entropy": {0, 1, 2},  # torch keeps all scores; ours keeps x, W and y
 }
 """The tensors of which torch keeps copies and ours itself, to spare the memory: to change them is an error, in words,
 and never another gradient."""

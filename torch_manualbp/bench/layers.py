@@ -280,7 +280,14 @@ def _losses(
     }
     options: dict[str, dict[str, Any]] = {"KLDivLoss": {"reduction": "batchmean"}}
     numbers = {"": lambda: (learns(n, K), randn(n, K))}
-    for name in ours_of([name for name in torch_losses.__all__ if name != "CTCLoss"]):
+    if ours_of(["LinearCrossEntropyLoss"]):
+        built = _built("LinearCrossEntropyLoss", 512, 32000, dtype=dtype)
+
+        def words() -> tuple[Any, ...]:
+            return learns(2048, 512), torch.randint(32000, (2048,))
+
+        yield Case("LinearCrossEntropyLoss", "2048×512 of 32000", built, words, (1.15, 1.15))
+    for name in ours_of([name for name in torch_losses.__all__ if name not in ("CTCLoss", "LinearCrossEntropyLoss")]):
         for about, arguments in inputs.get(name, numbers).items():
             yield Case(name + about, f"{n}×{K}", _built(name, **options.get(name, {})), arguments, (1.3, 1.3))
 
