@@ -16,6 +16,7 @@ from torch_manualbp._torch import pytree
 from torch_manualbp.derive.article import Article
 from torch_manualbp.derive.buffers import changed_buffers, put_changes_last
 from torch_manualbp.derive.expected import answers_of
+from torch_manualbp.derive.held_memory import memory_of
 from torch_manualbp.derive.history import History
 from torch_manualbp.derive.kernel_text import kernels_of, write_kernel
 from torch_manualbp.derive.plan import Plan, plan
@@ -154,6 +155,10 @@ class Assembled:
                 write_kernel(source, name, call.function)
 
         self.source = write_source(planned, given, heading, functions)
+        self.memory = memory_of(planned, self.source.names)
+        """What memory it holds."""
+
+        self.source.names = {}  # with the tensors of the recording
         if is_looked_at:
             self.source.check()
         self.changes = self._changes(planned)

@@ -87,6 +87,9 @@ class Derived:
         self.group = group if self.buckets else None
         self._has_flag = assembled.finite is not None
         self._assembled = assembled
+        self.memory = assembled.memory
+        """What memory it holds."""
+
         self.kernels = assembled.kernels
         """The functions of the program that a compiler may make, by name."""
 

@@ -59,6 +59,9 @@ class Source:
         self.sections: dict[str, int] = {}
         """The line, from 1, on which a section of the step begins."""
 
+        self.names: dict[Value, str] = {}
+        """What the values are called, while the program is assembled."""
+
         self.tree: ast.Module | None = None
         """The text as Python's parser has found it."""
 
@@ -205,6 +208,7 @@ def write_source(
     names_of_loops = [name for loop in loops for name in (loop.name, loop.variable)]
     names = _names(plan, given.values(), [*given.settings, *names_of_loops, *plan.kernels.values()])
     source = Source(heading)
+    source.names = names
     write_imports(source, _uses_functional(plan), _uses_onednn(plan))
     write_expect(source, plan.steps)
     functions(source)

@@ -30,6 +30,7 @@ from torch_manualbp.derive.draws import Draws, random_states
 from torch_manualbp.derive.effects import refuse_scripted
 from torch_manualbp.derive.expected import OtherNumbersError
 from torch_manualbp.derive.fused import Fusing, Making, NotMadeError
+from torch_manualbp.derive.held_memory import HeldMemory
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.processes import Processes, ProcessesError, refuse_empty, unwrapped
 from torch_manualbp.derive.reads import Reads, are_unchanged, dict_version
@@ -315,6 +316,15 @@ class TrainStep:
             NotDerivableError: a rule of somebody's own asks for numbers, which the formulas are written without.
         """
         return self._program().article.source.text
+
+    def memory(self) -> HeldMemory:
+        """What memory the last program holds beside parameters and state, and what lives in it: printed a table,
+        ``.svg()`` a picture.
+
+        Raises:
+            RuntimeError: there was no step yet.
+        """
+        return self._program().memory
 
     @property
     def fused(self) -> str:
