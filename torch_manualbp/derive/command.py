@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch_manualbp._objects import (
 )
 from torch_manualbp._output import print_to_the_end
 from torch_manualbp._text import one_line
+from torch_manualbp.derive.listed import operations
 from torch_manualbp.derive.step import TrainStep
 from torch_manualbp.derive.tape import NotDerivableError
 
@@ -56,7 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", default="SGD", metavar="OPTIMIZER", help="of torch.optim, such as 'SGD(momentum=0.9)'")
     add("--program", action="store_true", help="what runs instead of the formulas: memory planned, written in place")
     add("--compile", action="store_true", help="what runs, in the form for torch.compile, which plans memory itself")
+    add("--operations", action=_Operations, help="print which functions of torch a step takes, and what it refuses")
     add("--output", type=Path, metavar="FILE", help="write the text to this file instead: it imports torch alone")
+
+
+class _Operations(argparse.Action):
+    """Prints a list, whatever else is given."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=options.get("help"))
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        print_to_the_end(operations())
+        parser.exit()
 
 
 def main(options: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ REFUSED: Mapping[str, str] = {
     "remainder fmod __mod__ __rmod__": "write input - other * torch.floor(input / other).detach()",
     "sinc special.sinc": f"write torch.sin(math.pi * input) / (math.pi * input) if no entry is 0, or {_CALL}",
     "lu fill to_sparse": _CALL,
-    "masked_select combinations": _DEPENDS,
+    "combinations": _DEPENDS,
     "as_strided_scatter": _OF_MEMORY,
     "cartesian_prod cov corrcoef gradient cumulative_trapezoid renorm linalg.vander": "write it in sums and products",
     "quantile nanquantile": "write torch.sort, and a mean of two of its values",
