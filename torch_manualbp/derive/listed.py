@@ -14,7 +14,9 @@ __all__ = ["operations"]
 def operations() -> str:
     """The list, in Markdown."""
     refused = {name for names in REFUSED for name in names.split()}
-    functions, methods, places = set(), set(), set()
+    functions: set[str] = set()
+    methods: set[str] = set()
+    places: set[str] = set()
     for function in OPERATIONS:
         name, is_method = _named(function)
         if name.removeprefix("linalg.").removeprefix("special.") not in refused and name not in refused:

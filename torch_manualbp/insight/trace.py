@@ -117,6 +117,7 @@ class _Recorder(Tape):
 
     def __init__(self, device: str) -> None:
         super().__init__("pure", device)
+        self.may_ask = True  # it runs once, whatever forward reads
         self.recorded: list[tuple[Node, tuple[Any, ...], tuple[Tensor, ...]]] = []
 
     def apply(self, rule: type[Rule], args: tuple[Any, ...]) -> Any:
@@ -126,8 +127,6 @@ class _Recorder(Tape):
         result = super().apply(rule, args)
         if len(self.nodes) > count:
             outputs = (result,) if isinstance(result, Tensor) else tuple(result)
-            ctx = self.nodes[-1].ctx
-            ctx.saved_tensors = tuple(None if t is None else _view(t) for t in ctx.saved_tensors)
             self.recorded.append((self.nodes[-1], tuple(values), tuple(map(_view, outputs))))
         return result
 
