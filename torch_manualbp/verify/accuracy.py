@@ -115,7 +115,7 @@ def _accuracy(entry: Operation, dtype: torch.dtype, result: str, points: Sequenc
     _, octave = octave.unique(return_inverse=True)
     lost, torch_lost = ours == LOST, theirs == LOST
     mine, torchs = ours.where(~lost, 0), theirs.where(~torch_lost, 0)
-    excess = _excess(mine, torchs, slack, octave)
+    excess = _excess(mine, torchs, slack, octave, torch_lost)
     worst = int(excess.argmax())
     index, part = worst, iter(points)
     of_worst = next(part)
@@ -132,17 +132,23 @@ def _accuracy(entry: Operation, dtype: torch.dtype, result: str, points: Sequenc
         ours_999=_percentile(mine),
         torch_999=_percentile(torchs),
         excess=excess[worst].item(),
-        gain=_excess(torchs, mine, slack, octave).max().item(),
+        gain=_excess(torchs, mine, slack, octave, lost).max().item(),
         where=of_worst.describe(index),
         lost=int(lost.sum()),
         torch_lost=int(torch_lost.sum()),
     )
 
 
-def _excess(mine: Tensor, others: Tensor, slack: Tensor, octave: Tensor) -> Tensor:
-    """By how much each error exceeds the slack and the largest of the others in its octave."""
+def _excess(mine: Tensor, others: Tensor, slack: Tensor, octave: Tensor, lost: Tensor) -> Tensor:
+    """By how much each error exceeds the slack and the largest of the others in its octave; where some of those are
+    lost, and the rest may overflow as it should, in the next octaves that have all as well."""
     finite = others.where(others.isfinite(), 0)
     largest = torch.zeros(int(octave.max()) + 1, dtype=torch.float64).scatter_reduce(0, octave, finite, "amax")
+    number = torch.arange(len(largest))
+    whole = torch.zeros_like(number).index_add(0, octave, lost.long()) == 0
+    below = torch.where(whole, number, 0).cummax(0).values
+    above = torch.where(whole, number, len(number) - 1).flip(0).cummin(0).values.flip(0)
+    largest = torch.maximum(largest, torch.maximum(largest[below], largest[above]))
     unlike = torch.where(others.isinf(), 0, math.inf)  # neither ∞ nor NaN as it should be, and the other is
     return torch.where(mine.isinf(), unlike, mine - slack - largest[octave])
 

@@ -121,9 +121,9 @@ class CosineEmbedding(Rule):
         towards, along = gamma / root, gamma * c
         du = dv = None
         if needs_du:
-            du = _combination(v, towards, u, along / U).sum_to_size(u.shape).to(u_dtype)
+            du = _combination(v, towards, u, along / U).to(u_dtype)
         if needs_dv:
-            dv = _combination(u, towards, v, along / V).sum_to_size(v.shape).to(v_dtype)
+            dv = _combination(u, towards, v, along / V).to(v_dtype)
         return du, dv, None, None, None
 
     @staticmethod
@@ -154,8 +154,13 @@ def _slope_of_cosine(c: Tensor, y: Tensor, margin: float) -> Tensor:
 
 
 def _combination(v: Tensor, a: Tensor, u: Tensor, b: Tensor) -> Tensor:
-    """v a − u b, with one a and b for each vector."""
-    return torch.addcmul(v * a.unsqueeze(-1), u, b.unsqueeze(-1), value=-1)
+    """v a − u b, with one a and b for each vector, in the shape of u: summed over what u is expanded along."""
+    a, b = a.unsqueeze(-1), b.unsqueeze(-1)
+    if u.shape[-1] == v.shape[-1]:
+        return torch.addcmul(v * a, u, b, value=-1).sum_to_size(u.shape)
+    return torch.broadcast_tensors(v * a, u)[0].sum_to_size(u.shape) - (u * b).sum_to_size(
+        u.shape
+    )  # U is of u as it is, not expanded to v
 
 
 class TripletMargin(Rule):
