@@ -80,6 +80,11 @@ class Article:
         """
         return self._written.source
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that the text has and that are neither parameters nor buffers, by name."""
+        return self._written.tensors
+
     def text_to_save(self) -> str:
         """The text, with the numbers of the tensors in it that are neither parameters nor buffers."""
         return self.source.text_with(self._written.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import linecache
@@ -16,7 +17,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_manualbp._torch import is_autocast_enabled, pytree
-from torch_manualbp.derive.article import Article
 from torch_manualbp.derive.assembled import Assembled, How, OddStateError, heading_of, state_for
 from torch_manualbp.derive.check import rounding
 from torch_manualbp.derive.expected import OtherNumbersError
@@ -102,6 +102,14 @@ class Derived:
         self.fused: set[str] = set()
         """The functions in whose place there are kernels."""
 
+        self.twin: Derived | None = None
+        """The program that was held against autograd in its place, up to the gradients."""
+
+        self.codes: frozenset[Any] = frozenset()
+        """The code that forward and loss ran."""
+
+        self._given: tuple[Any, ...] = ()
+        self._article_of_size: Callable[[], list[str] | None] | None = None
         self._build = self._compiled()
         self._compiled_settings: tuple[list[float], list[Tensor]] = ([], [])
         self._bind()
@@ -120,6 +128,56 @@ class Derived:
             namespace["expect"] = self._expect
         build: Callable[..., Callable[..., Any]] = namespace["build"]
         return build
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether it computes in memory that it has together with programs of other sizes."""
+        return self._article_of_size is not None
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Those that the program is built of, by name."""
+        return self._tensors
+
+    @property
+    def leaves_of_output(self) -> list[Any]:
+        """What the model returns, with values for tensors."""
+        return self._assembled.output
+
+    def without_numbers(self) -> Derived:
+        """Itself, without memory and without the tensors that it was recorded on."""
+        self.release()
+        for i, leaf in enumerate(self._assembled.output):
+            if isinstance(leaf, Value):
+                self._assembled.output[i] = Value(leaf.tensor.to("meta"), leaf.memory)
+        return self
+
+    def build_of(self, text: str) -> tuple[Callable[..., Callable[..., Any]], str]:
+        """``build`` of another text, and the file that tracebacks say it is in."""
+        filename = f"<derived step {next(_numbers)}>"
+        namespace: dict[str, Any] = {}
+        exec(compile(text, filename, "exec"), namespace)
+        build: Callable[..., Callable[..., Any]] = namespace["build"]
+        return build, filename
+
+    def of_size(
+        self, lines: list[str], build: tuple[Callable[..., Any], str], given: tuple[Any, ...], article: Any
+    ) -> Derived:
+        """The same program for data of another size.
+
+        Args:
+            lines: its text.
+            build: that of all sizes, and its file.
+            given: what it takes ahead of the parameters.
+            article: makes the lines of its formulas.
+        """
+        other = copy.copy(self)
+        other.source = copy.copy(self.source)
+        other.source.lines = lines
+        (other._build, other.filename), other._given, other._article_of_size = build, given, article
+        other.state, other.step, other.addresses = {}, None, set()
+        linecache.cache[other.filename] = (0, None, [f"{line}\n" for line in lines], other.filename)
+        return other
 
     def _expect(self, found: Any, wanted: Any) -> None:
         self._met.append(found)
@@ -167,7 +225,7 @@ class Derived:
         given = {keys[key]: t for p, (_, _, keys) in self.forms.items() for key, t in self.state[p].items()}
         with torch.device(self.device):  # not on the device that somebody has made the default
             with_group = {} if self.group is None else {"group": self.group}
-            self.step: Any = self._build(self._tensors, given, **with_group)
+            self.step: Any = self._build(*self._given, self._tensors, given, **with_group)
         self.written = [*self.parameters, *self.buffers, *given.values()]
         self._update = Update(self.source, self.filename, self._assembled.changes, given)
         self._stateful = [(p, ours) for p, ours in self.state.items() if ours]
@@ -251,8 +309,10 @@ class Derived:
         return list(result[-count:]) if count else []
 
     @property
-    def article(self) -> Article:
+    def article(self) -> Any:
         """The step as formulas."""
+        if self._article_of_size is not None:
+            return _ArticleOfSize(self._assembled.article, self._article_of_size)
         if self._assembled.article is None:
             raise RuntimeError("a program that is only held against autograd has no article")
         return self._assembled.article
@@ -313,6 +373,40 @@ class Derived:
 
 
 _UNLIKE = "kernels of the derived step compute other numbers than their lines, which are taken in their place"
+
+
+class _ArticleOfSize:
+    """The formulas of a program that was derived for other sizes.
+
+    Args:
+        article: the formulas of one of these.
+        lines: makes those of this size.
+    """
+
+    def __init__(self, article: Any, lines: Callable[[], list[str] | None]) -> None:
+        self._article, self._lines = article, lines
+
+    @property
+    def source(self) -> Any:
+        """The text.
+
+        Raises:
+            RuntimeError: its lines follow from the sizes in another way than the program's.
+        """
+        lines = self._lines()
+        if lines is None:
+            raise RuntimeError(
+                "the formulas of this size follow from those of no others: read program, which runs, or "
+                "reset() and derive(inputs, target)"
+            )
+        source = copy.copy(self._article.source)
+        source.lines = lines
+        return source
+
+    def text_to_save(self) -> str:
+        """The text, with the numbers of the tensors in it that are neither parameters nor buffers."""
+        text: str = self.source.text_with(self._article.tensors)
+        return text
 
 
 def _given(assembled: Assembled) -> tuple[dict[str, Tensor], list[str]]:

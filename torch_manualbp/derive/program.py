@@ -33,6 +33,7 @@ __all__ = [
     "Value",
     "leaves_of",
     "mapped",
+    "number_name",
     "values_in",
     "words",
 ]
@@ -311,7 +312,7 @@ class Program:
         key = (number, repr(number)[0], like.dtype, like.device)  # since 0.0 == -0.0
         if key not in self._numbers:
             value = self._new(torch.tensor(number, dtype=like.dtype, device=like.device), CONSTANT)
-            name = _number_name(number)
+            name = number_name(number)
             while self._number_names.setdefault(name, key[:2]) != key[:2]:
                 name += "_"  # of another with the same first digits
             value.name, value.is_named, value.number = name, True, number
@@ -495,7 +496,7 @@ def _written_by_schema(function: Any, args: tuple[Any, ...]) -> list[Tensor]:
     return [arg for arg, is_w in zip(args, is_written, strict=False) if is_w and isinstance(arg, Tensor)]
 
 
-def _number_name(number: float) -> str:
+def number_name(number: float) -> str:
     words = {1: "one", 2: "two", 0: "zero", 0.5: "half", 3: "three", 6: "six"}
     if abs(number) in words:
         return ("minus_" if repr(number)[0] == "-" else "") + words[abs(number)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
 import threading
 import warnings
@@ -25,7 +26,7 @@ from torch_manualbp._torch import is_autocast_enabled, pytree
 from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.check import is_close, is_rounding, loss_by_autograd
 from torch_manualbp.derive.derived import Derived, How, KeptLayer, OddStateError
-from torch_manualbp.derive.deriving import derived_program
+from torch_manualbp.derive.deriving import derived_program, holds_at
 from torch_manualbp.derive.draws import Draws, random_states
 from torch_manualbp.derive.effects import refuse_scripted
 from torch_manualbp.derive.expected import OtherNumbersError
@@ -33,6 +34,7 @@ from torch_manualbp.derive.fused import Fusing, Making, NotMadeError
 from torch_manualbp.derive.held_memory import HeldMemory
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.processes import Processes, ProcessesError, refuse_empty, unwrapped
+from torch_manualbp.derive.ranges import Range, Sizes, alike_but_for_sizes, sizes_of
 from torch_manualbp.derive.reads import Reads, are_unchanged, dict_version
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.derive.update import (
@@ -60,6 +62,12 @@ SCALARS = bool | int | float | complex | str | bytes | torch.dtype | torch.devic
 OFTEN = 24
 """How many programs for other numbers are derived before the user hears of it."""
 
+APART = 12
+"""How many programs of other sizes are derived each for itself before the user hears of it."""
+
+PAIRED = 4
+"""How many programs are compared with each other, to find two that are one but for sizes."""
+
 KEPT = ("keep_deltas", "keep_output", "keep_layers")
 
 _ALONE: AbstractContextManager[Any] = nullcontext()
@@ -79,6 +87,12 @@ class _Entry:
 
     last: _Last | None = None
     """What its last call was keyed by."""
+
+    sizes: Sizes | None = None
+    """Of the data that it was derived for, where it may be one of a range."""
+
+    range: Range | None = None
+    """The range that it is of."""
 
     fusing: Fusing | None = None
     """What comes of its kernels in the background."""
@@ -692,15 +706,56 @@ class TrainStep:
             )
         if structure is not None and has_odd_state(self.optimizer):
             raise OddStateError
+        sizes = sizes_of(inputs, target) if self.check is True and not how.compile and not how.fuse else None
+        if sizes is not None and (of_range := self._of_range(form, sizes, inputs, target)) is not None:
+            return self._with_memory(of_range)
         began = perf_counter()
         derived, reads = self._derived(form, inputs, target, how)
         if how.fuse and not self._is_fused(derived):
             derived, reads = self._derived(form, inputs, target, replace(how, fuse=False))
         entries[: max(len(entries) - PROGRAMS + 1, 0)] = []
-        entries.append(_Entry(form, reads, derived))
+        entries.append(_Entry(form, reads, derived, sizes=sizes))
         if self.fuse == "auto" and not self.compile and not how.evaluates and processes is None:
             entries[-1].fusing = Fusing(perf_counter() - began)
         return self._with_memory(entries[-1])
+
+    def _of_range(self, form: list[Any], sizes: Sizes, inputs: Any, target: Any) -> _Entry | None:
+        """The program of these sizes, from those of others that are the same but for them, and held against autograd;
+        None where there is none."""
+        alike = [
+            entry
+            for entry in reversed(self._programs)
+            if entry.sizes is not None
+            and entry.form[2:] == form[2:]
+            and alike_but_for_sizes(entry.form[:2], form[:2])
+            and not entry.reads.floats
+            and entry.reads.hold()
+        ]
+        ranges = dict.fromkeys(entry.range for entry in alike if entry.range is not None)
+        for first, second in itertools.combinations([entry for entry in alike if entry.range is None][:PAIRED], 2):
+            assert first.sizes is not None
+            assert second.sizes is not None
+            made = Range.of(first.derived, second.derived, first.sizes, second.sizes)
+            if made is not None:
+                first.range = second.range = made
+                ranges[made] = None
+                break
+        apart = [entry for entry in alike if entry.range is None]
+        if len(apart) == APART:
+            warnings.warn(_APART.format(APART, *(entry.sizes for entry in apart[:2])), stacklevel=5)
+        for one in ranges:
+            n = one.size_of(sizes)
+            if n is None:
+                continue
+            derived = one.at(n)
+            if not holds_at(self.model, self.loss, inputs, target, derived):
+                continue
+            reads = next(entry.reads for entry in alike if entry.range is one)
+            entry = _Entry(form, reads, derived, sizes=sizes, range=one)
+            self._programs[: max(len(self._programs) - PROGRAMS + 1, 0)] = []
+            self._programs.append(entry)
+            return entry
+        return None
 
     def _derived(self, form: list[Any], inputs: Any, target: Any, how: How) -> tuple[Derived, Reads]:
         """A new program; where nothing but floats of modules has changed since another one, with these for inputs."""
@@ -735,9 +790,11 @@ class TrainStep:
             warnings.warn(f"{_UNFUSED} ({reason})", RuntimeWarning, stacklevel=5)
 
     def _with_memory(self, entry: _Entry) -> _Entry:
-        """The entry of the program that runs next. The memory of those that have not run for the longest goes."""
+        """The entry of the program that runs next. The memory of those that have not run for the longest goes, but for
+        that which all sizes of a range have together."""
         for other in self._programs[:-WITH_MEMORY]:
-            other.derived.release()
+            if not other.derived.shares_memory:
+                other.derived.release()
         entry.derived.bind()
         return entry
 
@@ -768,6 +825,11 @@ _OFTEN = (
 )
 _UNFUSED = "the derived step runs as it is written, without kernels: there is no compiler that makes them"
 
+_APART = (
+    "{} programs were derived for data that differ in sizes alone ({}, {}, …), each for itself, since they are not one "
+    "program with other numbers: deriving may take longer than it saves. Pad the data to a few sizes, or have forward "
+    "do the same at all of them"
+)
 _STALE = (
     "the program's loss is {:.9g}, and the model's own {:.9g}, at run {}: forward or loss read what changes and cannot "
     "be seen, and steps before this one may be wrong"
