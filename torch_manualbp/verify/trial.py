@@ -17,7 +17,7 @@ from torch_manualbp.verify.precision import widened
 from torch_manualbp.verify.report import FAILS, OK, Row
 from torch_manualbp.verify.subject import Leaf, Results, Setting, Subject, name_of_dtype
 
-__all__ = ["EXACT", "FLOOR", "Options", "Target", "Trial", "assert_same"]
+__all__ = ["EXACT", "FEWER", "FLOOR", "Options", "Target", "Trial", "assert_same"]
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -26,6 +26,7 @@ EXACT = 4096.0
 differs from autograd of the same forward by more than 200."""
 
 FEWER = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of fewer digits than those in which gradients are compared."""
 
 ROUNDINGS = 64.0
 """ε of the largest terms that two gradients may differ by that are computed in float32, or in a dtype of yet fewer
