@@ -52,8 +52,10 @@ def _hold_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold the source of every step that a test derives against its program."""
     derive = deriving.derived_program
 
-    def derived_program(model: Module, loss: Any, optimizer: Any, inputs: Any, target: Any, *how: Any) -> Any:
-        derived, reads = derive(model, loss, optimizer, inputs, target, *how)
+    def derived_program(
+        model: Module, loss: Any, optimizer: Any, inputs: Any, target: Any, *how: Any, **others: Any
+    ) -> Any:
+        derived, reads = derive(model, loss, optimizer, inputs, target, *how, **others)
         leaves = [leaf for leaf in pytree.tree_leaves((inputs, target)) if isinstance(leaf, Tensor)]
         assert_alike(derived, model, loss, leaves)
         return derived, reads
