@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,10 +27,14 @@ BLOCK_PAIRS = 1 << 19
 class _Heads:
     """Each head's q, k, v, mask and bits, whatever the dimensions in front, as matrices."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, M: Tensor | None, bits: Tensor | None, s: float) -> None:
-        self.batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor | None, M: Tensor | None, bits: Tensor | None, s: float) -> None:
+        self.batch = _batch(q, k, v)
         self.L, self.S, self.count = q.shape[-2], k.shape[-2], math.prod(self.batch)
-        self.q, self.k, self.v = self.flat(widened(q) * s), self.flat(widened(k)), self.flat(widened(v))
+        self.q, self.k, self.v = (
+            self.flat(widened(q) * s),
+            self.flat(widened(k)),
+            self.flat(widened(k if v is None else v)),
+        )
         self.M = None if M is None else M.reshape((1,) * (len(self.batch) + 2 - M.dim()) + M.shape)
         self.bits = None if bits is None else self.flat(bits)
         self.entries: Tensor | None = None
@@ -87,12 +92,27 @@ def _suits_flash_as_mask(M: Tensor, q: Tensor, k: Tensor) -> bool:
     return is_whole and bool((M.amax(-1) > -math.inf).all())
 
 
-def _is_small(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    return math.prod(batch) * q.shape[-2] * k.shape[-2] <= FEW_PAIRS
+def _batch(q: Tensor, k: Tensor, v: Tensor | None) -> torch.Size:
+    return torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], () if v is None else v.shape[:-2])
+
+
+def _is_small(q: Tensor, k: Tensor, v: Tensor | None) -> bool:
+    return math.prod(_batch(q, k, v)) * q.shape[-2] * k.shape[-2] <= FEW_PAIRS
+
+
+def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Autocast would cast one factor of a product that adds to a tensor, and not the tensor."""
+
+    @functools.wraps(kernel)
+    def in_its_own_precision(*args: Any) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return kernel(*args)
+
+    return in_its_own_precision
 
 
 @for_large(attended)
+@_without_autocast
 def attended_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, M: Tensor | None, bits: Tensor | None, s: float, is_causal: bool, p: float
 ) -> Any:
@@ -101,8 +121,8 @@ def attended_in_blocks(
     if bits is None and suits_flash(q, k, v, is_causal) and (M is None or _suits_flash_as_mask(M, q, k)):
         return flash(q, k, v, 0.0, is_causal, attn_mask=M, scale=s)[:2]
     heads = _Heads(q, k, v, M, bits, s)
-    o = heads.q.new_empty(heads.count, heads.L, v.shape[-1])
-    lse = heads.q.new_empty(heads.count, heads.L)
+    results = heads.q.new_empty(*heads.batch, heads.L, v.shape[-1]), heads.q.new_empty(*heads.batch, heads.L)
+    o, lse = results[0].view(heads.count, heads.L, v.shape[-1]), results[1].view(heads.count, heads.L)
     for h, rows, n in heads.blocks(is_causal):
         S = heads.scores(h, rows, n, is_causal)
         largest = S.amax(-1, keepdim=True)
@@ -115,10 +135,11 @@ def attended_in_blocks(
         lse[h, rows] = lse_rows.squeeze(-1)
         R = heads.passed(h, rows, n, p)
         torch.mm(P if R is None else P.mul_(R), heads.v[h, :n], out=o[h, rows])
-    return o.reshape(*heads.batch, heads.L, v.shape[-1]).to(v.dtype), lse.reshape(*heads.batch, heads.L)
+    return results[0].to(v.dtype), results[1]
 
 
 @for_large(attention_gradients)
+@_without_autocast
 def attention_gradients_in_blocks(
     do: Tensor | None,
     dlse: Tensor | None,
@@ -133,19 +154,19 @@ def attention_gradients_in_blocks(
     p: float,
     needs: tuple[bool, ...],
 ) -> Any:
-    if do is None or dlse is not None or v is None:
+    if do is None or dlse is not None:
         return NotImplemented
     if _is_small(q, k, v):
         return plain(attention_gradients)(do, dlse, q, k, v, M, bits, lse, s, is_causal, p, needs)
     needs_dq, needs_dk, needs_dv, needs_dM = needs
     heads = _Heads(q, k, v, M, bits, s)
-    if heads.batch != lse.shape[:-1]:
+    if heads.batch != lse.shape[:-1] or heads.batch != do.shape[:-2]:
         return NotImplemented
     do = heads.flat(widened(do))
     dq = torch.zeros_like(heads.q) if needs_dq else None
     # Transposed, for the product that adds to them.
     dk = heads.k.new_zeros(heads.count, heads.k.shape[-1], heads.S) if needs_dk else None
-    dv = heads.k.new_zeros(heads.count, heads.v.shape[-1], heads.S) if needs_dv else None
+    dv = heads.k.new_zeros(heads.count, do.shape[-1], heads.S) if needs_dv else None
     dM = torch.zeros_like(heads.M, dtype=do.dtype) if needs_dM and heads.M is not None else None
     for h, rows, n in heads.blocks(is_causal):
         S = heads.scores(h, rows, n, is_causal)
@@ -178,5 +199,5 @@ def attention_gradients_in_blocks(
     if dM is not None and M is not None:
         dM = dM.reshape(M.shape).to(M.dtype)
     if dv is not None:
-        dv = dv.mT.reshape(*heads.batch, *v.shape[-2:])
+        dv = dv.mT.reshape(*heads.batch, heads.S, do.shape[-1])
     return like(dq, q, s), like(None if dk is None else dk.mT, k), dv, dM
