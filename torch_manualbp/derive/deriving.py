@@ -208,10 +208,13 @@ def holds_at(
         if not is_known or executed.draws or executed.seeds or expected.error is not None:
             return False
         case = Case(model, loss, inputs, target, parameters, draws, how.share, derived.rounded)
-        twin.bind()
         try:
+            derived.bind()
+            twin.bind()
             with Kept(named) as kept:
                 results = _run(case, twin)
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError):
+            return False  # what numbers lead to that follow from the size in another way than two sizes say
         finally:
             twin.release()
         return not _differing(case, expected, named, kept, results)

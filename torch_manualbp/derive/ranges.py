@@ -166,6 +166,10 @@ class _Text:
             self.names[name] = f"number_{len(self.names) + 1}", parts[0]
         return True
 
+    def parts(self) -> set[str]:
+        """The numbers that follow from the size, as they are written."""
+        return {item.text for line in self.statements for item in line if isinstance(item, _Part)}
+
     def generic(self) -> list[str]:
         """The lines with n in them."""
         return ["".join(self._token(item, None) for item in line) for line in self.statements]
@@ -299,8 +303,8 @@ class Range:
             _Text.of(a.source.lines, b.source.lines, m, n) for a, b in ((first, second), (first.twin, second.twin))
         ]
         program, twin = texts
-        if program is None or twin is None:
-            return None
+        if program is None or twin is None or not program.parts() <= twin.parts():
+            return None  # so that all that follows from the size is held against autograd at each
         return cls((first, second, m, n), (_Form(first, program), _Form(first.twin, twin)), varying[0], formulas)
 
     def size_of(self, sizes: Sizes) -> int | None:
