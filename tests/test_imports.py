@@ -26,7 +26,8 @@ LEVELS = (
     "verify",
     "derive",
     "insight",
-    "lightning bench cli",
+    "lightning",
+    "bench cli",
     "__main__",
 )
 """The rooms; each may import those of the levels above its own line, and itself."""

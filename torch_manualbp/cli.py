@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # the words: the module, what it does
     "bench insight": ("torch_manualbp.bench.insight", "time what the statistics of a run cost"),
     "bench kernels": ("torch_manualbp.bench.kernels", "time formulas as they stand, in blocks, compiled, by kernels"),
     "bench layers": ("torch_manualbp.bench.layers", "time the layers against stock torch.nn"),
+    "bench lightning": ("torch_manualbp.bench.under_lightning", "time training steps under Lightning's Trainer"),
     "bench step": ("torch_manualbp.bench.step", "time a training step against stock PyTorch"),
     "bench verify": ("torch_manualbp.bench.verification", "time the verification of gradients"),
     "layers": ("torch_manualbp.layers", "print the layers with their formulas"),
