@@ -220,6 +220,7 @@ CALLS: dict[str, Sequence[tuple[Any, ...]]] = {
     "kthvalue topk": [(x, 2), (x, 2, 0)],
     "sort": [(x,), (x, 0, True), (x, With(dim=0, descending=True))],
     "msort": [(x,)],
+    "gumbel_softmax": [(x, 1.0), (x, 0.5, True), (cube, 1.0, False, 1e-10, 1)],
     "logsumexp": [(x, 1), (cube, (0, 2), True)],
     # running sums
     "cumsum cumprod": [(x, 1), (x, 0, With(dtype=torch.float32))],

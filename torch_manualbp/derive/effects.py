@@ -32,6 +32,8 @@ DRAWS = ("", "forward draws Python's or NumPy's random numbers, or sets torch's 
 BACKWARD_HOOKS = ("_backward_pre_hooks", "_backward_hooks")
 """What of a module is called on the way back. What is called on the way forward is a part of it."""
 
+_INTO = {"_buffers": "write into the buffer that is there, self.name.copy_(...), instead of binding its name anew"}
+
 Refuse = Callable[[str, str, str], None]
 
 
@@ -48,7 +50,7 @@ def watched(
         now = _contents(module)
         for name in dict.fromkeys([*contents, *now]):
             if not _is_same(contents.get(name, ()), now.get(name, ())):
-                refuse(path, f"forward changes self.{name}", "keep such state out of a derived step")
+                refuse(path, f"forward changes self.{name}", _INTO.get(name, "keep such state out of a derived step"))
     if draws and not _is_same(drawn, _random_states()):
         if threading.active_count() == 1:
             refuse(*DRAWS)

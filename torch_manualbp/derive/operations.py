@@ -627,7 +627,7 @@ def _everywhere(name: str) -> list[Any]:
     """What torch calls so; a name may have a room of torch before it, such as ``linalg.norm``."""
     room, _, own = name.rpartition(".")
     if room:
-        return named(own, getattr(torch, room))
+        return named(own, operator.attrgetter(room)(torch))
     return [*named(name, torch, Tensor), *_special(name)]
 
 

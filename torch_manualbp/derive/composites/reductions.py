@@ -102,6 +102,17 @@ def _logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     return rules.LogSumExp.apply(input, dims_of(dim), keepdim)
 
 
+def _gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
+    noise = -torch.empty_like(logits, memory_format=torch.legacy_contiguous_format).exponential_().log()
+    p = torch.softmax((logits + noise) / tau, dim)
+    if not hard:
+        return p
+    with torch.no_grad():
+        largest = torch.zeros_like(p).scatter(dim, p.argmax(dim, keepdim=True), 1.0)
+        rest = largest - p
+    return rest + p
+
+
 # Sums and products
 
 
@@ -266,6 +277,7 @@ COMPOSITES: Mapping[Callable[..., Any], str] = {
     _cummax: "cummax",
     _cummin: "cummin",
     _logsumexp: "logsumexp",
+    _gumbel_softmax: "nn.functional.gumbel_softmax",
     _nansum: "nansum",
     _nanmean: "nanmean",
     _prod: "prod",
