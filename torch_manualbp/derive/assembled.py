@@ -155,7 +155,7 @@ class Assembled:
                 write_kernel(source, name, call.function)
 
         self.source = write_source(planned, given, heading, functions)
-        self.memory = memory_of(planned, self.source.names)
+        self.memory = memory_of(planned, self.source.names, given.returns)
         """What memory it holds."""
 
         self.source.names = {}  # with the tensors of the recording

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
@@ -10,6 +10,7 @@ from torch_manualbp import _html
 from torch_manualbp._tables import as_markdown
 from torch_manualbp.derive.plan import Plan
 from torch_manualbp.derive.program import CONSTANT, MADE, Call, Memory, Value
+from torch_manualbp.derive.source import let_go
 
 __all__ = ["Buffer", "HeldMemory", "memory_of"]
 
@@ -23,10 +24,13 @@ class Buffer:
 
     bytes: int
     is_kept: bool
-    """Whether it is made before the first step and stays; otherwise each step makes it, and lets it go at its end."""
+    """Whether it is made before the first step and stays; otherwise each step makes it, and lets it go."""
 
     lives: tuple[tuple[str, int, int], ...]
     """What lives in it, from the call that makes it to the last one that reads it."""
+
+    until: int
+    """The call after which it is let go."""
 
     @property
     def names(self) -> str:
@@ -50,8 +54,10 @@ class HeldMemory:
 
     @property
     def peak(self) -> int:
-        """Bytes at the end of a step, when all is there."""
-        return sum(buffer.bytes for buffer in self.buffers)
+        """Bytes at the call at which they are most."""
+        made = [b for b in self.buffers if not b.is_kept]
+        at = [sum(b.bytes for b in made if b.lives[0][1] <= call <= b.until) for call in range(self.calls)]
+        return self.kept + max(at, default=0)
 
     @property
     def kept(self) -> int:
@@ -72,7 +78,7 @@ class HeldMemory:
             (b.names, f"{b.bytes:,}", "kept" if b.is_kept else "made", f"{b.lives[0][1]}–{max(i for *_, i in b.lives)}")
             for b in self.buffers
         ]
-        head = f"{self.peak:,} bytes at the end of a step, {self.kept:,} of them kept between steps; "
+        head = f"{self.peak:,} bytes at most, {self.kept:,} of them kept between steps; "
         head += f"{self.needed:,} at most hold what is still read; parameters, state and data {self.given:,}\n\n"
         return head + as_markdown(("what lives there", "bytes", "", "calls"), rows)
 
@@ -101,8 +107,8 @@ class HeldMemory:
         return _html.section(_html.paragraph(str(self).split("\n", 1)[0]), _html.drawing(self.svg()))
 
 
-def memory_of(plan: Plan, names: Mapping[Value, str]) -> HeldMemory:
-    """The memory of a planned program, whose values have these names."""
+def memory_of(plan: Plan, names: Mapping[Value, str], returned: Iterable[Value]) -> HeldMemory:
+    """The memory of a planned program, whose values have these names, and which returns these."""
     once = [item for item in plan.once if isinstance(item, Call)]
     stays = {value.memory for value in plan.memory} | {memory for call in once for memory in call.made}
     lives: dict[Memory, dict[str, list[int]]] = {}
@@ -124,8 +130,16 @@ def memory_of(plan: Plan, names: Mapping[Value, str]) -> HeldMemory:
             if value.memory in sizes:
                 span = lives.setdefault(value.memory, {}).setdefault(names.get(value, value.name) or "t", [i, i])
                 span[1] = i
+    numbers = {call: i for i, call in enumerate(plan.steps)}
+    ends = {value.memory: numbers[call] for call, values in let_go(plan, returned).items() for value in values}
+    end = len(plan.steps) - 1
     found = [
-        Buffer(size, memory in stays, tuple((name, *span) for name, span in lives[memory].items()))  # type: ignore[misc]
+        Buffer(
+            size,
+            memory in stays,
+            tuple((name, *span) for name, span in lives[memory].items()),  # type: ignore[misc]
+            ends.get(memory, end),
+        )
         for memory, size in sizes.items()
         if memory in lives
     ]

@@ -172,8 +172,12 @@ class _Planner:
         elif call.is_view and all(self._stays(value) for value in arguments):
             self._once(call, constant=all(self._is_constant(value) for value in arguments))
         elif call.name in ALLOCATIONS and call.made and self.lean and call.results[0].memory not in self.results:
-            self._once(call)
-            self._hold(call.results[0])
+            value = call.results[0]
+            if value.is_whole:
+                self._place_anywhere(value)
+            else:
+                self._once(call)
+                self._hold(value)
         elif self._is_made_once(call, arguments):
             self._once(call, constant=True)
         elif call.name in FILLED and call.made and self.lean and call.results[0].memory not in self.results:

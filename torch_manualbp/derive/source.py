@@ -21,11 +21,26 @@ from torch_manualbp._torch import nn_functions, variable_functions
 from torch_manualbp.derive.expected import EXPECT
 from torch_manualbp.derive.faster import LITERAL
 from torch_manualbp.derive.plan import Plan
-from torch_manualbp.derive.program import Blocks, Call, Formula, Kernel, Text, Value, mapped, values_in, words
+from torch_manualbp.derive.program import (
+    MADE,
+    Blocks,
+    Call,
+    Formula,
+    Kernel,
+    Memory,
+    Text,
+    Value,
+    mapped,
+    values_in,
+    words,
+)
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.kernels.products import onednn_linear
 
 __all__ = ["Given", "Names", "Source", "shape_of", "statement", "write_source"]
+
+LARGE = 1 << 16
+"""Bytes from which on a tensor that a step makes is let go when nobody reads it any more; others at its end."""
 
 WIDTH = 88
 """The column that shapes stand in."""
@@ -153,7 +168,7 @@ def _nodes_of(tree: ast.AST) -> list[ast.AST]:
 _IMPORTED = {"torch", "torch.nn.functional"}
 _WRITTEN = (
     *(ast.Module, ast.Import, ast.alias, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.For, ast.If),
-    *(ast.Nonlocal, ast.Raise),
+    *(*(ast.Nonlocal, ast.Delete), ast.Raise),
     *(ast.Assign, ast.AugAssign, ast.Expr, ast.Call, ast.keyword, ast.Attribute, ast.Subscript, ast.Slice, ast.Name),
     *(ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.ListComp, ast.comprehension, ast.BinOp, ast.UnaryOp),
     *(ast.Compare, ast.operator, ast.unaryop, ast.cmpop, ast.expr_context),
@@ -218,13 +233,38 @@ def write_source(
         source.add(f"{loop.name} = [slice(i, i + {loop.rows}) for i in range(0, {loop.of}, {loop.rows})]", 4)
     write_signature(source, given, names)
     sections = Sections(source, given, names)
+    ends = let_go(plan, given.returns)
     for call in plan.steps:
         indent = sections.go_to(call)
         source.add(statement(call, names, plan), indent, _made(call))
+        if call in ends:
+            source.add(f"del {', '.join(names[value] for value in ends[call])}", indent)
         if call.section == "update":
             source.update.append((len(source.lines), call.blocks))
     write_return(source, given, names)
     return source
+
+
+def let_go(plan: Plan, returned: Iterable[Value]) -> dict[Call, list[Value]]:
+    """What a step has made and nobody reads any more, by the last call that does: large tensors, whose memory the next
+    ones get while it is in the cache."""
+    stays = {value.memory for value in plan.memory} | {value.memory for value in returned}
+    stays |= {m for item in plan.once for m in (item.made if isinstance(item, Call) else (item[0].memory,))}
+    bound: dict[Memory, list[Value]] = {}
+    last: dict[Memory, Call] = {}
+    for call in plan.steps:
+        for value in call.results:
+            if value.memory.origin == MADE and value.memory not in stays and (not call.written or call in plan.into):
+                bound.setdefault(value.memory, []).append(value)
+        for value in (*call.arguments(), *call.results):
+            last[value.memory] = call
+    found: dict[Call, list[Value]] = {}
+    for memory, values in bound.items():
+        call = last[memory]
+        is_large = any(v.tensor.numel() * v.tensor.element_size() >= LARGE for v in values)
+        if is_large and call.section in ("forward", "loss", "backward") and call.blocks is None:
+            found.setdefault(call, []).extend(dict.fromkeys(values))
+    return found
 
 
 def write_imports(source: Source, functional: bool, onednn: bool = False) -> None:
