@@ -77,3 +77,13 @@ def test_a_model_has_one_as_well() -> None:
         torch.nn.Linear(3, 2), torch.randn(4, 3), torch.randn(4, 2), torch.nn.MSELoss(), own_process=True
     )
     assert report.ok, report
+
+
+@pytest.mark.parametrize("targets", [(2, 4), (7,)], ids=["padded", "in a row"])
+def test_torchs_ctc_is_given_no_index_that_it_reads_past_its_memory_with(targets: tuple[int, ...]) -> None:
+    scores = torch.randn(8, 2, 5).log_softmax(-1)
+    labels = torch.arange(torch.Size(targets).numel()).reshape(targets) % 4 + 1
+    report = verify(
+        torch.nn.CTCLoss(), scores, labels, (8, 8), (4, 3), checks=["sizes", "options"], own_process=True, budget_s=60
+    )
+    assert "its process ended" not in str(report)

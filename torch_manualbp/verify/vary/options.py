@@ -52,6 +52,13 @@ def options(at: Setting) -> Iterator[Varied]:
             yield replaced(at, {i: other.value}, f"{names[i]} = {about}")
 
 
+def _is_one_of_each_sample(at: Setting, t: torch.Tensor) -> bool:
+    """Whether there is an index for each vector of a tensor, as a target has: only there is one of no class something.
+    Elsewhere it is read from memory of others, as by torch's CTC."""
+    shapes = [at.values[i].shape for i in at.tensors() if is_number(at.values[i])]
+    return any(t.shape == (*shape[:d], *shape[d + 1 :]) for shape in shapes for d in range(len(shape)))
+
+
 class _Option:
     """A value that is told from others by its type as well: 1 is not True."""
 
@@ -93,7 +100,7 @@ def indices(at: Setting) -> Iterator[Varied]:
             kinds = {"all the same": flat[:1].expand(len(flat)), "repeated": repeated}
             if not is_sorted(flat):  # as offsets have to be
                 kinds |= {"in another order": flat.flip(0)}
-            if ignored[0] < -1:
+            if ignored[0] < -1 and _is_one_of_each_sample(at, t):
                 kinds |= {"of no class in some rows": none, "of no class": torch.full_like(flat, ignored[0])}
         for words, changed in kinds.items():
             yield replaced(at, {i: changed.reshape(t.shape).clone()}, f"{name} {words}")

@@ -35,10 +35,18 @@ def sizes(at: Setting) -> Iterator[Varied]:
         for new in dict.fromkeys([size + 3, odd, 1, ROWS if is_batch else BEYOND, 2 * size]):
             if (new > 500 and n > 6) or (new == 1 and not _is_whole(at, group)):
                 continue
+            if new < size and _is_indexed_beyond(at, new, size):
+                continue
             if varied := _resized(at, group, new):
                 yield varied
                 if size < new < 100:
                     yield from _with_last_index(varied, size, new)
+
+
+def _is_indexed_beyond(at: Setting, new: int, size: int) -> bool:
+    """Whether there are indices of the size that would be none of a smaller one: torch's CTC writes there unasked."""
+    integers = [at.values[i] for i in at.tensors() if not is_number(at.values[i]) and at.values[i].numel()]
+    return any(t.dtype != torch.bool and new <= int(t.max()) < size and int(t.min()) >= 0 for t in integers)
 
 
 def _with_last_index(varied: Varied, size: int, new: int) -> Iterator[Varied]:
