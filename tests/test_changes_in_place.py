@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from upstream_differential import EXACT, fresh, upstream_for
 
-pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")  # torch's, of kl_div's own default
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:reduction. 'mean' divides",  # torch's, of kl_div's own default
+    "ignore:.nn.functional.upsample",  # torch's, of an older name
+)
 
 MOST = 60
 """Samples of an entry that are run."""

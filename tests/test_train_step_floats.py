@@ -65,10 +65,15 @@ def test_a_schedule_takes_two_programs() -> None:
     pair.check()
 
 
-@pytest.mark.parametrize("loss", [Branching, Given])
-def test_a_number_that_is_asked_for_stays_a_constant(loss: Any) -> None:
-    pair: Any = train(loss())
+def test_a_number_that_torch_asks_for_stays_a_constant() -> None:
+    pair: Any = train(Given())
     assert len(pair.step._programs) == 6
+
+
+def test_a_branch_on_a_number_takes_a_program_for_each_way() -> None:
+    """One of the first number as a constant, and one a way with the number as an input."""
+    pair: Any = train(Branching())
+    assert len(pair.step._programs) == 3
 
 
 def test_another_type_is_seen() -> None:

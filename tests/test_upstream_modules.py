@@ -25,7 +25,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from torch_manualbp import restore
 
-pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")  # torch's, of KLDivLoss's own default
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:reduction. 'mean' divides",  # torch's, of KLDivLoss's own default
+    "ignore:linear_cross_entropy. ``options`` ignored",  # torch's, of upstream's options
+    "ignore:Possible nested set",  # of upstream's own patterns
+)
 
 EVERY = (*upstream.MODULES, *upstream.OWN_MODULES)
 NORMS = {f"{kind}Norm{d}d" for kind in ("Batch", "Instance") for d in (1, 2, 3)}

@@ -82,6 +82,8 @@ PROJECTED: tuple[Operation, ...] = (
             "changes in place, argument 3": ANEW,
             "bytes kept, argument 3 alone": ANEW,
             "bytes kept, argument 4 alone": ANEW,
+            "bytes kept, argument 2 and argument 3 alone": ANEW,
+            "bytes kept, argument 3 and argument 4 alone": ANEW,
         },
     ),
 )

@@ -233,7 +233,8 @@ class Report:
 
 def _with_numbers(row: dict[str, Any]) -> dict[str, Any]:
     lost = {name: str(row[name]) for name in NUMBERS if row[name] is not None and not math.isfinite(row[name])}
-    return {**row, **dict.fromkeys(lost), "shape": list(row["shape"]), "not_finite": lost}
+    lists = {name: list(value) for name, value in row.items() if isinstance(value, tuple)}
+    return {**row, **dict.fromkeys(lost), **lists, "not_finite": lost}
 
 
 def _grouped(rows: Sequence[Row]) -> Iterable[list[Row]]:

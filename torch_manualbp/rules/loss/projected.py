@@ -140,6 +140,8 @@ class LinearCrossEntropyProbabilities(RuleWithByproducts):
     def forward(
         x: Tensor, W: Tensor, b: Tensor | None, y: Tensor, w: Tensor | None, reduction: str, epsilon: float
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if y.shape != (x.shape[0], W.shape[0]):
+            raise ValueError(f"y of shape {tuple(y.shape)} has not a probability for each of {x.shape[0]}×{W.shape[0]}")
         C, lse, rest = linear_cross_entropy_of_samples(W, x, b, y, w, -1, epsilon)
         if reduction != "none":
             C = C.sum()

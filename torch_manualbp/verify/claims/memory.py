@@ -39,7 +39,7 @@ def keeps_no_more_than_torch(trial: Trial, every_subset: bool = True) -> Iterato
     reasons = []
     for needed in subsets if trial.has_twin and every_subset else [tuple(positions)]:
         names = [trial.leaves[i].name for i in needed]
-        if len(needed) == 1 and (reason := trial.exempt(f"bytes kept, {names[0]} alone")):
+        if reason := trial.exempt(f"bytes kept, {' and '.join(names)} alone"):
             reasons.append(reason)
             continue
         runs = (at.run,) if trial.references.is_numeric else (at.run, at.run_plain)
