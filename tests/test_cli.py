@@ -65,7 +65,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (
             ["bench", "laiers"],
-            "argument command: invalid choice: 'laiers' (choose from 'insight', 'kernels', 'layers', 'lightning', 'step', 'verify')",
+            "argument command: invalid choice: 'laiers' "
+            "(choose from 'insight', 'kernels', 'layers', 'lightning', 'step', 'verify')",
         ),
         (["bench", "layers", "--mode", "fast"], "'fast' (choose from 'eager', 'formulas', 'compiled', 'all')"),
         (["bench", "layers", "--layer", "Relu"], "argument --layer: no layer 'Relu'; near it: ReLU"),

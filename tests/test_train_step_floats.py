@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from step_cases import Pair, data, mlp
 from torch import Tensor
