@@ -788,6 +788,23 @@ def test_a_group_that_comes_later_leaves_the_dampening_of_the_others() -> None:
         torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("between", ["a step is skipped", "a step is derived and not made"])
+def test_state_that_is_cleared_before_a_program_has_written_to_it(between: str) -> None:
+    """A program is derived while there is state, does nothing with it, and finds it gone."""
+    twins = Twins(nn.Linear(4, 3).double(), optimizer="momentum")
+    twins.advance(0)
+    twins.step.skip_nonfinite = True
+    x, y = batch(1)
+    if between == "a step is skipped":
+        assert twins.step(x * torch.nan, y).isnan()
+    else:
+        twins.step.derive(x, y)
+    for optimizer in twins.optimizers:
+        optimizer.state.clear()
+    twins.advance(2)
+    twins.advance(3)
+
+
 def test_state_that_is_put_aside_stays_as_it_was() -> None:
     twins = Twins(nn.Linear(4, 3).double(), optimizer="momentum")
     twins.advance(0)

@@ -232,8 +232,8 @@ class Derived:
         self._state_of_optimizer: Any = None
         self._dicts_of_state: list[dict[Any, Any]] = []
         self._versions_of_state: list[int] = []
-        self._is_new = True
-        """Whether the program has not written to the state yet."""
+        self._is_new = not any(map(self.optimizer.state.get, self.state))
+        """Whether its state is that of a first step."""
 
         cells = [cell.cell_contents for cell in self.step.__closure__ or ()]
         self.addresses = {t.untyped_storage().data_ptr() for t in (*cells, *self.written) if isinstance(t, Tensor)}
