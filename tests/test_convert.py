@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 from collections.abc import Callable, Iterator
@@ -70,6 +71,74 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Softmin": (-1,),
     "Threshold": (0.1, 2.0),
 }
+
+
+class Gate(torch_nn.Module):
+    """SiLU under another name."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * torch.sigmoid(hidden)
+
+
+class Clipped(Gate):
+    """SiLU, up to 100."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).clamp(max=100)
+
+
+class ScaleNorm(torch_nn.Module):
+    """RMSNorm under another name, that computes in float32."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon, self.hidden_size = torch_nn.Parameter(torch.ones(features)), 1e-6, features
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.factor() * self.normalised(hidden_states.float()).to(hidden_states.dtype)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    def factor(self) -> Tensor:
+        return self.weight
+
+
+class OffsetNorm(ScaleNorm):
+    def factor(self) -> Tensor:
+        return 1 + self.weight
+
+
+class FarNorm(ScaleNorm):
+    def factor(self) -> Tensor:
+        return 2 + self.weight
+
+
+class CentredNorm(ScaleNorm):
+    def normalised(self, x: Tensor) -> Tensor:
+        return super().normalised(x - x.mean(-1, keepdim=True))
+
+
+class Swish(Gate):
+    """SiLU, until β is another number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = 1.0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * torch.sigmoid(self.beta * hidden)
+
+
+class Transposed(torch_nn.Module):
+    """Linear with its weight the other way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = torch_nn.Parameter(torch.randn(4, 3)), torch_nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, 4), self.weight).view(*x.shape[:-1], 3)
 
 
 def network() -> torch_nn.Sequential:
@@ -535,7 +604,7 @@ def test_architectures_of_transformers(architecture: Architecture, dtype: torch.
     by_class = [s.after.__name__ for s in report.swapped]
     assert (by_class.count("Linear"), by_class.count("Tanh")) == (architecture.linear, architecture.tanh)
     ours = run_architecture(model, batch)
-    assert ours.pop("LinearBackward nodes") == architecture.linear
+    assert ours.pop("LinearBackward nodes") == architecture.linear + by_class.count("Conv1D")
     assert ours.pop("TanhBackward nodes") == architecture.tanh
     assert [(name, id(p)) for name, p in model.named_parameters()] == objects
     assert list(model.state_dict()) == keys
@@ -566,11 +635,11 @@ def test_architectures_show_a_wrong_formula(architecture: Architecture, monkeypa
     assert len(wrong) >= architecture.linear
 
 
-def test_activations_of_transformers_are_left_and_named() -> None:
+def test_layers_of_transformers_own_are_recognised() -> None:
     model, _ = ARCHITECTURES[2].build(torch.float32)
-    left = {x.path: (x.layer.__name__, x.reason) for x in convert(model).left}
-    assert left["transformer.h.0.mlp.act"] == ("NewGELUActivation", "a forward of its own, and calls torch.tanh")
-    assert left["transformer.h.0.mlp.c_fc"] == ("Conv1D", "a forward of its own")
+    swapped = {swap.path: swap.after for swap in convert(model).swapped}
+    assert vars(swapped["transformer.h.0.mlp.act"])["recognised_as"] == "gelu by tanh"
+    assert vars(swapped["transformer.h.0.mlp.c_fc"])["recognised_as"] == "linear by Wᵀ"
 
 
 # What is left, and why
@@ -716,3 +785,52 @@ def test_bad_input(value: Any, message: str) -> None:
         convert(value)
     with pytest.raises(TypeError, match=message.replace("convert", "restore")):
         restore(value)
+
+
+# Layers of somebody's own that are ours under another name
+
+
+RECOGNISED: dict[str, tuple[Callable[[], torch_nn.Module], str]] = {
+    "an activation": (Gate, "silu"),
+    "an activation that is cut off": (Clipped, ""),
+    "an activation with a setting": (Swish, ""),
+    "a norm": (lambda: ScaleNorm(4), "rms_norm"),
+    "a norm by 1 + w": (lambda: OffsetNorm(4), "rms_norm by 1 + w"),
+    "a norm by 2 + w": (lambda: FarNorm(4), ""),
+    "a norm that centres": (lambda: CentredNorm(4), ""),
+    "a norm of float64 that computes in float32": (lambda: ScaleNorm(4).double(), ""),
+    "a norm of bfloat16": (lambda: ScaleNorm(4).bfloat16(), "rms_norm"),
+    "a linear layer": (Transposed, "linear by Wᵀ"),
+}
+
+
+@pytest.mark.parametrize("case", RECOGNISED)
+def test_a_layer_is_recognised_by_what_it_computes(case: str) -> None:
+    make, expected = RECOGNISED[case]
+    layer = make()
+    x = torch.randn(5, 4, dtype=next((p.dtype for p in layer.parameters()), torch.float32))
+    before, cls, rng = layer(x), type(layer), torch.get_rng_state()
+    report = convert(layer)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert getattr(type(layer), "recognised_as", "") == expected
+    assert [swap.path for swap in report.swapped] == ([""] if expected else [])
+    assert isinstance(layer, cls)
+    torch.testing.assert_close(layer(x), before)
+    if expected:
+        assert convert(layer).already == ("",)
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert type(other) is type(layer)
+            assert torch.equal(other(x), layer(x))
+        (name,) = [name for name in ("hidden", "hidden_states", "x") if name in str(inspect.signature(cls.forward))][
+            -1:
+        ]
+        assert torch.equal(layer(**{name: x}), layer(x))
+        restore(layer)
+    assert type(layer) is cls
+
+
+def test_recognised_layers_compute_by_rules() -> None:
+    model = torch_nn.Sequential(Transposed(), Gate(), ScaleNorm(3))
+    convert(model)
+    output = model(torch.randn(5, 4))
+    assert {"SiLUBackward", "RMSNormBackward", "LinearBackward"} <= set(nodes(output))

@@ -22,6 +22,7 @@ LEVELS = (
     "functional",
     "nn",
     "_objects",
+    "recognition",
     "convert layers",
     "verify",
     "derive",

@@ -17,6 +17,7 @@ import torch
 from torch.nn import Module
 
 from torch_manualbp import functional, nn
+from torch_manualbp.recognition import recognised, unrecognised
 
 __all__ = ["Conversion", "LeftLayer", "SwappedLayer", "convert", "restore"]
 
@@ -98,7 +99,7 @@ def convert(model: Module) -> Conversion:
     """Give every layer of a built model that has a formula here our class in place of torch's.
 
     The objects stay the ones they are, ``model`` itself included: parameters, buffers, ``state_dict``, hooks, training
-    mode, optimizers and references from elsewhere know nothing of it. Only a layer whose class is exactly torch's is
+    mode, optimizers and references from elsewhere know nothing of it. A layer whose class is exactly torch's is
     swapped; the answer says what was, what was not, and why::
 
         model = transformers.BertModel(config)
@@ -109,6 +110,10 @@ def convert(model: Module) -> Conversion:
     A layer under ``torch.nn.utils.parametrize`` or ``fully_shard`` is swapped below what they put over it, and a lazy
     one becomes ours when it materialises. What a model keeps in plain lists or builds inside ``forward``, it hides from
     torch too. Converting twice changes nothing more.
+
+    A layer of somebody's own class that computes what one of ours does, such as transformers' ``LlamaRMSNorm``,
+    ``NewGELUActivation`` or ``Conv1D``, is recognised by its numbers (:mod:`torch_manualbp.recognition`), and gets a
+    subclass of its class whose forward is by our rules.
 
     Raises:
         TypeError: ``model`` is no built ``torch.nn.Module``.
@@ -146,8 +151,10 @@ def _swap(model: Module, table: dict[type[Module], type[Module]], to_ours: bool)
             except Exception as error:
                 raise _failed(path, before, error) from error
             swaps.append((module, SwappedLayer(path, tuple(also), before, after)))
-        elif layer in table.values():
+        elif layer in table.values() or (to_ours and unrecognised(before)):
             already.append(path)
+        elif other := recognised(module) if to_ours else unrecognised(before):
+            swaps.append((module, SwappedLayer(path, tuple(also), before, other)))
         elif reason := _why_left(module, table, to_ours):
             left.append(LeftLayer(path, before, reason))
 
