@@ -1030,6 +1030,7 @@ def _(side: Side, rng: random.Random) -> Undo:
 def _(side: Side, rng: random.Random) -> Undo:
     for root in side.roots():
         root.float()
+    side.is_rounded = True
     return None
 
 

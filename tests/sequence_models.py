@@ -534,6 +534,9 @@ class Side:
     left_behind: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Tensors that no step may touch any more, with their numbers."""
 
+    is_rounded: bool = False
+    """Whether steps were made in float32, by whose rounding the two sides may differ from then on."""
+
     folds: bool = False
     """Whether the update is part of the program of the last step."""
 
