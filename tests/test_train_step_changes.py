@@ -688,7 +688,7 @@ def test_tuples_of_tensors_are_served_by_the_last_program() -> None:
         served = []
         for _ in range(4):
             last = step._programs[-1].last if step._programs else None
-            served.append(last is not None and last.serves(step, inputs, target))
+            served.append(last is not None and last.serves(step, inputs, target, [*inputs, *target]))
             optimizer.zero_grad()
             C = _of_two(stock(*inputs), target)
             C.backward()
