@@ -29,6 +29,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {}),
     ("SGD", {"accumulate": 2}),
     ("AdamW", {"clip_norm": 0.05}),
+    ("SGD", {"clip_norm": 0.05, "clip_value": 0.01, "skip_nonfinite": True}),
+    ("RMSprop", {"clip_norm": 0.05}),
     ("AdamW", {"skip_nonfinite": True}),
     ("RMSprop", {}),
 ]
@@ -83,7 +85,10 @@ def beside_stock(rank: int, name: str, options: dict[str, Any]) -> tuple[dict[st
         (torch.nn.functional.cross_entropy(stock(x), y) / accumulate).backward()
         if (i + 1) % accumulate == 0:
             if "clip_norm" in options:
-                torch.nn.utils.clip_grad_norm_(stock.parameters(), options["clip_norm"])
+                norm = torch.nn.utils.clip_grad_norm_(stock.parameters(), options["clip_norm"])
+                torch.testing.assert_close(step.grad_norm, norm, rtol=1e-12, atol=0)
+            if "clip_value" in options:
+                torch.nn.utils.clip_grad_value_(stock.parameters(), options["clip_value"])
             optimizer.step()
     return dict(step.model.state_dict()), dict(stock.module.state_dict())
 

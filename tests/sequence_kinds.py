@@ -810,6 +810,12 @@ def _(side: Side, rng: random.Random) -> Undo:
     return None
 
 
+@kind("keep_grad_norm")
+def _(side: Side, rng: random.Random) -> Undo:
+    side.step.keep_grad_norm = rng.random() < 0.7
+    return None
+
+
 @kind("clip_value", clip_value=0.05)
 def _(side: Side, rng: random.Random) -> Undo:
     side.step.clip_value = rng.choice([None, 0.01, 10.0])

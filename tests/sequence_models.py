@@ -425,6 +425,8 @@ class StockStep:
         self.accumulate, self.skip_nonfinite, self.skipped, self.done = 1, False, 0, 0
         self.clip_norm: float | None = None
         self.clip_value: float | None = None
+        self.keep_grad_norm = False
+        self.grad_norm: Tensor | None = None
         self.output: Any = None
         self.keep_deltas = self.keep_output = self.keep_layers = False
         vars(self).update(options)
@@ -476,8 +478,11 @@ class StockStep:
     def update(self) -> None:
         """Clip, and the optimizer's step."""
         learnt = [p for p in self.learnt() if p.grad is not None]
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(learnt, self.clip_norm)
+        if self.clip_norm is not None or self.keep_grad_norm:
+            bound = float("inf") if self.clip_norm is None else self.clip_norm
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(learnt, bound)
+        else:
+            self.grad_norm = None
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(learnt, self.clip_value)
         for p in (p for group in self.optimizer.param_groups if group.get("fused") for p in group["params"]):

@@ -367,6 +367,10 @@ def _step(i: int, ours: Side, stock: Side, names: list[str], undos: list[Undo], 
         compare(ours, stock, before)
         if stock.step.keep_output:
             hold("the output", ours.step.output, stock.step.output, rounding(stock))
+        if (ours.step.grad_norm is None) != (stock.step.grad_norm is None):
+            raise Different(f"the norm of the gradients is {ours.step.grad_norm}, of stock {stock.step.grad_norm}")
+        if ours.step.grad_norm is not None:
+            hold("the norm of the gradients", ours.step.grad_norm, stock.step.grad_norm, rounding(stock))
         if ours.step.skipped != stock.step.skipped:
             raise Different(f"{ours.step.skipped} steps skipped, of stock {stock.step.skipped}")
         return True
@@ -435,7 +439,16 @@ def sequence(seed: int) -> tuple[Spec, Plan]:
         plan.append([Change(name, rng.randrange(1 << 30)) for name in names])
     kinds = [KINDS[change.kind] for changes in plan for change in changes]
     options: dict[str, Any] = rng.choice(
-        [{}, {}, {}, {"accumulate": 2}, {"clip_norm": 0.3}, {"clip_value": 0.05}, {"keep_output": True}]
+        [
+            {},
+            {},
+            {},
+            {"accumulate": 2},
+            {"clip_norm": 0.3, "clip_value": 0.05},
+            {"clip_norm": 0.3},
+            {"clip_value": 0.05},
+            {"keep_output": True},
+        ]
     )
     for kind in kinds:
         options = {**options, **dict(kind.options)}

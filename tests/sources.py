@@ -21,6 +21,8 @@ from torch_manualbp.derive.recording import named_tensors
 TOLERANCE = {torch.float64: 1e-12, torch.complex128: 1e-12, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """By the narrowest dtype in a program; of float32 it is the last."""
 
+BOUNDS = {"clip_norm": 0.1, "clip_value": 0.01}
+
 
 def assert_alike(derived: Derived, model: Module, loss: Any, leaves: list[Tensor]) -> None:
     """One step of the source and one of the program, from the state of now, come to the same."""
@@ -28,6 +30,7 @@ def assert_alike(derived: Derived, model: Module, loss: Any, leaves: list[Tensor
     given = {keys[key]: t for p, (_, _, keys) in derived.forms.items() for key, t in derived.state[p].items()}
     groups = derived.optimizer.param_groups
     settings = [number for i, form in derived.groups for number in form.numbers(groups[i])]
+    settings += [BOUNDS[name] for name in derived.how.bounds]
     results = []
     for text in (derived.article.text_to_save(), derived.text_to_save()):
         parameters = {name: t.detach().clone() for name, t in names.items()}

@@ -28,6 +28,8 @@ __all__ = [
     "dispatch_modes",
     "foreach_add_",
     "foreach_mul",
+    "foreach_mul_",
+    "foreach_norm",
     "forward_mode_level",
     "functorch_levels_of_forward_mode",
     "fused_adam_",
@@ -86,6 +88,8 @@ number_of_reduction: Callable[[str], int] = _reduction.get_enum
 
 foreach_add_: Any = torch._foreach_add_
 foreach_mul: Any = torch._foreach_mul
+foreach_mul_: Any = torch._foreach_mul_
+foreach_norm: Any = torch._foreach_norm
 fused_adam_: Any = torch._fused_adam_
 fused_adamw_: Any = torch._fused_adamw_
 

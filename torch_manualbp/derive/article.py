@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.derive.buffers import changed_buffers, put_changes_last
+from torch_manualbp.derive.clipping import norm_function, write_clipping
 from torch_manualbp.derive.formulas import Formulas
 from torch_manualbp.derive.history import History
 from torch_manualbp.derive.passes import Tenants, needed, without_copies, without_repetition
@@ -104,6 +105,7 @@ class _Writer:
         self.inputs = [*recording.inputs]
         how, gradients = article.how, self._update()
         kept, outputs = self._kept()
+        kept = kept if self.norm is None else [self.norm, *kept]
         kept = kept if self.finite is None else [self.finite, *kept]
         returns = (recording.C, *kept, *outputs, *gradients)
         self.calls = self._calls(list(returns))
@@ -113,7 +115,7 @@ class _Writer:
             self.state,
             self._constants(used),
             self.inputs,
-            [name + form.suffix for form, _ in article.groups for name in form.settings],
+            [name + form.suffix for form, _ in article.groups for name in form.settings] + how.bounds,
             returns,
             how.skips,
             article.held,
@@ -134,6 +136,9 @@ class _Writer:
         self.reduces = how.processes > 1 and not how.evaluates and bool(learnt)
         if self.reduces:
             learnt, self.finite = write_reduction(program, learnt, grads, self.recording.C if how.skips else None)
+        self.norm: Value | None = None
+        if how.clips and learnt:
+            learnt, self.norm = write_clipping(program, learnt, how)
         program.section, program.title = ("update" if how.folds else "gradients"), ()
         if how.folds:
             put_changes_last(program, buffers)
@@ -196,6 +201,8 @@ class _Writer:
             source.function(lines)
         if self.reduces:
             source.function(mean_function(self.article.how.processes))
+        if self.norm is not None:
+            source.function(norm_function())
         write_given(source, given, formulas.names)
         write_signature(source, given, formulas.names)
         stays = {*given.parameters.values(), *given.state.values()}

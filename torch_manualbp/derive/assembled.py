@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch_manualbp._torch import pytree
 from torch_manualbp.derive.article import Article
 from torch_manualbp.derive.buffers import changed_buffers, put_changes_last
+from torch_manualbp.derive.clipping import BOUNDS, clip
 from torch_manualbp.derive.expected import answers_of
 from torch_manualbp.derive.held_memory import memory_of
 from torch_manualbp.derive.history import History
@@ -57,11 +58,31 @@ class How:
     freeze_others: bool = False
     """Whether parameters that the optimizer does not hold are constants."""
 
+    clip_norm: bool = False
+    clip_value: bool = False
+    """Whether gradients are clipped: by bounds that the step is given."""
+
+    keep_grad_norm: bool = False
     evaluates: bool = False
     """Whether it ends at the loss."""
 
     processes: int = 1
     """How many processes' gradients it takes the mean of."""
+
+    @property
+    def needs_norm(self) -> bool:
+        """Whether the norm of the gradients is computed."""
+        return self.clip_norm or self.keep_grad_norm
+
+    @property
+    def clips(self) -> bool:
+        """Whether something comes between the gradients and the update."""
+        return self.needs_norm or self.clip_value
+
+    @property
+    def bounds(self) -> list[str]:
+        """The bounds of gradients that the step is given, by name."""
+        return [name for name in BOUNDS if getattr(self, name)]
 
     @property
     def skips(self) -> str:
@@ -114,6 +135,7 @@ class Assembled:
 
         self._buffers = {value.memory: value.tensor for value in buffers}
         learnt, grads = self._reduced()
+        learnt, self.norm = self._clipped(learnt)
         program.section, program.title = ("update" if how.folds else "gradients"), ()
         if how.folds:
             put_changes_last(program, buffers)
@@ -135,7 +157,8 @@ class Assembled:
         outputs = [leaf for leaf in self.output if isinstance(leaf, Value)]
         if self.finite is not None:
             kept.append(self.finite)
-        roots = [recording.C, *outputs, *gradients]
+        norm = [] if self.norm is None else [self.norm]
+        roots = [recording.C, *norm, *outputs, *gradients]
         grouped = in_runs if how.fuse and recording.device == "cpu" else None
         planned = plan(recording.program, roots, kept, lean=not how.compile, grouped=grouped)
         planned.kernels, self.kernels, firsts = kernels_of(planned)
@@ -144,6 +167,7 @@ class Assembled:
         self.fused = {name: (count, count * lengths[name]) for name, count in calls.items()}
         """Of each kernel how often a step calls it, and in place of how many calls."""
 
+        kept = norm + kept
         kept = kept[-1:] + kept[:-1] if self.finite is not None else kept  # it is returned second
         self.answers = answers_of(planned.steps)
         """What it reads of the numbers, and has to find."""
@@ -189,6 +213,19 @@ class Assembled:
         self.finite, self.buckets, self.rooms = reduction.finite, reduction.buckets, reduction.rooms
         return reduction.learnt, grads
 
+    def _clipped(self, learnt: Sequence[tuple[Value, Value]]) -> tuple[Sequence[tuple[Value, Value]], Value | None]:
+        """The parameters with their gradients as they are clipped, and the norm of these before it, if it is asked
+        for."""
+        recording, how = self._recording, self._how
+        if not how.clips or not learnt:
+            return learnt, None
+        if not self.buckets:  # which are the program's own
+            others = [*recording.deltas.values(), *recording.outputs, recording.C]
+            others += [value for layer in recording.layers for value in layer.numbers()]
+            gradients = _fresh(recording.program, learnt, {value.memory for value in others})
+            learnt = [(W, g) for (W, _), g in zip(learnt, gradients, strict=True)]
+        return learnt, clip(recording.program, [g for _, g in learnt], how)
+
     def _record_update(self, optimizer: Optimizer, learnt: Sequence[tuple[Value, Value]]) -> None:
         """Fold the update into the program, with the state that the optimizer has, or with one of zeros."""
         program = self._recording.program
@@ -212,7 +249,7 @@ class Assembled:
         if self._how.folds:
             return []
         if not self._how.adds:
-            return _fresh(program, learnt)
+            return [g for _, g in learnt] if self._how.clips else _fresh(program, learnt)
         for (_, g), grad in zip(learnt, grads, strict=True):
             if self.buckets:  # with what was there in it
                 program.append(Tensor.copy_, grad, g, writes=[grad])
@@ -237,7 +274,7 @@ class Assembled:
                 constants[f"constant {count}"], self.tensors[f"constant {count}"] = value, value.tensor
             else:
                 constants[f"{value.name} {value.tensor.dtype}"] = value
-        settings = [name + form.suffix for _, form in self.groups for name in form.settings]
+        settings = [name + form.suffix for _, form in self.groups for name in form.settings] + how.bounds
         return Given(
             own, self._state, constants, self._inputs, settings, returns, how.skips, held, self.finite, how.processes
         )
@@ -311,9 +348,13 @@ def state_for(form: Any, parameter: Tensor, theirs: Mapping[str, Any]) -> dict[s
     return state
 
 
-def _fresh(program: Program, learnt: Iterable[tuple[Value, Value]]) -> list[Value]:
-    """Each gradient in memory of its own, laid out as its parameter, as autograd leaves it in ``.grad``."""
-    taken: set[Memory] = set()
+def _fresh(program: Program, learnt: Iterable[tuple[Value, Value]], others: Iterable[Memory] = ()) -> list[Value]:
+    """Each gradient in memory of its own, laid out as its parameter, as autograd leaves it in ``.grad``.
+
+    Args:
+        others: the memory of what is to stay as it is.
+    """
+    taken = set(others)
     gradients = []
     for W, g in learnt:
         made_by = program.producer(g)

@@ -9,7 +9,7 @@ import linecache
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,9 @@ class Derived:
 
         self.group = group if self.buckets else None
         self._has_flag = assembled.finite is not None
+        self.has_norm = assembled.norm is not None
+        """Whether it returns the norm of the gradients, second."""
+
         self._assembled = assembled
         self.memory = assembled.memory
         """What memory it holds."""
@@ -253,21 +256,22 @@ class Derived:
         if self.step is None:
             self._bind()
 
-    def run(self, leaves: list[Tensor]) -> Any:
-        """What the program returns. An exception leaves everything as it was before; one that comes once parameters
-        have begun to change is raised when all have. Signals are to wait meanwhile."""
+    def run(self, leaves: list[Tensor], bounds: Sequence[float] = ()) -> Any:
+        """What the program returns, with these bounds of gradients. An exception leaves everything as it was before;
+        one that comes once parameters have begun to change is raised when all have. Signals are to wait meanwhile."""
         self._met = []
         for i in self.uneven:
             leaves[i] = leaves[i].clone()
         self.skipped = False
         if not self.how.folds:
-            return self._looked_at(self._run(leaves, []))
+            return self._looked_at(self._run(leaves, [*bounds]))
         firsts = self._take_state()
         groups = self.optimizer.param_groups  # which load_state_dict replaces
         settings: list[Any] = [x for i, form in self.groups for x in form.numbers(groups[i])]
         if firsts:  # where v ← g and not (1 − d) g
             at = zip(((i, name) for i, form in self.groups for name in form.settings), settings, strict=True)
             settings = [0.0 if name == "dampening" and i in firsts else x for (i, name), x in at]
+        settings += bounds
         if self.how.compile:
             settings = self._as_tensors(settings)
         versions = self._update.versions()

@@ -49,7 +49,7 @@ GIVEN = words("torch F slice range float int bool complex ValueError parameters 
 """The names that a program uses and does not make."""
 
 RESERVED = words("_ expect onednn_linear build step lr momentum dampening weight_decay beta1 beta2 eps __debug__")
-RESERVED |= words("adam adam_amsgrad adam_maximizing adam_amsgrad_maximizing")
+RESERVED |= words("norm_of_all adam adam_amsgrad adam_maximizing adam_amsgrad_maximizing")
 RESERVED |= words("adamw adamw_amsgrad adamw_maximizing adamw_amsgrad_maximizing")
 
 INFIX = {"__add__": "+", "__sub__": "-", "__mul__": "*", "__truediv__": "/", "__matmul__": "@", "__eq__": "=="}

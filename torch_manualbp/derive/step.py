@@ -25,6 +25,7 @@ from torch_manualbp._files import write_text
 from torch_manualbp._torch import is_autocast_enabled, pytree
 from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.check import is_close, is_rounding, loss_by_autograd
+from torch_manualbp.derive.clipping import norm_of
 from torch_manualbp.derive.derived import Derived, How, KeptLayer, OddStateError
 from torch_manualbp.derive.deriving import derived_program, holds_at
 from torch_manualbp.derive.draws import Draws, random_states
@@ -168,7 +169,7 @@ class TrainStep:
 
     Under ``torch.optim.SGD``, ``Adam`` and ``AdamW`` the update is part of the program, and ``.grad`` is left alone;
     SGD's is folded into the product, so that ∂C/∂W of a linear layer is never stored. Under any other optimizer, and
-    with clipping or accumulation, gradients go into new tensors in ``.grad``, and the optimizer makes its own step.
+    with accumulation, gradients go into new tensors in ``.grad``, and the optimizer makes its own step.
 
     A call also derives anew where something is another that forward or loss read from Python: modules, parameters,
     buffers, attributes of any depth, globals, closures, arrays, functions and classes. A float of a module that
@@ -185,12 +186,14 @@ class TrainStep:
         optimizer: of the model's parameters.
         keep_deltas: leave ∂C/∂z of every module's output z in ``deltas``, by module path, until the next step.
         keep_output: leave the model's output in ``output``.
+        keep_grad_norm: leave the norm of the gradients in ``grad_norm``, where they are not clipped by it, too.
         keep_layers: leave x, z, a, δ and ∂C/∂a of every linear layer in ``layers``, until the next step; it may be set
             for single steps, which have a program of their own.
         compile: hand the whole program to ``torch.compile`` as one graph.
         skip_nonfinite: update nothing where the loss is NaN or infinite, and count it in ``skipped``.
         accumulate: average the gradients of so many calls, and update at the last of them.
-        clip_norm: scale the gradient to this norm where it is longer, as ``torch.nn.utils.clip_grad_norm_``.
+        clip_norm: scale the gradient to this norm where it is longer, as ``torch.nn.utils.clip_grad_norm_``: lines of
+            the program, which take the bound as they take learning rates. It may be set anew between two steps.
         freeze_others: take parameters that the optimizer does not hold for constants, such as a discriminator's in the
             step of its generator.
         process_group: the processes of torch.distributed that make each step together, by the mean of their gradients;
@@ -229,6 +232,7 @@ class TrainStep:
         accumulate: int = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        keep_grad_norm: bool = False,
         freeze_others: bool = False,
         process_group: Any = None,
         fuse: bool | Literal["auto"] = "auto",
@@ -268,6 +272,7 @@ class TrainStep:
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.clip_value = clip_value
+        self.keep_grad_norm = keep_grad_norm
         self.freeze_others = freeze_others
         self.fuse = fuse
         self.check = check
@@ -286,6 +291,7 @@ class TrainStep:
         """How many steps updated nothing because their loss was not finite."""
 
         refuse_scripted([model, loss])
+        self._norm: list[Tensor | None] = [None]  # in a list, since attributes say which program runs
         self._done = 0  # calls since the last update
         self._programs: list[_Entry] = []
         """The programs, the one that was used last at the end."""
@@ -322,6 +328,13 @@ class TrainStep:
     def folds(self) -> bool:
         """Whether the update is part of the program; if not, the optimizer makes a step of its own."""
         return self._structure() is not None
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The norm of all gradients together at the last update, before they were clipped, as
+        ``torch.nn.utils.clip_grad_norm_`` returns it: a new tensor of no dimension. None where there was no update yet,
+        or nobody asked for the norm by ``clip_norm`` or ``keep_grad_norm``."""
+        return self._norm[0]
 
     @property
     def source(self) -> str:
@@ -448,14 +461,15 @@ class TrainStep:
             if structure is not None and has_odd_state(self.optimizer):
                 structure = None
             share = 1 / self.accumulate if structure is None else 1.0
-            derived = self._find(inputs, target, structure, share=share).derived
+            derived = self._find(inputs, target, structure, share=share, clips=self.accumulate == 1).derived
             return derived.source.text if program else derived.article.source.text
 
     def _through_gradients(self, inputs: Any, target: Any) -> Tensor:
         done, self._done = self._done, 0
         adds = done > 0 and any(p.grad is not None for p in self._parameters())
         is_last = done + 1 >= self.accumulate
-        entry = self._find(inputs, target, None, adds, 1 / self.accumulate, reduces=is_last)
+        clips = self.accumulate == 1
+        entry = self._find(inputs, target, None, adds, 1 / self.accumulate, reduces=is_last, clips=clips)
         try:
             with Uninterrupted():
                 if done == 0:
@@ -464,7 +478,7 @@ class TrainStep:
                 C = self._run(entry, inputs, target)
                 self._done = done + (self.skipped == skipped)
                 if self._done >= self.accumulate:
-                    self.update()
+                    self._step_by_grad(is_clipped=entry.derived.how.clips)
         except BaseException:
             self._done = 0  # a window begins anew
             raise
@@ -503,13 +517,21 @@ class TrainStep:
     def update(self) -> None:
         """Clip what is in ``.grad``, and have the optimizer make its step. The next call begins a new window."""
         with self._lock, Uninterrupted():
-            self._done = 0
+            self._step_by_grad()
+
+    def _step_by_grad(self, is_clipped: bool = False) -> None:
+        self._done = 0
+        if not is_clipped:
             learnt = [p for p in self._parameters() if p.grad is not None]
+            gradients = [p.grad for p in learnt if p.grad is not None]
+            self._norm[0] = None
             if self.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(learnt, self.clip_norm)
+                self._norm[0] = torch.nn.utils.clip_grad_norm_(learnt, self.clip_norm)
+            elif self.keep_grad_norm:
+                self._norm[0] = norm_of(gradients)
             if self.clip_value is not None:
                 torch.nn.utils.clip_grad_value_(learnt, self.clip_value)
-            self.optimizer.step()
+        self.optimizer.step()
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -569,11 +591,15 @@ class TrainStep:
             item.fill()
         fusing = entry.fusing
         began = 0.0 if fusing is None else perf_counter()
-        result = derived.run([*leaves, *grads])
+        bounds = [getattr(self, name) for name in derived.how.bounds]
+        result = derived.run([*leaves, *grads], bounds)
         if self.layers:
             self.layers = []
         if isinstance(result, tuple):
             result, *more = result
+            if derived.has_norm:
+                norm, *more = more
+                self._norm[0] = self._norm[0] if derived.skipped else norm
             gradients = derived.gradients(more)
             kept = iter(more)
             self.deltas = {path: next(kept) for path in derived.deltas}
@@ -581,6 +607,8 @@ class TrainStep:
             self.output = derived.output(kept)
         else:
             gradients = []
+        if derived.how.folds and not (derived.has_norm or derived.skipped):
+            self._norm[0] = None
         C: Tensor = result
         if not derived.how.folds and not derived.how.evaluates:
             self._leave(derived, gradients or grads)
@@ -671,8 +699,10 @@ class TrainStep:
         share: float = 1.0,
         evaluates: bool = False,
         reduces: bool = True,
+        clips: bool = False,
     ) -> _Entry:
         """The program for this call, derived if there is none yet."""
+        clipping = self._clipping() if clips or structure is not None else {}
         processes = self._processes
         if processes is not None:
             refuse_empty(inputs, target)
@@ -690,7 +720,7 @@ class TrainStep:
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
             (id(self.model), id(self.loss), id(self.optimizer)),
             (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),
-            (self.freeze_others, evaluates, count, id(processes), self.fuse is True),
+            (self.freeze_others, evaluates, count, id(processes), self.fuse is True, *clipping.values()),
         ]
         entries = self._programs
         for i in range(len(entries) - 1, -1, -1):
@@ -703,7 +733,7 @@ class TrainStep:
         if evaluates:
             how = How(False, compile=self.compile, fuse=fuse, keep_output=self.keep_output, evaluates=True)
         else:
-            kept = {name: getattr(self, name) for name in (*KEPT, "freeze_others")}
+            kept = {name: getattr(self, name) for name in (*KEPT, "freeze_others")} | clipping
             how = How(
                 structure is not None, adds, share, self.compile, fuse, self.skip_nonfinite, processes=count, **kept
             )
@@ -802,7 +832,7 @@ class TrainStep:
         return entry
 
     def _structure(self) -> list[Any] | None:
-        if self.accumulate > 1 or self.clip_norm is not None or self.clip_value is not None:
+        if self.accumulate > 1:
             return None
         if self.compile and self.skip_nonfinite:  # one graph, which takes no turns
             return None
@@ -811,6 +841,14 @@ class TrainStep:
             self._is_odd = has_odd_state(self.optimizer)
             return None if self._is_odd else structure
         return structure
+
+    def _clipping(self) -> dict[str, bool]:
+        """What of the gradients comes before an update."""
+        return {
+            "clip_norm": self.clip_norm is not None,
+            "clip_value": self.clip_value is not None,
+            "keep_grad_norm": self.keep_grad_norm,
+        }
 
     def _program(self) -> Derived:
         if not self._programs:

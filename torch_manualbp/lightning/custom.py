@@ -21,7 +21,13 @@ from torch.nn import Module
 
 from torch_manualbp.derive import TrainStep
 from torch_manualbp.derive.update import structure_of
-from torch_manualbp.lightning.derived import HOOKS, OWN_PACKAGES, DerivedEngine, refuse_what_needs_autograd
+from torch_manualbp.lightning.derived import (
+    HOOKS,
+    OWN_PACKAGES,
+    DerivedEngine,
+    refuse_what_needs_autograd,
+    take_clipping,
+)
 from torch_manualbp.lightning.root import pl
 
 __all__ = ["DerivedTraining"]
@@ -46,9 +52,10 @@ class DerivedTraining:
     ``derived_step`` is the whole step: it zeroes the gradients, runs forward, loss and backward, and updates. Under
     manual optimization it does so when it is called, and counts in ``global_step`` as ``optimizer.step()`` does. Under
     automatic optimization ``training_step`` returns its loss. The update is part of the program where nobody may look
-    at ``.grad`` in between: no clipping or accumulation of the Trainer, no hook of yours, in the module or a callback,
-    that Lightning calls around the update. (A module or callback whose hooks do not look at ``.grad`` says so by
-    ``needs_gradients = False``.) Otherwise Lightning goes its own course with the same gradients.
+    at ``.grad`` in between: no accumulation of the Trainer, no hook of yours, in the module or a callback, that
+    Lightning calls around the update; the Trainer's clipping is part of it, too. (A module or callback whose hooks do
+    not look at ``.grad`` says so by ``needs_gradients = False``.) Otherwise Lightning goes its own course with the same
+    gradients.
 
     ``derived_loss`` is the loss, whose ``backward`` adds the gradients to ``.grad``: for what is scaled, added to
     another loss, or stepped with by hand.
@@ -80,7 +87,7 @@ class DerivedTraining:
         if given:
             raise ValueError(f"derived_step takes no {given[0]}: the Trainer accumulates and clips, or you do by hand")
         module: Any = self
-        state = self._state()
+        state, trainer = self._state(), module.trainer
         step = self.derived(model, loss, optimizer, **options)
         if module.automatic_optimization:
             if state.returned is not None:
@@ -91,11 +98,12 @@ class DerivedTraining:
             if not state.may_fold or not step.folds:
                 return state.engine.with_gradients(step, inputs, target)
             skipped = step.skipped
+            take_clipping(step, trainer)
             C = TrainStep.__call__(step, inputs, target)
             state.returned = C.detach().requires_grad_()
             state.is_skipped = step.skipped > skipped
             return state.returned
-        theirs = module.trainer.strategy._lightning_optimizers[optimizer]
+        theirs = trainer.strategy._lightning_optimizers[optimizer]
         if step.folds and not state.is_watched(module):
             theirs._on_before_step()
             C = TrainStep.__call__(step, inputs, target)
@@ -235,7 +243,7 @@ class _State:
     def takes_closure(self, module: Any, closure: Any) -> bool:
         """Whether a training step may make its update."""
         trainer = module.trainer
-        is_plain = trainer.accumulate_grad_batches == 1 and not trainer.gradient_clip_val
+        is_plain = trainer.accumulate_grad_batches == 1
         # Of other optimizers some call the closure again, and then the training step is to be made again.
         is_plain = is_plain and structure_of(trainer.optimizers[0]) is not None
         return is_plain and self.engine.passes_by(trainer, closure) and not self.is_watched(module)

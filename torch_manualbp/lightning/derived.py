@@ -5,7 +5,8 @@ What Lightning, the module and callbacks do with it is as ever: return it, scale
 accumulate ``.grad``, make the optimizer's step.
 
 The update is part of the program where only code of Lightning's and of this package runs between two training steps,
-there is no clipping, no accumulation and no manual optimization, and the optimizer's update can be written out.
+there is no accumulation and no manual optimization, and the optimizer's update can be written out; the Trainer's
+clipping is part of it, then.
 ``.grad`` is None then, so that the optimizer's own step has nothing to do.
 """
 
@@ -25,7 +26,7 @@ from torch_manualbp.derive.derived import KeptLayer
 from torch_manualbp.derive.processes import Processes
 from torch_manualbp.lightning.root import pl
 
-__all__ = ["DerivedEngine", "refuse_what_needs_autograd"]
+__all__ = ["DerivedEngine", "refuse_what_needs_autograd", "take_clipping"]
 
 OTHERS = ("backward", "optimizer_zero_grad", "configure_gradient_clipping", "clip_gradients", "manual_backward", "log")
 HOOKS = tuple(
@@ -95,6 +96,7 @@ class DerivedEngine:
         self.layers = self.layers if self.keep_layers else []
         self.folded = self._is_folding(step, module) if self._folds is None else self._folds
         if self.folded:
+            take_clipping(step, module.trainer)
             loss = step(inputs, target)
             self.layers = [*self.layers, *step.layers]
         else:
@@ -138,7 +140,7 @@ class DerivedEngine:
     def _is_folding(self, step: TrainStep, module: Any) -> bool:
         """Whether the update can be part of the program."""
         trainer = module.trainer
-        is_plain = trainer.accumulate_grad_batches == 1 and not trainer.gradient_clip_val
+        is_plain = trainer.accumulate_grad_batches == 1
         if trainer.world_size > 1 and any(getattr(one, "measures_layers", False) for one in trainer.callbacks):
             return False  # of layers they show the gradients of all processes, which ``.grad`` has
         return bool(is_plain and module.automatic_optimization and step.folds and not self._is_watched(module))
@@ -239,6 +241,15 @@ def _scaled(layer: KeptLayer, upstream: Tensor) -> KeptLayer:
     """The same of a loss that is multiplied by ``upstream``."""
     delta, da = (None if t is None else t * upstream for t in (layer.delta, layer.da))
     return replace(layer, delta=delta, da=da)
+
+
+def take_clipping(step: TrainStep, trainer: pl.Trainer) -> None:
+    """Have a step that makes its update clip gradients as the trainer does."""
+    bound = trainer.gradient_clip_val or None
+    by_value = trainer.gradient_clip_algorithm == "value"
+    wanted = (None, bound) if by_value else (bound, None)
+    if (step.clip_norm, step.clip_value) != wanted:
+        step.clip_norm, step.clip_value = wanted
 
 
 def refuse_what_needs_autograd(trainer: pl.Trainer, by_ddp: bool = False) -> None:
