@@ -87,8 +87,9 @@ class DerivedTraining:
         if given:
             raise ValueError(f"derived_step takes no {given[0]}: the Trainer accumulates and clips, or you do by hand")
         module: Any = self
-        state, trainer = self._state(), module.trainer
+        state = self._state()
         step = self.derived(model, loss, optimizer, **options)
+        trainer = module.trainer
         if module.automatic_optimization:
             if state.returned is not None:
                 raise RuntimeError(
