@@ -34,6 +34,7 @@ __all__ = [
     "functorch_levels_of_forward_mode",
     "fused_adam_",
     "fused_adamw_",
+    "graph_is_kept",
     "has_internal_overlap",
     "is_autocast_enabled",
     "is_batched",
@@ -76,6 +77,9 @@ is_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 backward_task: Callable[[], int] = torch._C._current_graph_task_id
 """The number of the backward pass of this thread, or −1."""
+
+graph_is_kept: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+"""Whether the backward pass of this thread may come again (``retain_graph``)."""
 
 has_internal_overlap: Callable[[Tensor], int] = torch._debug_has_internal_overlap
 """Whether entries of it share memory: 0 says no."""

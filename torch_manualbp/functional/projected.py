@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
-from torch_manualbp import rules
 from torch_manualbp.functional.call import autocasts, in_low_precision, overridable
 from torch_manualbp.functional.linear import linear
 from torch_manualbp.functional.loss import cross_entropy
+from torch_manualbp.kernels import ahead
 from torch_manualbp.rules.rule import Rule
 
 __all__ = ["linear_cross_entropy"]
@@ -35,8 +35,9 @@ def linear_cross_entropy(
     :class:`~torch_manualbp.rules.LinearCrossEntropy` or, for class probabilities,
     :class:`~torch_manualbp.rules.LinearCrossEntropyProbabilities`.
 
-    On the CPU the scores are made a block at a time; ``options``, which have torch do so, change nothing. Those of a
-    loss of several dimensions are all made, by :func:`linear`, for :func:`cross_entropy`.
+    On the CPU the scores are made a block at a time, and with them the gradients of a mean or a sum; ``options``, which
+    have torch do so, change nothing. Those of a loss of several dimensions are all made, by :func:`linear`, for
+    :func:`cross_entropy`.
     """
     given: dict[str, Any] = {
         "linear_bias": linear_bias,
@@ -59,10 +60,10 @@ def linear_cross_entropy(
         return cross_entropy(s, target, weight, None, ignored, None, reduction, label_smoothing)
     x, y = (input, target) if input.dim() == 2 else (input.unsqueeze(0), target.unsqueeze(0))
     if target.is_floating_point():
-        rule: type[Rule] = rules.LinearCrossEntropyProbabilities
+        rule: type[Rule] = ahead.LinearCrossEntropyProbabilitiesAhead
         options_of_rule: tuple[Any, ...] = (reduction, label_smoothing)
     else:
-        rule, options_of_rule = rules.LinearCrossEntropy, (ignored, reduction, label_smoothing)
+        rule, options_of_rule = ahead.LinearCrossEntropyAhead, (ignored, reduction, label_smoothing)
     C = in_low_precision(rule, x, linear_weight, linear_bias, y, weight, *options_of_rule, first=3)
     if input.dim() == 1 and reduction == "none":
         C = C.squeeze(0)

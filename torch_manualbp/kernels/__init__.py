@@ -5,6 +5,7 @@ the rules are as right, and slower on large tensors.
 """
 
 from torch_manualbp.kernels import (
+    ahead,
     attention,
     attention_steps,
     convolution,
@@ -23,6 +24,7 @@ from torch_manualbp.kernels.products import use_onednn
 from torch_manualbp.rules.rule import evaluate_by
 
 __all__ = [
+    "ahead",
     "attention",
     "attention_steps",
     "compile_formulas",

@@ -32,7 +32,17 @@ from torch_manualbp.kernels.compiled import compiled, formulas_are_compiled
 from torch_manualbp.rules.recording import recorder
 from torch_manualbp.rules.rule import Structure
 
-__all__ = ["LARGE", "LARGE_ELEMENTS", "STEPS", "dispatch", "for_large", "for_steps", "is_watched", "plain"]
+__all__ = [
+    "LARGE",
+    "LARGE_ELEMENTS",
+    "STEPS",
+    "dispatch",
+    "for_large",
+    "for_steps",
+    "is_elsewhere",
+    "is_watched",
+    "plain",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Formula = Callable[..., Any]
@@ -101,7 +111,12 @@ def dispatch(formula: Formula, structure: Structure, args: tuple[Any, ...]) -> A
 
 def is_watched(args: tuple[Any, ...]) -> bool:
     """Whether somebody records or traces what becomes of the tensors, or one is no plain one in the CPU's memory."""
-    if torch.is_grad_enabled() or is_transformed() or forward_mode_level() >= 0:
+    return torch.is_grad_enabled() or is_elsewhere(args)
+
+
+def is_elsewhere(args: tuple[Any, ...]) -> bool:
+    """The same without the question whether autograd does."""
+    if is_transformed() or forward_mode_level() >= 0:
         return True
     return dispatch_modes() > 0 or not all(_is_plain(t) for t in args if isinstance(t, Tensor))
 

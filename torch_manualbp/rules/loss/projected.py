@@ -17,6 +17,9 @@ __all__ = [
     "LinearCrossEntropyProbabilities",
     "linear_cross_entropy_gradients",
     "linear_cross_entropy_of_samples",
+    "losses_of",
+    "shares_of_probabilities",
+    "shares_of_samples",
 ]
 
 Needs = tuple[bool, bool, bool]
@@ -72,7 +75,7 @@ class LinearCrossEntropy(RuleWithByproducts):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, dlse: Tensor | None = None, *_: Any) -> tuple[Tensor | None, ...]:
-        x, W, b, y, w, lse, rest = ctx.saved_tensors
+        x, W, b, y, w, lse, rest = ctx.saved_tensors[:7]
         by_p, of_y, of_all, y = _shares(ctx, g, dlse, W, y, w, lse)
         needs = ctx.needs_input_grad[:3]
         dx, dW, db = linear_cross_entropy_gradients(W, x, b, y, w, lse, rest, by_p, of_y, of_all, needs)
@@ -86,7 +89,7 @@ class LinearCrossEntropy(RuleWithByproducts):
         s, ds = scores(W, x, b), tangent_of_scores(x, W, dx, dW, db)
         n = weight_of_samples(*with_a_class(y, ctx.ignore_index), w) if ctx.reduction == "mean" else 1
         g = torch.ones_like(lse) / n
-        by_p, of_y, of_all, y = _shares_of_samples(g, None, W, y, w, ctx.ignore_index, ctx.epsilon)
+        by_p, of_y, of_all, y = shares_of_samples(g, None, W, y, w, ctx.ignore_index, ctx.epsilon)
         p = class_probabilities_of(s, lse, rest)
         dC = (_by_scores(p, y, w, by_p, of_y, of_all) * ds).sum(1)
         dC = dC if ctx.reduction == "none" else dC.sum()
@@ -101,10 +104,10 @@ def _shares(
         g = torch.zeros_like(lse)
     elif ctx.reduction == "mean":
         g = g / weight_of_samples(*with_a_class(y, ctx.ignore_index), w).to(g.dtype)
-    return _shares_of_samples(g.expand(lse.shape), dlse, W, y, w, ctx.ignore_index, ctx.epsilon)
+    return shares_of_samples(g.expand(lse.shape), dlse, W, y, w, ctx.ignore_index, ctx.epsilon)
 
 
-def _shares_of_samples(
+def shares_of_samples(
     g: Tensor, dlse: Tensor | None, W: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     counted, y = with_a_class(y, ignore_index)
@@ -156,7 +159,7 @@ class LinearCrossEntropyProbabilities(RuleWithByproducts):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, dlse: Tensor | None = None, *_: Any) -> tuple[Tensor | None, ...]:
-        x, W, b, y, w, lse, rest = ctx.saved_tensors
+        x, W, b, y, w, lse, rest = ctx.saved_tensors[:7]
         K, epsilon = W.shape[0], ctx.epsilon
         *needs, needs_dy, needs_dw, _, _ = ctx.needs_input_grad
         if g is None:
@@ -164,9 +167,7 @@ class LinearCrossEntropyProbabilities(RuleWithByproducts):
         elif ctx.reduction == "mean":
             g = g / max(x.shape[0], 1)
         g = g.expand(lse.shape)
-        by_p = g * _sum_of_target(y, w, K, epsilon)
-        by_p = by_p if dlse is None else by_p + dlse
-        of_y, of_all = g * (1 - epsilon), g * (epsilon / K) if epsilon else None
+        by_p, of_y, of_all = shares_of_probabilities(g, dlse, K, y, w, epsilon)
         gradients = linear_cross_entropy_gradients(W, x, b, y, w, lse, rest, by_p, of_y, of_all, tuple(needs))
         dy = dw = None
         if needs_dy or needs_dw:
@@ -203,6 +204,14 @@ class LinearCrossEntropyProbabilities(RuleWithByproducts):
             dC = dC + (smoothed * widened(dw) * distance).sum(1)
         dC = dC if ctx.reduction == "none" else dC.sum()
         return dC / max(x.shape[0], 1) if ctx.reduction == "mean" else dC, dlse, torch.zeros_like(rest)
+
+
+def shares_of_probabilities(
+    g: Tensor, dlse: Tensor | None, K: int, y: Tensor, w: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What multiplies p, the y of each class, and the weights of all classes in δ."""
+    by_p = g * _sum_of_target(y, w, K, epsilon)
+    return (by_p if dlse is None else by_p + dlse), g * (1 - epsilon), g * (epsilon / K) if epsilon else None
 
 
 def _sum_of_target(y: Tensor, w: Tensor | None, K: int, epsilon: float) -> Tensor:
@@ -247,6 +256,11 @@ def linear_cross_entropy_of_samples(
     log_of_sum = torch.exp(s - largest).sum(1, keepdim=True).log()
     log_p, lse = (s - largest) - log_of_sum, largest + log_of_sum
     rest = ((largest - lse) + log_of_sum).squeeze(1)
+    return losses_of(log_p, y, w, ignore_index, epsilon), lse.squeeze(1), rest
+
+
+def losses_of(log_p: Tensor, y: Tensor, w: Tensor | None, ignore_index: int, epsilon: float) -> Tensor:
+    """C_i of log p = log softmax(s)."""
     w = None if w is None else widened(w)
     if y.is_floating_point():
         counted = None
@@ -257,8 +271,8 @@ def linear_cross_entropy_of_samples(
     if epsilon:
         uniform = -(log_p if w is None else log_p * w).sum(1)
         uniform = uniform if counted is None else torch.where(counted, uniform, 0)
-        C = (1 - epsilon) * C + epsilon * (uniform / W.shape[0])
-    return C, lse.squeeze(1), rest
+        C = (1 - epsilon) * C + epsilon * (uniform / log_p.shape[1])
+    return C
 
 
 @formula(by="whole")
