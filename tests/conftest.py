@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ordinary
 import pytest
 import torch
 
@@ -19,6 +20,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 MOST_WORKERS = 4
 """Workers each import torch and collect all tests, 10 s and 1 GB."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    ordinary.is_without_slow = config.option.markexpr == "not slow"
 
 
 @pytest.hookimpl(optionalhook=True)

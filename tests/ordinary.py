@@ -17,6 +17,9 @@ from torch_manualbp.catalogue import Make, Operation
 T = TypeVar("T")
 PARAM: Any = type(pytest.param())
 
+is_without_slow = False
+"""Whether the run leaves out all that is slow, as conftest finds it told."""
+
 
 def are_first(cases: Iterable[T], kinds: Callable[[T], Iterable[Hashable]]) -> Iterator[tuple[T, bool]]:
     """Each case, and whether it is of a kind of which no case was before, so that an ordinary run takes it."""
@@ -29,11 +32,13 @@ def are_first(cases: Iterable[T], kinds: Callable[[T], Iterable[Hashable]]) -> I
 
 def one_of_each(cases: Iterable[Any], kinds: Callable[..., Iterable[Hashable]]) -> list[Any]:
     """All cases for ``pytest.mark.parametrize``, those that an ordinary run does not take under ``slow``. ``kinds``
-    takes what the test takes of a case: several arguments where a case is a tuple."""
+    takes what the test takes of a case: several arguments where a case is a tuple. An ordinary run is not shown the
+    others: each would cost its 0.2 ms of collection in every worker."""
     params = [c if isinstance(c, PARAM) else pytest.param(*(c if isinstance(c, tuple) else (c,))) for c in cases]
     return [
         pytest.param(*param.values, id=param.id, marks=param.marks if is_first else (*param.marks, pytest.mark.slow))
         for param, is_first in are_first(params, lambda param: kinds(*param.values))
+        if is_first or not is_without_slow
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run_python
 
 from torch_manualbp import nn
 
@@ -29,7 +30,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, encoding="utf-8", timeout=120)
+    return run_python(*arguments)
 
 
 @pytest.fixture(scope="module")

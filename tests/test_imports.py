@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -36,6 +37,7 @@ LEVELS = (
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms.split()}
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """The package's files by their names, parsed; of those that import nothing when they run, too."""
     found = {}
@@ -73,19 +75,21 @@ def room(module: str) -> str:
     return module.partition(".")[2].partition(".")[0]
 
 
-MODULES = modules()
-IMPORTS = {name: imported(tree, MODULES) - {name} for name, tree in MODULES.items()}
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """What each file imports."""
+    return {name: imported(tree, modules()) - {name} for name, tree in modules().items()}
 
 
 def test_every_room_has_its_level() -> None:
-    assert {room(name) for name in MODULES} - {""} == LEVEL.keys()
+    assert {room(name) for name in modules()} - {""} == LEVEL.keys()
 
 
 @pytest.mark.parametrize("rooms", LEVELS)
 def test_a_room_imports_those_below_it_alone(rooms: str) -> None:
     upwards = {
         f"{name} imports {other}"
-        for name, others in IMPORTS.items()
+        for name, others in imports().items()
         for other in others
         if room(name) in rooms.split() and room(other) not in ("", room(name))
         if LEVEL[room(other)] >= LEVEL[room(name)]
@@ -95,13 +99,13 @@ def test_a_room_imports_those_below_it_alone(rooms: str) -> None:
 
 def test_the_package_itself_is_imported_by_what_is_above_the_rooms_alone() -> None:
     """Its attributes are imported when they are asked for, from any room."""
-    those = {name for name, others in IMPORTS.items() if torch_manualbp.__name__ in others}
+    those = {name for name, others in imports().items() if torch_manualbp.__name__ in others}
     assert {room(name) for name in those} <= {"bench", "cli", "__main__", "lightning"}
 
 
 def test_there_is_no_circle_of_files() -> None:
     # A file of a package runs the package's own __init__ before it; that one imports its files.
-    TopologicalSorter(IMPORTS).prepare()
+    TopologicalSorter(imports()).prepare()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_there_is_no_circle_of_files() -> None:
     ids=["module", "names", "in a function", "for a type checker"],
 )
 def test_imports_are_found(text: str, found: set[str]) -> None:
-    assert imported(ast.parse(text), MODULES) == found
+    assert imported(ast.parse(text), modules()) == found
 
 
 def test_a_circle_is_found() -> None:

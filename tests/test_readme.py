@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run_python
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("torch_manualbp/*/README.md"))]
@@ -27,8 +26,8 @@ PROGRAMS = [
 
 @pytest.mark.parametrize(("program", "printed"), PROGRAMS)
 def test_a_program_prints_what_it_says(program: str, printed: str) -> None:
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout == printed
+    result = run_python("-c", program, cwd=ROOT)
+    assert (result.returncode, result.stdout) == (0, printed), result.stderr
 
 
 def test_the_quick_start_begins_with_two_commands() -> None:

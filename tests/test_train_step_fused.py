@@ -198,7 +198,8 @@ print(len(caught), kernels.fused, *(str(w.message)[:48] for w in caught))
 """
 
 
-@pytest.mark.parametrize("case", ["none", pytest.param("broken", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["none", "broken"])
 def test_without_a_compiler_the_lines_run(case: str, tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     if case == "broken":

@@ -11,7 +11,7 @@ from sequences import TABLE_OPTIMIZERS, Change, Plan, described, failure, find_s
 
 from torch_manualbp import TrainStep
 
-QUICK, ALL, CHUNKS = 40, 5000, 50
+QUICK, ALL, CHUNKS = 20, 5000, 50
 
 
 @pytest.mark.parametrize("chunk", range(4))

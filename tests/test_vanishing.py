@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from forked import run_python
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "vanishing.py"
 
@@ -29,8 +30,7 @@ def vanishing() -> ModuleType:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
+    return run_python("-W", "error", str(SCRIPT), *arguments)
 
 
 @pytest.fixture(scope="module")

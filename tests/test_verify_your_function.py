@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_python
 from torch.autograd import gradcheck, gradgradcheck
 
 from torch_manualbp.verify import verify
@@ -47,8 +45,7 @@ def test_the_last_is_right(example: dict[str, Any]) -> None:
 
 
 def test_it_ends_with_status_0() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1])}
-    result = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, env=environment)
+    result = run_python(str(EXAMPLE))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "SecondTry: torch.autograd.gradcheck passes; verify says:\n  second order: input[0]" in result.stdout
     assert "RMSNorm: correct" in result.stdout

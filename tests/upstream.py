@@ -203,8 +203,16 @@ SLOW = {
     ("nn.functional.gaussian_nll_loss", "test_fn_gradgrad"),
     ("nn.functional.gaussian_nll_loss", "test_fn_fwgrad_bwgrad"),
     *((f"nn.{name}", test) for name in TRANSFORMERS for test in ("test_grad", "test_gradgrad")),
+    *((f"nn.{name}", test) for name in ("GRU", "LSTM") for test in ("test_grad", "test_gradgrad")),
+    *(
+        ("nn.LinearCrossEntropyLoss", test)
+        for test in ("test_pickle", "test_to_empty", "test_if_train_and_eval_modes_differ")
+    ),
 }
-"""Tests of upstream's that stand under the marker ``slow``: this entry has 324 samples, the next 72."""
+"""Tests of upstream's that stand under the marker ``slow``: seconds each. gaussian_nll_loss has 324 samples, the next
+72; LinearCrossEntropyLoss several hundred. Of the recurrent layers RNN's are ordinary, when they train."""
+
+SLOW_IN_EVALUATION = {"nn.RNN": ("test_grad", "test_gradgrad")}
 
 RAN: Counter[str] = Counter()
 """How many inputs of the databases the tests of this run took, by the kind of test."""
@@ -227,6 +235,12 @@ def taken_over(name: str, decorations: tuple[Any, ...]) -> tuple[Any, ...]:
         if entry == name
     ]
     kept += [DecorateInfo(pytest.mark.slow, test_name=test) for entry, test in SLOW if entry == name]
+    kept += [
+        DecorateInfo(
+            pytest.mark.slow, test_name=test, active_if=lambda parameters: not parameters.get("training", True)
+        )
+        for test in SLOW_IN_EVALUATION.get(name, ())
+    ]
     return tuple(kept)
 
 
