@@ -85,8 +85,9 @@ def is_activation(stage: Stage) -> bool:
 
 
 def _is_layer(stage: Stage) -> bool:
-    """Whether a stage is a product with weights, so that its outputs are weighted inputs of neurons."""
-    return isinstance(stage.rule.jacobian, Product)
+    """Whether a stage is a product with weights, so that its outputs are weighted inputs of neurons. Those inside of a
+    recurrent layer, of each time, are a part of it."""
+    return isinstance(stage.rule.jacobian, Product) and stage.output.mark is None
 
 
 def _layer(stage: Stage, use: int, uses: int) -> Layer:

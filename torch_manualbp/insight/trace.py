@@ -16,8 +16,9 @@ from torch.nn import Module
 
 from torch_manualbp._torch import pytree, without_torch_function
 from torch_manualbp.derive.derived import called, named_tensors, path_of_loss
-from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, PARAMETER, Value
+from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, MADE, PARAMETER, Value
 from torch_manualbp.derive.tape import Node, NotDerivableError, Tape
+from torch_manualbp.insight.opened import opened
 from torch_manualbp.insight.refusals import refuse_compiled
 from torch_manualbp.rules.rule import Rule
 
@@ -41,6 +42,8 @@ class Quantity:
 
     made_by: Stage | None = None
     used_by: list[Stage] = field(default_factory=list)
+    mark: str | None = None
+    """Of what an opened rule makes, which of several it is, as ``"t=3"``, or nothing; None of all others."""
 
 
 @dataclass(eq=False)
@@ -119,8 +122,14 @@ class _Recorder(Tape):
         super().__init__("pure", device)
         self.may_ask = True  # it runs once, whatever forward reads
         self.recorded: list[tuple[Node, tuple[Any, ...], tuple[Tensor, ...]]] = []
+        self.marks: dict[Value, str] = {}
 
     def apply(self, rule: type[Rule], args: tuple[Any, ...]) -> Any:
+        with without_torch_function():
+            learns = any(isinstance(arg, Tensor) and self._learns_from(arg) for arg in args)
+            smaller = opened(rule, args) if learns else None
+        if smaller is not None:
+            return smaller(self._named)
         count = len(self.nodes)
         # Later writes in place give the tensor objects other memory, so the numbers of now are kept by views of it.
         values = [(self.program.value(arg), _view(arg)) if isinstance(arg, Tensor) else arg for arg in args]
@@ -129,6 +138,13 @@ class _Recorder(Tape):
             outputs = (result,) if isinstance(result, Tensor) else tuple(result)
             self.recorded.append((self.nodes[-1], tuple(values), tuple(map(_view, outputs))))
         return result
+
+    def _named(self, letter: str, tensor: Tensor, mark: str) -> Tensor:
+        value = self.program.value(tensor)
+        if value.memory.origin == MADE:
+            value.name, value.is_named = self._name_here(letter), True
+            self.marks[value] = mark
+        return tensor
 
     def learn_from(self, tensor: Tensor) -> None:
         """Have gradients go back to an input, too."""
@@ -201,7 +217,7 @@ def _linked(tape: _Recorder, C: Tensor, output: Any, path: str) -> Trace:
             origin = CONSTANT if origin == HELD else origin
             kind = "target" if origin == INPUT and value.name.startswith("y") else origin
             name = "" if origin == CONSTANT else value.name
-            quantities[value] = Quantity(tensor, name, kind)
+            quantities[value] = Quantity(tensor, name, kind, mark=tape.marks.get(value))
         return quantities[value]
 
     stages = []

@@ -45,7 +45,7 @@ from torch_manualbp.rules.convolution import *  # noqa: F403
 from torch_manualbp.rules.elementwise import Elementwise
 from torch_manualbp.rules.embedding import *  # noqa: F403
 from torch_manualbp.rules.entrywise import *  # noqa: F403
-from torch_manualbp.rules.jacobian import AlongDimension, Diagonal, Jacobian, Normalization, Product
+from torch_manualbp.rules.jacobian import AlongDimension, Convolved, Diagonal, Jacobian, Normalization, Product
 from torch_manualbp.rules.linear import *  # noqa: F403
 from torch_manualbp.rules.loss import *  # noqa: F403
 from torch_manualbp.rules.norm import *  # noqa: F403
@@ -58,7 +58,7 @@ from torch_manualbp.rules.rule import Rule
 from torch_manualbp.rules.sampling import *  # noqa: F403
 from torch_manualbp.rules.structure import *  # noqa: F403
 
-__all__ = ["AlongDimension", "Diagonal", "Elementwise", "Jacobian", "Normalization", "Product", "Rule"]
+__all__ = ["AlongDimension", "Convolved", "Diagonal", "Elementwise", "Jacobian", "Normalization", "Product", "Rule"]
 if not TYPE_CHECKING:  # which reads no sums, and takes what comes by * for exported
     for _family in (
         activation,

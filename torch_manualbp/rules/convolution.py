@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp.rules.jacobian import Convolved
 from torch_manualbp.rules.layout import is_channels_last, laid_out
 from torch_manualbp.rules.rule import Rule, formula
 
@@ -48,6 +49,8 @@ class Convolution(Rule):
     sample, W (out, in / groups, *), b (out), z and δ (N, out, *). For complex numbers W and a are conjugated. Kept:
     a where ∂C/∂W is needed, W where ∂C/∂a is needed.
     """
+
+    jacobian = Convolved()
 
     @staticmethod
     def forward(

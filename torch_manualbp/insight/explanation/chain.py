@@ -2,7 +2,7 @@
 
 ::
 
-    ∂C/∂w = Σ_t  ∂C/∂a_t · f'(z_t) · ∂z_t/∂w          of a linear layer ∂z_t/∂w_jk = a_k, ∂z_t/∂b_j = 1
+    ∂C/∂w = Σ_t  ∂C/∂a_t · f'(z_t) · ∂z_t/∂w          of a linear layer or a convolution ∂z_t/∂w = an a, ∂z_t/∂b = 1
 
 The sum is over the samples, positions of sequences among them, and over the uses of a weight that is used more than
 once. All products are in float64, of factors that have the precision of the model.
@@ -66,11 +66,11 @@ def _locals(stage: Stage, weight: Quantity, entry: int) -> list[tuple[Quantity, 
     """The entries of the stage's outputs that depend on the weight, and their derivatives by it."""
     at = [i for i, arg in enumerate(stage.args) if arg is weight]
     if (product := product_of(stage)) is not None:
-        a, W = stage.args[product.input].tensor, stage.args[product.weight].tensor
-        by = {product.weight: product.by_weight, product.bias: product.by_bias}
-        is_shared = at == [product.bias] and weight.tensor.shape != W.shape[:1]
+        jacobian = product.jacobian
+        by = {jacobian.weight: product.by_weight, jacobian.bias: product.by_bias}
+        is_shared = at == [jacobian.bias] and weight.tensor.shape != product.weight.tensor.shape[:1]
         if len(at) == 1 and at[0] in by and not is_shared:
-            position, local = by[at[0]](a, W, entry)
+            position, local = by[at[0]](entry)
             return [(stage.output, position, wide(local))]
     found = []
     for output, local in zip(stage.outputs, column(stage, weight, entry), strict=True):

@@ -1,8 +1,8 @@
 """Local derivatives: how an entry of a rule's output answers to an entry of one of its arguments.
 
-Of a linear layer they are its weights, of an elementwise activation f'(z). Of other rules they are found by the
-rule's own formulas: rows of the Jacobian by ``backward`` with an upstream of 1 in one place, columns by its ``jvp``
-with such a tangent, whichever are fewer.
+Of a linear layer and a convolution they are its weights, of an elementwise activation f'(z). Of other rules they are
+found by the rule's own formulas: rows of the Jacobian by ``backward`` with an upstream of 1 in one place, columns by
+its ``jvp`` with such a tangent, whichever are fewer.
 """
 
 from __future__ import annotations
@@ -17,9 +17,20 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.insight.trace import Quantity, Stage
-from torch_manualbp.rules import Diagonal, Normalization, Product
+from torch_manualbp.rules import Convolved, Diagonal, MatMul, Multiply, Normalization, Product
 
-__all__ = ["Edges", "TooMuchError", "column", "diagonal", "edges", "has_slope", "product_of", "wide"]
+__all__ = [
+    "Edges",
+    "TooMuchError",
+    "Weighted",
+    "column",
+    "diagonal",
+    "edges",
+    "has_slope",
+    "other_factor",
+    "product_of",
+    "wide",
+]
 
 MOST_PRODUCTS = 1 << 13
 """Rows or columns of one rule that are computed one by one."""
@@ -75,10 +86,88 @@ def has_slope(stage: Stage) -> bool:
     )
 
 
-def product_of(stage: Stage) -> Product | None:
-    """The Jacobian of a product with a matrix of weights."""
+@dataclass(frozen=True)
+class Weighted:
+    """A stage that multiplies its input with weights: a linear layer, or a convolution. Entries are flat indices."""
+
+    stage: Stage
+    jacobian: Any
+    """A :class:`~torch_manualbp.rules.Product` or :class:`~torch_manualbp.rules.Convolved`."""
+
+    @property
+    def input(self) -> Quantity:
+        source: Quantity = self.stage.args[self.jacobian.input]
+        return source
+
+    @property
+    def weight(self) -> Quantity:
+        W: Quantity = self.stage.args[self.jacobian.weight]
+        return W
+
+    @property
+    def bias(self) -> Quantity | None:
+        b: Quantity | None = self.stage.args[self.jacobian.bias]
+        return b
+
+    @property
+    def tensors(self) -> tuple[Any, ...]:
+        """a, W, and of a convolution z and its options."""
+        a, W = (q.tensor.detach().cpu() for q in (self.input, self.weight))
+        return (a, W) if isinstance(self.jacobian, Product) else (a, W, self.stage.output.tensor, self.stage.args[3:])
+
+    def by_input(self, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """∂z/∂a for some entries of a: those of a, those of z, and the derivatives."""
+        tensors = self.tensors
+        if isinstance(self.jacobian, Product):
+            tensors = tensors[1:]
+        else:
+            _refuse_many(self.stage, 0, numbers=len(entries) * self.weight.tensor[:, 0].numel())
+        by: tuple[Tensor, Tensor, Tensor] = self.jacobian.by_input(*tensors, entries)
+        return by
+
+    def by_weight(self, entry: int) -> tuple[Tensor, Tensor]:
+        """∂z/∂W: the entries of z that depend on this entry of W, and the derivatives."""
+        by: tuple[Tensor, Tensor] = self.jacobian.by_weight(*self.tensors, entry)
+        return by
+
+    def by_bias(self, entry: int) -> tuple[Tensor, Tensor]:
+        """∂z/∂b."""
+        tensors = self.tensors if isinstance(self.jacobian, Product) else self.tensors[2:]
+        by: tuple[Tensor, Tensor] = self.jacobian.by_bias(*tensors, entry)
+        return by
+
+    def input_entry(self, q: int, entry: int) -> int:
+        """The entry of a that is ∂z/∂W for the entry q of z and this entry of W."""
+        return int(self.jacobian.input_entry(*self.tensors, q, entry))
+
+    def weight_entry(self, p: int, q: int) -> int:
+        """The entry of W that is ∂z/∂a for the entry p of a and the entry q of z."""
+        tensors = self.tensors[1:] if isinstance(self.jacobian, Product) else self.tensors
+        return int(self.jacobian.weight_entry(*tensors, p, q))
+
+
+def product_of(stage: Stage) -> Weighted | None:
+    """The product of an input and weights that a stage is, if it is one."""
     jacobian = stage.rule.jacobian
-    return jacobian if isinstance(jacobian, Product) and stage.args[jacobian.weight].tensor.dim() == 2 else None
+    if isinstance(jacobian, Product) and stage.args[jacobian.weight].tensor.dim() == 2:
+        return Weighted(stage, jacobian)
+    return Weighted(stage, jacobian) if isinstance(jacobian, Convolved) else None
+
+
+def other_factor(stage: Stage, source: Quantity, p: int, q: int) -> tuple[Quantity, int] | None:
+    """The entry that ∂output[q] / ∂source[p] is, where the rule multiplies two quantities: entry by entry, or as
+    matrices."""
+    quantities = [arg for arg in stage.args if isinstance(arg, Quantity)]
+    if stage.rule not in (Multiply, MatMul) or len(quantities) != 2 or quantities[0] is quantities[1]:
+        return None
+    x, y = quantities
+    if stage.rule is Multiply:
+        return (y if source is x else x, p) if x.tensor.shape == y.tensor.shape else None
+    if x.tensor.dim() < 2 or x.tensor.dim() != y.tensor.dim() or x.tensor.shape[:-2] != y.tensor.shape[:-2]:
+        return None
+    n, m, k = *x.tensor.shape[-2:], y.tensor.shape[-1]
+    batch, i, j = q // (n * k), q // k % n, q % k
+    return (y, (batch * m + p % m) * k + j) if source is x else (x, (batch * n + i) * m + p // k % m)
 
 
 def diagonal(stage: Stage) -> Tensor:
@@ -93,16 +182,15 @@ def edges(stage: Stage, source: Quantity, reached: Tensor) -> list[Edges]:
         TooMuchError: they would take too many products.
     """
     product = product_of(stage)
-    if product is not None and _is_argument_alone(stage, source, product.input):
-        p, q, value = product.by_input(stage.args[product.weight].tensor.detach().cpu(), reached)
+    if product is not None and _is_argument_alone(stage, source, product.jacobian.input):
+        p, q, value = product.by_input(reached)
         return [Edges(stage, source, stage.output, p, q, wide(value))]
     jacobian = stage.rule.jacobian
     if isinstance(jacobian, Normalization) and _is_argument_alone(stage, source, 0):
         shape, w, eps = stage.args[1], getattr(stage.args[2], "tensor", None), stage.args[-1]
         weights = None if w is None else wide(w)
         z, n = source.tensor.detach().to("cpu", torch.float64), math.prod(shape)
-        if len(reached) * n > MOST_DERIVATIVES:
-            raise TooMuchError(f"{stage.path}: {stage.rule.__name__} has {len(reached) * n:,} derivatives on the way")
+        _refuse_many(stage, 0, numbers=len(reached) * n)
         p, q, value = jacobian.by_input(z, n, weights, eps, reached)
         return [Edges(stage, source, stage.output, p, q, value)]
     if has_slope(stage) and source is stage.args[0]:
@@ -210,8 +298,10 @@ def _joined(stage: Stage, source: Quantity, target: Quantity, parts: list[Edges]
     return Edges(stage, source, target, p, q, torch.cat([nothing.double(), *(part.value for part in parts)]))
 
 
-def _refuse_many(stage: Stage, products: int, error: Exception | None = None) -> None:
+def _refuse_many(stage: Stage, products: int, error: Exception | None = None, numbers: int = 0) -> None:
     size = sum(output.tensor.numel() for output in stage.outputs)
+    if numbers > MOST_DERIVATIVES:
+        raise TooMuchError(f"{stage.path}: {stage.rule.__name__} has {numbers:,} derivatives on the way")
     if products > MOST_PRODUCTS or products * size > MOST_NUMBERS:
         name = f"{stage.path}: {stage.rule.__name__}" if stage.path else stage.rule.__name__
         raise TooMuchError(f"the Jacobian of {name} would take {products} products of {size} numbers") from error

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-import torch
-
 from torch_manualbp.derive.tape import identifier
-from torch_manualbp.insight.explanation.local import Edges, has_slope, product_of
+from torch_manualbp.insight.explanation.axes import Axes, Place, unravelled
+from torch_manualbp.insight.explanation.local import Edges, has_slope, other_factor, product_of
 from torch_manualbp.insight.network import Layer, layers_of
 from torch_manualbp.insight.symbols import LayerSymbols, Notation, over, partial, plain, slope, symbol
 from torch_manualbp.insight.trace import Quantity, Stage, Trace
+from torch_manualbp.rules import Convolved, Product
 
 __all__ = ["Names", "described", "letter_of_slope"]
 
 DIAGONAL = Notation("diag ", r"\operatorname{diag} ", "diag ")
-
-Place = tuple[int, ...]
-"""The sample, and the position in a sequence, of an entry: all its indices but the last."""
 
 
 class Names:
@@ -38,6 +35,7 @@ class Names:
             if layer.activation is not None:
                 self._of[layer.a] = layer, "a"
         self._above = _above(trace)
+        self.axes = Axes(trace)
 
     def whole(self, quantity: Quantity) -> Notation:
         """The vector or matrix."""
@@ -49,19 +47,15 @@ class Names:
 
     def entry(self, quantity: Quantity, flat: int, place: Place | None = None) -> Notation:
         """One entry, counted off. Where it is not of the sample ``place``, its sample stands in brackets behind it."""
-        index = _unravelled(flat, quantity)
         self.whole(quantity)
         if quantity.kind == "parameter":
-            return self._symbol(quantity, index)
-        own = index[:-1] if len(index) > 1 else ()
-        notation = self._symbol(quantity, index[-1:])
-        if place is not None and own not in ((), place) and quantity.tensor.shape[:-1].numel() > 1:
-            notation += plain(f"[{', '.join(str(i + 1) for i in own)}]")
-        return notation
+            return self._symbol(quantity, unravelled(flat, quantity.tensor.shape))
+        own, index = self.axes.split(quantity, flat)
+        return self._symbol(quantity, index) + _elsewhere(quantity, own, place)
 
     def place(self, quantity: Quantity, flat: int) -> Place:
-        """All its indices but the last."""
-        return _unravelled(flat, quantity)[:-1]
+        """The sample, and the position in a sequence."""
+        return self.axes.split(quantity, flat)[0]
 
     def gradient(self, quantity: Quantity, flat: int, place: Place | None = None) -> Notation:
         """∂C/∂(entry), δ where it is a weighted input."""
@@ -69,33 +63,42 @@ class Names:
         if layer is not None and letter == "z":
             delta = LayerSymbols(layer).delta()
             self.legend.setdefault(delta.text, (delta, f"∂C/∂{self.whole(quantity)}"))
-            return LayerSymbols(layer).delta(*_unravelled(flat, quantity)[-1:])
+            return LayerSymbols(layer).delta(*unravelled(flat, quantity.tensor.shape)[-1:])
+        made = quantity.made_by
+        if made is not None and (quantity.mark is not None or isinstance(made.rule.jacobian, Convolved)):
+            letter = _letter(quantity, made)
+            if letter == "z" or letter.startswith("z_"):  # weighted inputs of a convolution, or inside of an LSTM
+                delta = symbol("δ" + letter[1:], (), self._above[quantity])
+                self.legend.setdefault(delta.text, (delta, f"∂C/∂{self.whole(quantity)}"))
+                own, index = self.axes.split(quantity, flat)
+                return symbol("δ" + letter[1:], index, self._above[quantity]) + _elsewhere(quantity, own, place)
         return partial(self.entry(quantity, flat, place))
 
     def step(self, edges: Edges, p: int, q: int, place: Place | None = None) -> Notation:
         """The derivative of one entry by another: a weight, f'(z), or as it is written in general."""
         stage, source, target = edges.stage, edges.source, edges.target
         product = product_of(stage)
-        if product is not None and stage.args[product.input] is source:
-            W = stage.args[product.weight]
-            return self.entry(W, product.weight_entry(W.tensor, p, q))
+        if product is not None and product.input is source:
+            return self.entry(product.weight, product.weight_entry(p, q))
         if has_slope(stage) and stage.args[0] is source:
             return self.factor(stage, p, place)
+        if (other := other_factor(stage, source, p, q)) is not None:
+            return self.entry(*other, place)
         return over(self.entry(target, q, place), self.entry(source, p, place))
 
     def factor(self, stage: Stage, flat: int, place: Place | None = None) -> Notation:
         """f'(z_j) of an elementwise rule, r_j of one that multiplies by constants."""
         z = stage.args[0]
         if letter := letter_of_slope(stage):
-            return symbol(letter, _unravelled(flat, z)[-1:], stage.path)
+            return symbol(letter, unravelled(flat, z.tensor.shape)[-1:], stage.path)
         return slope(self.entry(z, flat, place))
 
     def matrix(self, edges: Edges, column: int | None) -> Notation:
         """The derivatives of a vector by a vector; of a single entry of it where ``column`` is that entry."""
         stage, source = edges.stage, edges.source
         product = product_of(stage)
-        if product is not None and stage.args[product.input] is source:
-            W = self.whole(stage.args[product.weight])
+        if product is not None and isinstance(product.jacobian, Product) and product.input is source:
+            W = self.whole(product.weight)
             if column is None:
                 return W
             k = column % source.tensor.shape[-1] + 1
@@ -107,6 +110,10 @@ class Names:
                 return self.factor(stage, column)
             letter = letter_of_slope(stage)
             return DIAGONAL + (symbol(letter, (), stage.path) if letter else slope(self.whole(source)))
+        if column is not None and len(edges.q) == 1:
+            other = other_factor(stage, source, int(edges.p[0]), int(edges.q[0]))
+            if other is not None:
+                return self.entry(*other)
         by = self.whole(source) if column is None else self.entry(source, column)
         return over(self.whole(edges.target), by)
 
@@ -130,6 +137,13 @@ class Names:
         return f"the output of {described(quantity.made_by)}" if quantity.made_by is not None else "a constant"
 
 
+def _elsewhere(quantity: Quantity, own: Place, place: Place | None) -> Notation:
+    """In brackets the place of an entry that is not of the place that is spoken of."""
+    if place is None or own in ((), place) or quantity.tensor.shape[: len(own)].numel() <= 1:
+        return plain("")
+    return plain(f"[{', '.join(str(i + 1) for i in own)}]")
+
+
 def letter_of_slope(stage: Stage) -> str:
     """``r`` of a rule that multiplies by constants; nothing of a function, whose slope is f'(z)."""
     slope = getattr(stage.rule.jacobian, "slope", "")
@@ -151,16 +165,17 @@ def _letter(quantity: Quantity, stage: Stage) -> str:
 
 
 def _above(trace: Trace) -> dict[Quantity, str]:
-    """The module's path, with a number behind it where it made several quantities of the same letter."""
+    """The module's path, with a number behind it where it made several quantities of the same letter, or the
+    time."""
     made = [(quantity, stage) for stage in trace.stages for quantity in stage.outputs]
-    keys = [(stage.path, _letter(quantity, stage)) for quantity, stage in made]
+    keys = [(_with_mark(stage.path, quantity), _letter(quantity, stage)) for quantity, stage in made]
     counts, so_far = Counter(keys), defaultdict[tuple[str, str], int](int)
     above = {}
-    for (quantity, stage), key in zip(made, keys, strict=True):
+    for (quantity, _), key in zip(made, keys, strict=True):
         so_far[key] += 1
-        above[quantity] = f"{stage.path}#{so_far[key]}" if counts[key] > 1 else stage.path
+        above[quantity] = f"{key[0]}#{so_far[key]}" if counts[key] > 1 else key[0]
     return above
 
 
-def _unravelled(flat: int, quantity: Quantity) -> Place:
-    return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), quantity.tensor.shape))
+def _with_mark(path: str, quantity: Quantity) -> str:
+    return ",".join(part for part in (path, quantity.mark) if part)

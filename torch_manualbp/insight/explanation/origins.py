@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from torch_manualbp.derive.tape import formulas
+from torch_manualbp.insight.explanation.axes import Place
 from torch_manualbp.insight.explanation.chain import Use
 from torch_manualbp.insight.explanation.graph import through_the_loss
-from torch_manualbp.insight.explanation.local import Edges, TooMuchError, edges, has_slope
-from torch_manualbp.insight.explanation.names import Names, Place, described, letter_of_slope
+from torch_manualbp.insight.explanation.local import Edges, TooMuchError, edges, has_slope, product_of
+from torch_manualbp.insight.explanation.names import Names, described, letter_of_slope
 from torch_manualbp.insight.explanation.numbers import number
 from torch_manualbp.insight.network import is_of_loss
 from torch_manualbp.insight.symbols import Notation, plain, symbol, words
 from torch_manualbp.insight.trace import Quantity, Stage, Trace
-from torch_manualbp.rules import Product
 
 __all__ = ["Origins"]
 
@@ -108,7 +108,7 @@ class Origins:
 
     def local(self, use: Use, weight: Quantity) -> Notation:
         """How z answers to a weight that is not one of a linear layer."""
-        lines = formulas(use.stage.rule)[0 if isinstance(use.stage.rule.jacobian, Product) else 1]
+        lines = formulas(use.stage.rule)[0 if product_of(use.stage) is not None else 1]
         formula = "; ".join(map(_tidy, lines))
         return words(f"{described(use.stage)}, {formula}" if formula else described(use.stage))
 
@@ -143,7 +143,7 @@ class Origins:
         if term.edges is None:
             return words(f"through {described(term.stage)}")
         upstream = self.names.gradient(term.edges.target, term.q, place)
-        is_named = isinstance(term.stage.rule.jacobian, Product) or has_slope(term.stage)
+        is_named = product_of(term.stage) is not None or has_slope(term.stage)
         between = " " if is_named else " · "
         return upstream + between + self.names.step(term.edges, term.p, term.q, place)
 

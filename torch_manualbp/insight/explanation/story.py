@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from torch_manualbp.insight.explanation.chain import Use
 from torch_manualbp.insight.explanation.graph import Graph, graph_from
 from torch_manualbp.insight.explanation.local import Edges, TooMuchError, has_slope, product_of
 from torch_manualbp.insight.explanation.names import Names, described
+from torch_manualbp.insight.explanation.numbers import number, vector
 from torch_manualbp.insight.explanation.origins import Origins
 from torch_manualbp.insight.explanation.paths import Way, count_ways, strongest_ways
 from torch_manualbp.insight.explanation.result import (
@@ -26,7 +28,7 @@ from torch_manualbp.insight.explanation.weight import Weight
 from torch_manualbp.insight.network import is_of_loss
 from torch_manualbp.insight.symbols import COST, Notation, over, partial, plain, words
 from torch_manualbp.insight.trace import Quantity, Stage, Trace
-from torch_manualbp.rules import Product
+from torch_manualbp.rules import Normalization, Product
 
 __all__ = ["Story"]
 
@@ -142,12 +144,11 @@ class Story:
         value, flat = float(use.local[t]), int(use.position[t])
         place = self.names.place(use.output, flat)
         if (product := product_of(use.stage)) is not None:
-            source = use.stage.args[product.input]
-            if use.stage.args[product.weight] is self.quantity and source is not self.quantity:
-                into = source.tensor.shape[-1]
-                entry = flat // use.output.tensor.shape[-1] * into + self.asked.flat % into
+            source = product.input
+            if product.weight is self.quantity and source is not self.quantity:
+                entry = product.input_entry(flat, self.asked.flat)
                 return Factor(self.names.entry(source, entry, place), value, self.origins.made(source, entry, place))
-            if use.stage.args[product.bias] is self.quantity:
+            if product.bias is self.quantity:
                 return Factor(plain("1"), value, self.origins.local(use, self.quantity))
         z = self.names.entry(use.output, flat, place)
         symbol = over(z, self.names.entry(self.quantity, self.asked.flat))
@@ -158,13 +159,19 @@ class Story:
         use, t = self.terms[i]
         if len(self.terms) == 1:
             return ""
-        index = [int(n) + 1 for n in torch.unravel_index(use.position[t], use.output.tensor.shape)]
-        sample, positions, entry = index[:-1][:1], index[:-1][1:], index[-1:]
-        parts = [f"use {self.uses.index(use) + 1} of {len(self.uses)}"] if len(self.uses) > 1 else []
-        parts += [f"sample {n}" for n in sample]
-        parts += [f"position {', '.join(map(str, positions))}"] if positions else []
-        if not _is_product(use.stage):  # of which each sample has one term
-            parts += [f"entry {n}" for n in entry]
+        place, entry = self.names.axes.split(use.output, int(use.position[t]))
+        sample, positions = place[:1], place[1:]
+        if self.names.axes.is_image(use.output):  # the weight is of one channel
+            positions, entry = entry[1:], entry[:1]
+        parts = []
+        if len(self.uses) > 1:
+            n = self.uses.index(use) + 1
+            mark = use.output.mark
+            parts = [mark.replace("t=", "time ") if mark else f"use {n} of {len(self.uses)}"]
+        parts += [f"sample {n + 1}" for n in sample]
+        parts += [f"position {', '.join(str(n + 1) for n in positions)}"] if positions else []
+        if product_of(use.stage) is None:  # of which each place has one term
+            parts += [f"entry {n + 1}" for n in entry]
         return ", ".join(parts)
 
     # Between the weight and C
@@ -218,10 +225,27 @@ class Story:
     def _named(self, edges: Edges) -> Notation:
         """The parameter whose numbers they are, or the rule."""
         stage = edges.stage
-        jacobian = stage.rule.jacobian
-        if isinstance(jacobian, Product) and stage.args[jacobian.input] is edges.source:
-            return words(stage.args[jacobian.weight].name or described(stage))
+        product = product_of(stage)
+        if product is not None and product.input is edges.source:
+            of_window = "" if isinstance(product.jacobian, Product) else " where a window covers it"
+            return words((product.weight.name or described(stage)) + of_window)
+        if isinstance(stage.rule.jacobian, Normalization) and stage.args[0] is edges.source:
+            return words(described(stage) + ", ") + self._of_normalization(edges, stage.rule.jacobian)
         return words(described(stage))
+
+    def _of_normalization(self, edges: Edges, jacobian: Normalization) -> Notation:
+        """What the Jacobian of a row is, with σ and ẑ of the row where it is one."""
+        shape, weight = edges.stage.args[1:3]
+        n = math.prod(shape)
+        factor = "diag w " if isinstance(weight, Quantity) else ""
+        mean = " − 1/n" if jacobian.is_centred else ""
+        formula = words(f"{factor}(I{mean} − ẑ ẑᵀ/n) / σ, n = {n}")
+        rows = (edges.p // n).unique()
+        if len(rows) != 1:
+            return formula
+        z_hat, r = jacobian.normalized(edges.source.tensor.detach().cpu().double(), n, edges.stage.args[-1])
+        formula += words(", σ = ") + number(float(1 / r[rows[0]]), self.digits)
+        return formula + (words(", ẑ = ") + vector(z_hat[rows[0]], 6) if n <= SMALL else words(""))
 
     def _path(self, i: int, way: Way) -> Path:
         use, t = self.terms[i]
@@ -239,8 +263,8 @@ class Story:
             end = partial(self.names.entry(way.end, way.end_entry, place))
             factors.append(Factor(end, way.end_value, self.origins.of_loss(way.end, way.end_entry)))
             neurons.append(COST)
-        jacobian = use.stage.rule.jacobian
-        is_input = isinstance(jacobian, Product) and use.stage.args[jacobian.weight] is self.quantity
+        product = product_of(use.stage)
+        is_input = product is not None and product.weight is self.quantity
         start = local.symbol if is_input else self.names.entry(self.quantity, self.asked.flat)
         return Path(self._place(i), (start, *neurons), tuple(reversed(factors)), way.product * local.value)
 
