@@ -173,14 +173,16 @@ class Call:
     _values: tuple[Any, Any, list[Value]] | None = field(default=None, init=False, repr=False)
     """Args and kwargs, and the values among them."""
 
+    _named: tuple[Any, str] | None = field(default=None, init=False, repr=False)
+    """The function, and the name of the operation."""
+
     @property
     def name(self) -> str:
         """The name of the operation, without the marks of operators: ``mul`` of ``torch.mul``, ``*`` and ``.mul``."""
-        name: str = getattr(self.function, "__name__", "")
-        if name == "__get__":
-            name = self.function.__self__.__name__
-        name = name.strip("_") if name.startswith("__") else name
-        return {"truediv": "div", "matmul": "matmul", "true_divide": "div"}.get(name, name)
+        known = self._named  # since every pass asks for it
+        if known is None or known[0] is not self.function:
+            self._named = known = self.function, _name_of(self.function)
+        return known[1]
 
     @property
     def is_view(self) -> bool:
@@ -193,6 +195,14 @@ class Call:
         if known is None or known[0] is not self.args or known[1] is not self.kwargs:
             self._values = known = self.args, self.kwargs, values_in((self.args, self.kwargs))
         return known[2]
+
+
+def _name_of(function: Any) -> str:
+    name: str = getattr(function, "__name__", "")
+    if name == "__get__":
+        name = function.__self__.__name__
+    name = name.strip("_") if name.startswith("__") else name
+    return {"truediv": "div", "true_divide": "div"}.get(name, name)
 
 
 @dataclass(eq=False)
@@ -292,6 +302,9 @@ class Program:
         self.draws_into_layout = False
         """Whether random numbers were drawn for a tensor, whose layout decides about their order."""
 
+        self.at_call: Callable[[], None] | None = None
+        """What is to be done before a call is written down."""
+
         self._values: dict[int, Value] = {}
         self._producers: dict[Value, Call] = {}
         self._memories: dict[int, Memory] = {}
@@ -368,6 +381,8 @@ class Program:
             self._recognise(outputs, arguments)
             if all(self.knows(t) for t in outputs):
                 return output  # what was given, as it was
+        if self.at_call is not None:
+            self.at_call()
         made: set[Memory] = set()
         results = []
         for t in outputs:

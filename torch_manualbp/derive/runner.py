@@ -80,6 +80,45 @@ class Node:
     """∂C/∂(first output), once it is known."""
 
 
+class _Running:
+    """The functions of a rule that are running when it calls torch. Those that run no more at the next call have
+    returned: to be told so by Python at each call and return of any function takes as long as all else.
+
+    Args:
+        files: where these functions stand, besides those of this package.
+        at_return: is given the frame of each one that has returned, inner ones first.
+    """
+
+    def __init__(self, files: frozenset[str], at_return: Callable[[FrameType], None]) -> None:
+        self._files, self._at_return = files, at_return
+        self._frames: list[FrameType] = []
+
+    def look(self) -> None:
+        """Note what is running."""
+        frames: list[FrameType] = []
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename != __file__:
+            file = frame.f_code.co_filename
+            if file in self._files or file.startswith(OURS):
+                frames.append(frame)
+            frame = frame.f_back
+        frames.reverse()
+        n = 0
+        while n < min(len(frames), len(self._frames)) and frames[n] is self._frames[n]:
+            n += 1
+        self._have_returned(n)
+        self._frames = frames
+
+    def end(self) -> None:
+        """Note that the rule has returned."""
+        self._have_returned(0)
+        self._frames = []
+
+    def _have_returned(self, n: int) -> None:
+        for frame in reversed(self._frames[n:]):
+            self._at_return(frame)
+
+
 class RuleRunner(TorchFunctionMode):
     """Runs rules in autograd's place. What of torch is called outside of rules is a subclass's to record."""
 
@@ -116,8 +155,9 @@ class RuleRunner(TorchFunctionMode):
         path = self._paths[-1]
         forward, backward = formulas(rule)
         label = f"{path}: {rule.__name__}" if path else rule.__name__
-        with self._in_rule(rule, self._heading(rule, (label, *forward))):
+        with self._in_rule(rule, self._heading(rule, (label, *forward))) as running:
             output = rule.forward(*args)
+            running.end()
             outputs = (output,) if isinstance(output, Tensor) else tuple(output)
             values = tuple(self.program.value(t) for t in outputs)
             self._settle()
@@ -154,22 +194,20 @@ class RuleRunner(TorchFunctionMode):
         return f"{name}_{identifier(self._paths[-1])}" if self._paths[-1] else name
 
     @contextlib.contextmanager
-    def _in_rule(self, rule: type[Rule], title: tuple[str, ...]) -> Iterator[None]:
+    def _in_rule(self, rule: type[Rule], title: tuple[str, ...]) -> Iterator[_Running]:
         """Record each torch call, and give what it makes the name that the rule's own code has for it."""
         self.program.title = title
         suffix = f"_{identifier(self._paths[-1])}" if self._paths[-1] else ""
-        profile = sys.getprofile()
-        looks = profile is None or callable(profile)  # cProfile's cannot be set again: then names are the plain ones
         self._is_in_rule = True
         self._settle()
-        if looks:
-            sys.setprofile(self._namer(_files_of(rule), suffix))
+        running = _Running(_files_of(rule), functools.partial(self._name_locals, suffix))
+        outer, self.program.at_call = self.program.at_call, running.look
         try:
             with torch.no_grad(), without_autocast(self.device_type):
-                yield
+                yield running
         finally:
-            if looks:
-                sys.setprofile(profile)
+            self.program.at_call = outer
+            running.end()
             self._is_in_rule = False
             self._settle()
 
@@ -184,20 +222,13 @@ class RuleRunner(TorchFunctionMode):
 
     device_type = "cpu"
 
-    def _namer(self, files: frozenset[str], suffix: str) -> Callable[[FrameType, str, Any], None]:
-        def name_locals(frame: FrameType, event: str, arg: Any) -> None:
-            if event != "return":
-                return
-            file = frame.f_code.co_filename
-            if file not in files and not file.startswith(OURS):
-                return
-            for name, local in frame.f_locals.items():
-                if type(local) is Tensor and self.program.knows(local):
-                    value = self.program.value(local)
-                    if not value.is_named and value not in self._settled and name not in ("output", "result", "t", "_"):
-                        value.name = f"{name}{suffix}"
-
-        return name_locals
+    def _name_locals(self, suffix: str, frame: FrameType) -> None:
+        """Call tensors what a function calls them that has returned."""
+        for name, local in frame.f_locals.items():
+            if type(local) is Tensor and self.program.knows(local):
+                value = self.program.value(local)
+                if not value.is_named and value not in self._settled and name not in ("output", "result", "t", "_"):
+                    value.name = f"{name}{suffix}"
 
     def backward(self, loss: Tensor, share: float = 1) -> None:
         """Run the rules' backward from ∂C/∂C = 1, or this share of it, and leave the gradients of the parameters in
@@ -210,13 +241,14 @@ class RuleRunner(TorchFunctionMode):
             upstream = [gradients.pop(value, None) for value in node.outputs]
             if all(g is None for g in upstream):
                 continue
-            with self.within(node.path), self._in_rule(node.rule, node.title):
+            with self.within(node.path), self._in_rule(node.rule, node.title) as running:
                 filled = [
                     torch.zeros_like(value.tensor) if g is None and node.ctx.materializes_grads else g
                     for g, value in zip(upstream, node.outputs, strict=True)
                 ]
                 node.delta = None if filled[0] is None else self.program.value(filled[0])
                 result = node.rule.backward(node.ctx, *filled)
+                running.end()
                 result = result if isinstance(result, tuple) else (result,)
                 for value, g in zip(node.arguments, result, strict=True):
                     if value is not None and g is not None:

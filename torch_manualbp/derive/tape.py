@@ -93,6 +93,12 @@ READS |= {"argwhere", "bincount", "_unique2"}
 LAYOUT = words("is_contiguous stride view rrelu rrelu_ as_strided")
 """What depends on the order in which the numbers lie."""
 
+LOOKS = frozenset(
+    getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "is_nested", "is_sparse")
+) | {Tensor.dim, Tensor.size, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__}
+LOOKS |= {Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point, torch.is_complex, torch.numel}
+"""What rules ask of tensors besides their numbers: three of four calls, of which nothing is recorded."""
+
 _SHAPE = getattr(Tensor, "shape").__get__  # noqa: B009 # the property's own function, as a mode sees it
 _OF_SHAPES = "have the step's shape and course follow from shapes alone"
 
@@ -272,6 +278,8 @@ class Tape(RuleRunner):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._is_in_rule and function in LOOKS:
+            return function(*args, **kwargs)
         self.at_call(self._paths[-1])
         name = getattr(function, "__name__", "")
         if name == "__get__":
