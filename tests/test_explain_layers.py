@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,6 +166,16 @@ def test_the_terms_are_products_and_add_up_to_autograds_number(name: str) -> Non
     if len(e.paths) == e.count_nonzero_paths:
         assert math.isclose(math.fsum(path.value for path in e.paths), e.searched_value, rel_tol=1e-10, abs_tol=1e-15)
     assert e.symbol.text in str(e)
+
+
+def test_blocks_of_a_gpt_and_of_a_resnet_weight_by_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "blocks.py"))["main"](tmp_path)
+    printed = capsys.readouterr().out
+    assert [len(of_block) for of_block in found.values()] == [16, 6]
+    for e in itertools.chain(*found.values()):
+        assert abs(e.difference) <= 1e-12 * float(e.products.abs().sum())
+        assert f"{e.name}{list(e.index)}: {e.value:.6g}" in printed
+    assert (tmp_path / "resnet" / "conv2.weight.html").exists()
 
 
 def test_a_query_goes_through_its_scores_and_their_weights() -> None:
