@@ -195,7 +195,7 @@ class _Writer:
     def _written(self, given: Given) -> Source:
         formulas = Formulas(self.calls, given)
         source = Source(self.article.heading)
-        write_imports(source, formulas.use_functional)
+        write_imports(source, formulas.use_functional, skips=bool(given.skips))
         write_expect(source, self.calls)
         for lines in functions_of(form for form, _ in self.article.groups):
             source.function(lines)

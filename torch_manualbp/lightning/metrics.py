@@ -53,7 +53,9 @@ class EpochMetrics(torch.nn.Module):
         self.loss = MeanLoss()
         copies: dict[str, Any] = {name: metric.clone() for name, metric in metrics.items()}
         self.metrics = MetricCollection(copies, prefix=f"{stage}_")
-        self._measures = bool(copies)
+        self.measures = bool(copies)
+        """Whether there are metrics beside the loss."""
+
         self._waiting: list[Any] = [0.0, 0, None]
         """The sum of the losses of batches, their samples, and the loss's dtype and device, which ``loss`` has not
         counted yet: a call of it takes as long as a layer's step."""
@@ -71,7 +73,7 @@ class EpochMetrics(torch.nn.Module):
         waiting[0] += value * samples
         waiting[1] += samples
         waiting[2] = loss.dtype, loss.device
-        if self._measures:
+        if self.measures:
             self.metrics.update(output.detach() if isinstance(output, Tensor) else output, target)
         return value
 
@@ -83,7 +85,7 @@ class EpochMetrics(torch.nn.Module):
             dtype = torch.promote_types(dtype, torch.float32)
             self.loss.update(torch.tensor(total, dtype=dtype, device=device), samples)
             self._waiting[:] = [0.0, 0, None]
-        return {f"{self.stage}_loss": self.loss.compute(), **(self.metrics.compute() if self._measures else {})}
+        return {f"{self.stage}_loss": self.loss.compute(), **(self.metrics.compute() if self.measures else {})}
 
     def reset(self) -> None:
         """Start over."""

@@ -198,7 +198,8 @@ class ManualBackpropModule(pl.LightningModule):
         inputs, target = self._inputs_and_target(batch, "training_step")
         rng_state = torch.get_rng_state()
         trainer = self._trainer
-        if self._engine is not None and torch.is_grad_enabled() and trainer is not None and trainer.training:
+        is_training = trainer is not None and trainer.training
+        if self._engine is not None and is_training and torch.is_grad_enabled():
             loss, output = self._engine.training_step(self, inputs, target)
         else:  # such as for a validation_step that asks for the loss of training
             output = self.model(inputs)
@@ -208,7 +209,7 @@ class ManualBackpropModule(pl.LightningModule):
         if not math.isfinite(value):
             cause = cause_of_nonfinite_loss(self.model, self.loss, inputs, target, rng_state)
             raise NonFiniteLossError(f"the loss is {value} at global step {self.global_step}: {cause}")
-        if trainer is not None and trainer.training:
+        if is_training:
             self._show(trainer, loss.detach(), size)
         return loss
 
