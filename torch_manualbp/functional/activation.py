@@ -8,7 +8,7 @@ from torch.nn import functional as torch_functional
 
 from torch_manualbp import rules
 from torch_manualbp._torch import is_transformed
-from torch_manualbp.functional.call import in_low_precision, in_place, overridable, run, run_in_place
+from torch_manualbp.functional.call import in_low_precision, in_place, overridable, overridable_rule, run, run_in_place
 from torch_manualbp.rules.elementwise import zero
 from torch_manualbp.rules.rule import Rule
 
@@ -187,7 +187,7 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:
     return run_in_place(rules.SELU, input) if inplace else run(rules.SELU, input)
 
 
-@overridable
+@overridable_rule(rules.Sigmoid)
 def sigmoid(input: Tensor) -> Tensor:
     """a = σ(z), with :class:`~torch_manualbp.rules.Sigmoid`; as :func:`torch.nn.functional.sigmoid`."""
     return run(rules.Sigmoid, input)
@@ -239,7 +239,7 @@ def softsign(input: Tensor) -> Tensor:
     return run(rules.Softsign, input)
 
 
-@overridable
+@overridable_rule(rules.Tanh)
 def tanh(input: Tensor) -> Tensor:
     """a = tanh(z), with :class:`~torch_manualbp.rules.Tanh`; as :func:`torch.nn.functional.tanh`."""
     return run(rules.Tanh, input)

@@ -7,11 +7,18 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch import Tensor, is_grad_enabled
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
 import torch_manualbp.kernels  # noqa: F401 # which evaluates the formulas
-from torch_manualbp._torch import is_autocast_enabled, is_transformed, legacy_reduction_name
+from torch_manualbp._torch import (
+    is_autocast_enabled,
+    is_dynamo_compiling,
+    is_transformed,
+    legacy_reduction_name,
+)
+from torch_manualbp.rules.recording import recorder
 from torch_manualbp.rules.rule import Rule, RuleWithByproducts, output_of
 
 __all__ = [
@@ -21,8 +28,10 @@ __all__ = [
     "in_low_precision",
     "in_place",
     "in_precision_of",
+    "is_unwatched",
     "legacy_reduction",
     "overridable",
+    "overridable_rule",
     "run",
     "run_in_place",
     "run_whole",
@@ -48,11 +57,43 @@ def overridable(function: F) -> F:
     return public  # type: ignore[return-value]
 
 
+def overridable_rule(rule: type[Rule]) -> Callable[[F], F]:
+    """:func:`overridable` of a function of one tensor that is a rule and nothing else, in half of the time where its
+    forward is all there is to do: a policy that acts on one observation feels each microsecond."""
+
+    def declare(function: F) -> F:
+        forward = rule.forward
+
+        @functools.wraps(function)
+        def public(input: Any) -> Any:
+            if has_torch_function_unary(input):
+                return handle_torch_function(public, (input,), input)
+            return forward(input) if is_unwatched() else function(input)
+
+        return public  # type: ignore[return-value]
+
+    return declare
+
+
 def run(rule: type[Rule], *args: Any) -> Any:
     """``rule.apply(*args)``, or where no Function can run, its forward alone, which torch differentiates itself."""
+    if is_unwatched():
+        return output_of(rule, rule.forward(*args))
     if _is_forward_alone(args[0]):
         return output_of(rule, rule.forward(*args))
     return rule.apply(*(_distinct(args) if torch.compiler.is_compiling() else args))
+
+
+def is_unwatched() -> bool:
+    """Whether nobody asks for gradients, nor traces or records what is called: a layer's forward is all there is to do,
+    and the other questions take as long as a small one."""
+    return not (
+        is_grad_enabled()
+        or is_dynamo_compiling()
+        or is_transformed()
+        or forward_ad._current_level >= 0
+        or recorder() is not None
+    )
 
 
 def run_whole(rule: type[Rule], *args: Any) -> Any:

