@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import itertools
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from lightning_runs import (
     trainer_keeping_last,
     whole,
 )
+from ordinary import one_of_each
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
@@ -220,8 +222,12 @@ def run_of_four_epochs(folder: Path, interrupted: str | None = None, workers: in
     return fit(4, ckpt_path=folder / "last.ckpt")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("interrupted", ["between epochs", "in an epoch"])
+@pytest.mark.parametrize(
+    ("interrupted", "workers"),
+    one_of_each(
+        itertools.product(["in an epoch", "between epochs"], [2, 0]), lambda interrupted, workers: [interrupted]
+    ),
+)
 def test_a_resumed_run_ends_like_an_uninterrupted_one(interrupted: str, workers: int, tmp_path: Path) -> None:
     parameters, history = run_of_four_epochs(tmp_path / "whole")
     resumed, resumed_history = run_of_four_epochs(tmp_path / "interrupted", interrupted, workers)

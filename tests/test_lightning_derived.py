@@ -122,13 +122,17 @@ FLAGS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("name", ["SGD momentum", "AdamW"])
 @pytest.mark.parametrize(
-    "settings",
-    [*FLAGS, {"callbacks": [lambda: GradientAccumulationScheduler({0: 1, 1: 3})]}],
-    ids=lambda settings: " ".join(settings),
+    ("settings", "name"),
+    one_of_each(
+        itertools.product(
+            [*FLAGS, {"callbacks": [lambda: GradientAccumulationScheduler({0: 1, 1: 3})]}], ["SGD momentum", "AdamW"]
+        ),
+        lambda settings, name: [" ".join(settings), name],
+    ),
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_follows_the_trainers_flags(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_follows_the_trainers_flags(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
     module = check_alike(tmp_path, MODEL, LOSS, optimizer(name), **settings)
     assert is_folded(module) == all(flag.startswith("gradient_clip") for flag in settings)
 
@@ -310,8 +314,10 @@ class Overridden(ManualBackpropModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
 
-@pytest.mark.parametrize("cls", [Noisy, WarmingUp, Overridden])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("cls", "accumulate"),
+    one_of_each(itertools.product([Noisy, WarmingUp, Overridden], [1, 2]), lambda cls, accumulate: [cls, accumulate]),
+)
 def test_subclasses_train_as_with_autograd(cls: Any, accumulate: int, tmp_path: Path) -> None:
     module = check_alike(tmp_path, MODEL, LOSS, SGD, cls=cls, accumulate_grad_batches=accumulate)
     assert not is_folded(module)
@@ -647,8 +653,13 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(settings: dict[str, Any], 
     assert same(interrupted(tmp_path, "derived", "derived", name, **settings), module.state_dict())
 
 
-@pytest.mark.parametrize("name", ["SGD momentum", "AdamW", "RMSprop"])
-@pytest.mark.parametrize(("first", "second"), [ENGINES, ENGINES[::-1]])
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    one_of_each(
+        [(*engines, name) for name in ("SGD momentum", "AdamW", "RMSprop") for engines in (ENGINES, ENGINES[::-1])],
+        lambda first, second, name: [first, name],
+    ),
+)
 def test_a_run_may_go_on_with_the_other_engine(first: str, second: str, name: str, tmp_path: Path) -> None:
     module = built("autograd", MODEL, LOSS, optimizer(name), STEP_LR).double()
     fit(module, tmp_path, 4)

@@ -371,7 +371,9 @@ def test_one_tensor_in_two_places(name: str) -> None:
         contract.assert_same(grads[0], grads[1], "gradient")
 
 
-@pytest.mark.parametrize("call", one_of_each(map(pytest.param, CALLS.values()), lambda call: [call[0]]), ids=[*CALLS])
+@pytest.mark.parametrize(
+    "call", one_of_each([pytest.param(call, id=name) for name, call in CALLS.items()], lambda call: [call[0]])
+)
 def test_compiles(call: Call) -> None:
     """torch.compile(fullgraph=True) takes the whole function."""
     torch._dynamo.reset()

@@ -110,7 +110,7 @@ TWINS = {(m.twin, m.inputs(Make())[0].shape, m.is_complex): m for m in MISTAKES}
 @pytest.mark.parametrize(
     "mistake",
     one_of_each(TWINS.values(), lambda mistake: [mistake.kind]),
-    ids=[f"{m.twin.__name__} of {m.name}" for m in TWINS.values()],
+    ids=lambda m: f"{m.twin.__name__} of {m.name}",
 )
 def test_verify_passes_the_twin(mistake: Mistake) -> None:
     report = verify(mistake.twin, *mistake.args())

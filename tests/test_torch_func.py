@@ -371,6 +371,7 @@ def test_what_has_no_delta_is_refused_by_name(code: Any, error: Any, message: st
     assert all(not m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
 def test_linearize_is_verified() -> None:
     """Its layers are right; the model is not: what linearize returns holds parameters as numbers, so that their
