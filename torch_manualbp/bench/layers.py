@@ -9,7 +9,8 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from time import perf_counter
+from statistics import geometric_mean
+from time import perf_counter, thread_time
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.modules import activation as torch_activations
 from torch.nn.modules import loss as torch_losses
 
-from torch_manualbp import kernels, nn, rules
+from torch_manualbp import functional, kernels, nn, rules
 from torch_manualbp._progress import INTERRUPTED, Counted
 from torch_manualbp._tables import as_markdown, print_table, require_tables, write
 from torch_manualbp._text import near
@@ -114,6 +115,7 @@ def panel(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
 
     yield from _embeddings(dtype)
     yield from _attention(inputs, dtype)
+    yield from _long_attention(inputs)
 
     variants: dict[str, dict[str, Build]] = {
         "GELU": {"": _built("GELU"), ", tanh": _built("GELU", "tanh")},
@@ -186,6 +188,25 @@ def _attention(inputs: Callable[..., Callable[[], tuple[Any, ...]]], dtype: torc
     for name in ours_of(["TransformerEncoderLayer", "TransformerDecoderLayer"]):
         given = inputs(*[(8, 256, 384)] * (1 if "Encoder" in name else 2))
         yield Case(name, "8×256×384", _built(name, 384, 6, 1536, 0.0, "gelu", **options), given)
+
+
+class _Attention(torch.nn.Module):
+    """``scaled_dot_product_attention`` of the functions that go with an ``nn``, as a layer."""
+
+    def __init__(self, nn: Any, p: float) -> None:
+        super().__init__()
+        self.functions, self.p = torch.nn.functional if nn is torch.nn else functional, p
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        attended: Tensor = self.functions.scaled_dot_product_attention(q, k, v, mask, self.p)
+        return attended
+
+
+def _long_attention(inputs: Callable[..., Callable[[], tuple[Any, ...]]]) -> Iterator[Case]:
+    """Where torch holds all pairs of a query and a key: with dropout, and with a mask that learns."""
+    three = [(1, 6, 1024, 64)] * 3
+    yield Case("attention, dropout", "1×6×1024×64", lambda nn: _Attention(nn, 0.1), inputs(*three))
+    yield Case("attention, learning mask", "1×6×1024×64", lambda nn: _Attention(nn, 0.0), inputs(*three, (1024, 1024)))
 
 
 def _built(name: str, *args: Any, **kwargs: Any) -> Build:
@@ -292,7 +313,7 @@ def _losses(
             yield Case(name + about, f"{n}×{K}", _built(name, **options.get(name, {})), arguments, (1.3, 1.3))
 
 
-def measure(case: Case, mode: str, rounds: int) -> Row:
+def measure(case: Case, mode: str, rounds: int, in_cpu_time: bool = False) -> Row:
     """Time both layers on the same parameters, inputs and upstream gradient."""
     torch.manual_seed(0)
     inputs = case.inputs()
@@ -301,7 +322,8 @@ def measure(case: Case, mode: str, rounds: int) -> Row:
     bound = case.bounds[mode == "compiled"]
     reset_compiler()
     kernels.compile_formulas(mode == "formulas")
-    ways = {"stock": _stopwatch(stock, inputs, mode), "ours": _stopwatch(ours, inputs, mode)}
+    clock = thread_time if in_cpu_time else perf_counter
+    ways = {"stock": _stopwatch(stock, inputs, mode, clock), "ours": _stopwatch(ours, inputs, mode, clock)}
     comparison = compare(ways, rounds, [Question("ours", "stock", bound)])
     forward, backward, ratio = (comparison.ratio("ours", "stock", part) for part in range(3))
     return Row(
@@ -320,7 +342,7 @@ def measure(case: Case, mode: str, rounds: int) -> Row:
     )
 
 
-def _stopwatch(layer: torch.nn.Module, inputs: tuple[Any, ...], mode: str) -> Stopwatch:
+def _stopwatch(layer: torch.nn.Module, inputs: tuple[Any, ...], mode: str, clock: Callable[[], float]) -> Stopwatch:
     """Times forward, backward, and both."""
     learning = [t for t in (*inputs, *layer.parameters()) if isinstance(t, Tensor) and t.requires_grad]
     call: Callable[..., Tensor] = torch.compile(layer, dynamic=False) if mode == "compiled" else layer
@@ -329,11 +351,11 @@ def _stopwatch(layer: torch.nn.Module, inputs: tuple[Any, ...], mode: str) -> St
     def run(repeats: int) -> tuple[float, ...]:
         forward = backward = 0.0
         for _ in range(repeats):
-            start = perf_counter()
+            start = clock()
             y = _first(call(*inputs))
-            between = perf_counter()
+            between = clock()
             y.backward(upstream)
-            end = perf_counter()
+            end = clock()
             forward += between - start
             backward += end - between
             del y
@@ -358,6 +380,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=count, default=15, metavar="N", help="rounds, up to 4 N where they disagree (default: 15)")
     add("--threads", type=count, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--dtype", choices=DTYPES, default="float32", help="of all floating-point numbers (default: float32)")
+    add("--cpu-time", action="store_true", help="processor time of one thread, for a machine that does other things")
     add("--return-memory", action="store_true", help="hand freed memory back to the system, as malloc does by default")
     add_files(parser)
 
@@ -373,8 +396,8 @@ def main(options: argparse.Namespace) -> int:
             message = f"argument --layer: no layer {wanted!r}; {'near it' if alike else 'choose'}: "
             print(f"torch-manualbp bench layers: {message}{', '.join(alike or names)}", file=sys.stderr)
             return 2
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if options.threads or options.cpu_time:  # what other threads do this one's clock does not see
+        torch.set_num_threads(1 if options.cpu_time else options.threads)
     keeps_memory = not options.return_memory and keep_freed_memory()
     modes = MODES if options.mode == "all" else (options.mode,)
     chosen = [case for case in cases if options.layer is None or case.name in options.layer]
@@ -382,16 +405,23 @@ def main(options: argparse.Namespace) -> int:
     rows: list[Row] = []
     with Counted(todo, "bench layers", lambda item: f"{item[0].name} {item[1]}") as counted:
         for case, mode in counted:
-            row = measure(case, mode, options.repeats)
+            row = measure(case, mode, options.repeats, options.cpu_time)
             rows.append(row)
             about = f"[{len(rows)}/{len(todo)}] {row.layer} {row.size} {row.mode}"
             counted.say(f"{about}: {row.ratio:.2f} (bound {_figure(row.bound)})")
     columns, cells = _table(rows)
-    title = f"Our layers against torch {torch.__version__}, {options.dtype}, {torch.get_num_threads()} threads"
+    clock = "processor" if options.cpu_time else "wall"
+    threads = f"{torch.get_num_threads()} threads, {clock} time"
+    title = f"Our layers against torch {torch.__version__}, {options.dtype}, {threads}"
     print_table(title, columns, cells)
     print(_summary(rows))
     if options.json:
-        chosen_by = {"dtype": options.dtype, "repeats": options.repeats, "keeps freed memory": keeps_memory}
+        chosen_by = {
+            "dtype": options.dtype,
+            "repeats": options.repeats,
+            "keeps freed memory": keeps_memory,
+            "clock": clock,
+        }
         write(options.json, {**surroundings(), **chosen_by, "rows": [asdict(row) for row in rows]})
     if options.markdown:
         write(options.markdown, f"{title}:\n\n{as_markdown(*_by_layer(rows))}\n{_summary(rows)}.\n")
@@ -435,4 +465,12 @@ def _figure(bound: float | None) -> str:
 def _summary(rows: Sequence[Row]) -> str:
     bounded = [row for row in rows if row.met is not None]
     met, faster = sum(bool(row.met) for row in bounded), sum(row.ratio < 1 for row in rows)
-    return f"{met} of {len(bounded)} bounds met; {faster} of {len(rows)} rows faster than torch.nn"
+    means = (
+        f"{mode} {geometric_mean(ratios):.2f}"
+        for mode in MODES
+        if (ratios := [row.ratio for row in rows if row.mode == mode])
+    )
+    return (
+        f"{met} of {len(bounded)} bounds met; {faster} of {len(rows)} rows faster than torch.nn; "
+        f"geometric means: {', '.join(means)}"
+    )
