@@ -133,7 +133,7 @@ def asked_of_malloc(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-@pytest.mark.parametrize("options", [[], ["--return-memory"]], ids=["kept", "returned"])
+@pytest.mark.parametrize("options", [[], ["--return-memory", "--cpu-time"]], ids=["kept", "returned"])
 def test_bench_layers_runs(
     options: list[str], asked_of_malloc: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +146,10 @@ def test_bench_layers_runs(
     assert "bounds met" in printed
     written = json.loads(figures.read_text())
     about = {"torch", "python", "machine", "processor", "threads", "products", "dtype", "repeats", "keeps freed memory"}
-    assert written.keys() == about | {"rows"}
+    assert written.keys() == about | {"rows", "clock"}
+    assert written["clock"] == ("processor" if options else "wall")
+    assert f"{written['clock']} time" in printed
+    assert "geometric means: eager" in printed
     assert (written["torch"], written["dtype"], written["repeats"]) == (torch.__version__, "float32", 2)
     assert written["keeps freed memory"] is not bool(options)
     assert [(r["layer"], r["size"], r["mode"], r["bound"]) for r in written["rows"]] == [
@@ -172,8 +175,10 @@ def test_the_panel_has_a_layer_of_every_rule() -> None:
 
 @pytest.mark.parametrize("case", list(layers.panel()), ids=lambda case: f"{case.layer} {case.size}")
 def test_the_panel_compares_ours_with_torchs(case: layers.Case) -> None:
-    assert type(case.build(nn)).__module__.startswith("torch_manualbp.nn.")
-    assert type(case.build(torch.nn)).__module__.startswith("torch.nn.")
+    for of, package in ((nn, "torch_manualbp."), (torch.nn, "torch.nn.")):
+        layer = case.build(of)
+        name = layer.functions.__name__ + "." if case.name == "attention" else type(layer).__module__
+        assert name.startswith(package)
 
 
 def test_a_ratio_is_of_one_way_by_another() -> None:

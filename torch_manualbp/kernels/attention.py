@@ -20,8 +20,8 @@ __all__ = ["BLOCK_PAIRS", "FEW_PAIRS"]
 FEW_PAIRS = 1 << 20
 """Up to so many pairs of a query and a key all are made at once."""
 
-BLOCK_PAIRS = 1 << 19
-"""Pairs of one block, of one head: two megabytes in float32."""
+BLOCK_PAIRS = 1 << 18
+"""Pairs of one block, of one head: one megabyte in float32."""
 
 
 class _Heads:
@@ -39,6 +39,14 @@ class _Heads:
         self.bits = None if bits is None else self.flat(bits)
         self.entries: Tensor | None = None
         """The eight entries of R of each byte."""
+        self.spaces: dict[str, Tensor] = {}
+
+    def space(self, name: str, rows: int, columns: int) -> Tensor:
+        """A matrix of a block, in memory that the next block takes again: its pages are mapped once."""
+        size = rows * columns
+        if name not in self.spaces or self.spaces[name].numel() < size:
+            self.spaces[name] = self.q.new_empty(size)
+        return self.spaces[name][:size].view(rows, columns)
 
     def flat(self, t: Tensor) -> Tensor:
         return t.expand(*self.batch, *t.shape[-2:]).reshape(self.count, *t.shape[-2:])
@@ -60,7 +68,8 @@ class _Heads:
                 yield h, slice(begin, end), min(end, self.S) if is_causal else self.S
 
     def scores(self, h: int, rows: slice, n: int, is_causal: bool) -> Tensor:
-        S = torch.mm(self.q[h, rows], self.k[h, :n].t())
+        q = self.q[h, rows]
+        S = torch.mm(q, self.k[h, :n].t(), out=self.space("S", len(q), n))
         if self.M is not None:
             M = _part(self.of_mask(self.M, h), rows, n)
             S = S.masked_fill_(~M, -math.inf) if M.dtype == torch.bool else S.add_(M)
@@ -77,7 +86,8 @@ class _Heads:
             bytes_ = torch.arange(256, dtype=torch.uint8).unsqueeze(1)
             self.entries = entries_of(bytes_, 8).to(self.q.dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
         bits = self.bits[h, rows, : (n + 7) // 8]
-        return self.entries.index_select(0, bits.flatten().int()).view(len(bits), -1)[:, :n]
+        R = self.space("R", bits.numel(), 8)
+        return torch.index_select(self.entries, 0, bits.flatten().int(), out=R).view(len(bits), -1)[:, :n]
 
 
 def _part(mask: Tensor, rows: slice, n: int) -> Tensor:
@@ -128,8 +138,8 @@ def attended_in_blocks(
         largest = S.amax(-1, keepdim=True)
         P = torch.softmax(S, -1, out=S)
         lse_rows = largest - P.amax(-1, keepdim=True).log_()
-        if M is not None:
-            is_masked = largest == -math.inf
+        is_masked = None if M is None else largest == -math.inf
+        if is_masked is not None and is_masked.any():
             P.masked_fill_(is_masked, 0)
             lse_rows.masked_fill_(is_masked, 0)
         lse[h, rows] = lse_rows.squeeze(-1)
@@ -170,17 +180,17 @@ def attention_gradients_in_blocks(
     dM = torch.zeros_like(heads.M, dtype=do.dtype) if needs_dM and heads.M is not None else None
     for h, rows, n in heads.blocks(is_causal):
         S = heads.scores(h, rows, n, is_causal)
-        largest = None if M is None else S.amax(-1, keepdim=True)
+        is_masked = None if M is None else S.amax(-1, keepdim=True) == -math.inf
         P = torch.softmax(S, -1, out=S)
-        if largest is not None:
-            P.masked_fill_(largest == -math.inf, 0)
+        if is_masked is not None and is_masked.any():
+            P.masked_fill_(is_masked, 0)
         R = heads.passed(h, rows, n, p)
         passed = P if R is None else R.mul_(P)
         if dv is not None:
             dv[h, :, :n].addmm_(do[h, rows].t(), passed)
         if dq is None and dk is None and dM is None:
             continue
-        dS = torch.mm(do[h, rows], heads.v[h, :n].t()).mul_(passed)
+        dS = torch.mm(do[h, rows], heads.v[h, :n].t(), out=heads.space("dS", len(P), n)).mul_(passed)
         dS.addcmul_(P, dS.sum(-1, keepdim=True), value=-1)
         if dq is not None:
             torch.mm(dS, heads.k[h, :n], out=dq[h, rows])
