@@ -100,7 +100,7 @@ class Assembled:
         named: the parameters and buffers by name.
         held: other tensors that the model and the loss hold, by name.
         heading: what the program is.
-        is_looked_at: whether Python's parser is to find in the text what was written.
+        is_looked_at: whether somebody may read it: Python's parser is to find in the text what was written.
     """
 
     def __init__(
@@ -179,8 +179,8 @@ class Assembled:
                 write_kernel(source, name, call.function)
 
         self.source = write_source(planned, given, heading, functions)
-        self.memory = memory_of(planned, self.source.names, given.returns)
-        """What memory it holds."""
+        self.memory = memory_of(planned, self.source.names, given.returns) if is_looked_at else None
+        """What memory it holds, of a program that is looked at."""
 
         self.source.names = {}  # with the tensors of the recording
         if is_looked_at:
@@ -266,7 +266,7 @@ class Assembled:
         made = {value for item in planned.once if isinstance(item, Call) for value in item.results}
         constants: dict[str, Value] = {}
         count = 0
-        for value in sorted(used - made - set(own.values()), key=lambda value: value.name):
+        for value in sorted(used - made - set(own.values()), key=lambda v: (v.name, str(v.tensor.dtype))):
             if value.memory.origin not in (CONSTANT, HELD):
                 continue
             if value.number is None:

@@ -11,6 +11,7 @@ place together with the update of the parameters:
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -66,7 +67,14 @@ def changed_buffers(program: Program, named: Iterable[Value]) -> list[Value]:
 def put_changes_last(program: Program, buffers: list[Value]) -> None:
     """Have the calls that change these be the last ones of the program, in its section of now."""
     last: list[Call] = []
-    copied = [value for value in buffers if not _are_apart(program.calls, value, buffers)]
+    touching: dict[Memory, list[tuple[int, Call]]] = {value.memory: [] for value in buffers}
+    last_write: dict[Memory, int] = {}
+    for i, call in enumerate(program.calls):
+        last_write.update(dict.fromkeys(call.written, i))
+        memories = {value.memory for value in (*call.arguments(), *call.results)} | call.written
+        for memory in memories & touching.keys():
+            touching[memory].append((i, call))
+    copied = [value for value in buffers if not _are_apart(touching[value.memory], last_write, value, buffers)]
     for value in copied:
         program.calls = list(_on_a_copy(program, value))
     moving = {value.memory for value in buffers} - {value.memory for value in copied}
@@ -78,19 +86,23 @@ def put_changes_last(program: Program, buffers: list[Value]) -> None:
     program.calls = [call for call in program.calls if call not in ahead] + last
 
 
-def _are_apart(calls: list[Call], buffer: Value, buffers: list[Value]) -> bool:
+def _are_apart(
+    calls: list[tuple[int, Call]], last_write: dict[Memory, int], buffer: Value, buffers: list[Value]
+) -> bool:
     """Whether the calls that change a buffer can wait for the end: nobody reads it after the first of them, each is
-    about all of it, and what they read stays as it is."""
+    about all of it, and what they read stays as it is.
+
+    Args:
+        calls: those that touch its memory, each with its number.
+        last_write: by memory the number of the last call that writes to it.
+    """
     memory = buffer.memory
     if sum(value.memory is memory for value in buffers) > 1:
         return False
-    first = next(i for i, call in enumerate(calls) if memory in call.written)
-    last_write = {m: i for i, call in enumerate(calls) for m in call.written}
-    for i, call in enumerate(calls[first:], first):
+    for i, call in itertools.dropwhile(lambda item: memory not in item[1].written, calls):
         is_it = [value.memory is memory and value.is_like(buffer) for value in call.results]
         if memory not in call.written:
-            touches = any(value.memory is memory for value in (*call.arguments(), *call.results))
-            if touches and not (call.is_view and all(is_it)):
+            if not (call.is_view and all(is_it)):
                 return False
             continue
         others = (value for value in call.arguments() if value.memory is not memory)

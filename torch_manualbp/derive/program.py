@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -262,6 +262,8 @@ def mapped(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     """The tree with ``function`` of each item of ``kind`` in its place."""
     if type(tree) in _ATOMS:
         return tree
+    if type(tree) is tuple:  # as most are
+        return tuple([item if type(item) in _ATOMS else mapped(item, kind, function) for item in tree])
     if isinstance(tree, kind):
         return function(tree)
     if isinstance(tree, Formula):
@@ -436,9 +438,9 @@ class Program:
         for call in self.calls:
             args, kwargs, returned, results = mapped((call.args, call.kwargs, call.returned, call.results), Value, twin)
             made, written = (frozenset(map(memory, of)) for of in (call.made, call.written))
-            twin_call = replace(call, args=args, kwargs=kwargs, results=results, made=made, written=written)
-            twin_call.returned = returned
-            other._add(twin_call)
+            asked = call.blocks, call.is_random, call.path, call.answer
+            about = call.is_tuple, returned, made, written, call.section, call.title, *asked
+            other._add(Call(call.function, args, kwargs, results, *about))
         for key, tensor_value in self._values.items():
             other._values[key] = twin(tensor_value)
         other._memories = {key: memory(of) for key, of in self._memories.items()}

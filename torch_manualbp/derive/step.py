@@ -353,7 +353,9 @@ class TrainStep:
         Raises:
             RuntimeError: there was no step yet.
         """
-        return self._program().memory
+        memory = self._program().memory
+        assert memory is not None
+        return memory
 
     @property
     def fused(self) -> str:
