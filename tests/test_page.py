@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attention_pages import attention_report, cost
 from torch import Tensor
 
-from torch_manualbp import cli, nn
+from torch_manualbp import cli, explain, nn
 from torch_manualbp.insight import RunStatistics, report
 from torch_manualbp.insight.page.charts import Scale, by_layer, by_step, scale_of, sparkline
 from torch_manualbp.insight.page.history import checked
@@ -24,6 +25,7 @@ from torch_manualbp.insight.page.numbers import shown
 from torch_manualbp.insight.statistics import STATISTICS
 from torch_manualbp.verify import verify_model
 
+PLAIN = str.maketrans("−⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "--0123456789")
 X, Y = torch.tensor([[1.0, 0.5], [-1.0, 2.0], [0.0, 1.0]]), torch.tensor([[1.0], [0.0], [2.0]])
 
 
@@ -556,3 +558,34 @@ def test_other_costs_have_the_formula_of_their_rule(tmp_path: Path) -> None:
     assert composed["formula"] == ["C is made by Difference, Power, Mean"]
     summed = network_in(report(small(), nn.MSELoss(reduction="sum"), X, Y, tmp_path / "page.html"))["cost"]
     assert (summed["formula"], summed["n"]) == (["C = Σ (s − y)²"], 1)
+
+
+def test_of_a_transformer_attention_and_the_residual_stream_are_shown(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    page, model, x, y = attention_report(tmp_path / "page.html")
+    scores, P, stream = model.by_hand(x)
+    cost(scores, y).backward()
+    assert P.grad is not None
+    assert stream.grad is not None
+    html = page.read_text(encoding="utf-8")
+    tables = [
+        [float(n.replace("·10", "e").translate(PLAIN)) for n in re.findall(r'title="(.*?)"', table)]
+        for table in re.findall(r'<table class="heat">.*?</table>', html, re.DOTALL)
+    ]
+    right = [t.flatten() for head in range(2) for t in (P[0, head], P.grad[0, head])] + [stream.grad[0].norm(dim=-1)]
+    assert len(tables) == len(right)
+    for table, numbers in zip(tables, right, strict=True):
+        assert torch.allclose(torch.tensor(table, dtype=torch.float64), numbers, rtol=1e-9, atol=1e-15)
+
+
+def test_the_chains_of_a_page_are_those_of_explain(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    page, model, x, y = attention_report(tmp_path / "page.html")
+    html = page.read_text(encoding="utf-8")
+    gradient = torch.autograd.grad(cost(model(x), y), model.q.weight)[0]
+    index = divmod(int(gradient.abs().argmax()), 4)
+    e = explain(model, cost, x, y, "q.weight", index)
+    assert f"<summary>∂<var>C</var>/∂{e.symbol.html} = " in html
+    strongest = " · ".join(factor.symbol.html for factor in e.factors)
+    assert strongest in html
+    assert f"{e.value:.12g}" in html

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from attention_pages import attention_report
 from browser import CONTRAST, Browser, started
 
 from torch_manualbp import nn
@@ -89,7 +90,13 @@ def large_page(folder: Path) -> Path:
     return report(model, nn.CrossEntropyLoss(), x, y, folder / "large.html", history=HISTORY, verification=True)
 
 
-@pytest.fixture(params=["article_page", "samples_page", "crowded_page", "large_page"])
+@pytest.fixture(scope="module")
+def attention_page(folder: Path) -> Path:
+    torch.manual_seed(1)
+    return attention_report(folder / "attention.html")[0]
+
+
+@pytest.fixture(params=["article_page", "samples_page", "crowded_page", "large_page", "attention_page"])
 def any_page(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
     return path
@@ -928,6 +935,16 @@ def test_the_picture_of_a_step_can_be_saved(browser: Browser, article_page: Path
     assert not re.search(r" (class|style|tabindex|data-\w+)=", text)
     strokes = {element.get("stroke") for element in root.iter() if element.tag.endswith("line")}
     assert "rgb(31, 95, 168)" in strokes
+
+
+def test_a_click_on_a_weight_of_a_transformer_opens_its_chain(browser: Browser, attention_page: Path) -> None:
+    browser.open(attention_page)
+    assert browser.js("return document.querySelectorAll('details.chain[open]').length") == 0
+    summary = browser.find("details.chain summary")
+    assert summary.text.startswith("∂C/∂")
+    summary.click()
+    assert "The chain" in browser.text("details.chain[open]")
+    assert "autograd" in browser.text("details.chain[open]")
 
 
 def test_quantiles_are_shown_where_they_are_asked_for(browser: Browser, folder: Path) -> None:

@@ -56,7 +56,7 @@ class Story:
     """The parts of an explanation of one weight."""
 
     def __init__(
-        self, trace: Trace, quantity: Quantity, asked: Weight, uses: list[Use], digits: int, progress: Progress
+        self, trace: Trace, quantity: Quantity, asked: Weight, uses: list[Use], digits: int, progress: Progress | None
     ) -> None:
         self.trace = trace
         self.quantity = quantity
@@ -69,24 +69,27 @@ class Story:
         self.terms = [(use, t) for use in uses for t in range(len(use.position))]
         self.products = torch.cat([use.products for use in uses])
 
-    def told(self, reference: float, count_paths: int, count_samples: int) -> Explanation:
-        """The whole."""
+    def told(
+        self, reference: float, count_paths: int, count_samples: int, count_searched: int | None = None
+    ) -> Explanation:
+        """The whole, with the paths of the ``count_searched`` strongest terms, or of all that are shown."""
         symbol = self.names.entry(self.quantity, self.asked.flat)
         strength = torch.where(self.products.isnan(), torch.inf, self.products.abs())
         order = strength.argsort(descending=True, stable=True).tolist()
         shown = list(range(len(order))) if len(order) <= count_samples else order[:count_samples]
         samples = tuple(self._sample(i) for i in shown)
-        searched = order[:count_samples]
+        searched = order[: count_samples if count_searched is None else count_searched]
         found = _Found()
         notes: list[str] = []
         try:
             for n, i in enumerate(searched, 1):  # one at a time, since of a large network a graph takes 100 MB
-                self.progress.part = f"the paths of term {n} of {len(searched)}"
+                if self.progress is not None:
+                    self.progress.part = f"the paths of term {n} of {len(searched)}"
                 self._search(i, self._graph(i), count_paths, found)
         except TooMuchError as error:
             notes.append(f"Paths were not looked for: {error}.")
             searched, found = [], _Found()
-        if len(order) > count_samples and searched:
+        if len(order) > len(searched) > 0:
             those = "the strongest term" if len(searched) == 1 else f"the {len(searched)} strongest terms"
             notes.append(f"Paths are those of {those}.")
         if len(order) > 1:

@@ -14,17 +14,18 @@ from torch_manualbp.insight.symbols import Notation
 if TYPE_CHECKING:
     from torch_manualbp.insight.explanation.result import Explanation
 
-__all__ = ["to_html"]
+__all__ = ["html_of", "to_html"]
 
 
 def to_html(e: Explanation, page: bool) -> str:
     """A page, or one ``section`` to be put into one."""
-    blocks = map(_html_of, document(e))
+    blocks = map(html_of, document(e))
     index = ", ".join(map(str, e.index))
     return _html.page(visible(f"∂C/∂ {e.name}[{index}]"), *blocks) if page else _html.section(*blocks)
 
 
-def _html_of(block: Block) -> Markup:
+def html_of(block: Block) -> Markup:
+    """One block of an explanation."""
     match block:
         case Heading():
             tag = f"h{block.level + 1}"

@@ -19,6 +19,7 @@ from torch_manualbp.insight.layout import layout_of
 from torch_manualbp.insight.page.autograd import MakesOptimizer, Step, drawing_again, step_of
 from torch_manualbp.insight.page.data import NotDrawableError, network_data, shapes
 from torch_manualbp.insight.page.history import checked
+from torch_manualbp.insight.page.sequence import sequence_data
 from torch_manualbp.insight.refusals import refuse_compiled
 from torch_manualbp.insight.trace import trace
 
@@ -101,7 +102,7 @@ def report(
 
         verification = verify_model(model, x, y, loss)
     step = step_of(model, loss, x, y, optimizer, lr)
-    network, note = _network(model, loss, x, y, step, name, samples)
+    network, sequence, note = _network(model, loss, x, y, step, name, samples)
     about = [f"{type(model).__name__}, cost {name}", step.optimizer]
     if network is not None:
         network["layout"] = layout_of(network).as_dict()
@@ -117,6 +118,7 @@ def report(
         moments=moments,
         are_folded=network is not None and not history,
         verification=verification or None,
+        sequence=sequence,
     )
     page = Page(path)
     Path(page).parent.mkdir(parents=True, exist_ok=True)
@@ -126,14 +128,17 @@ def report(
 
 def _network(
     model: Module, loss: Callable[..., Tensor], x: Any, y: Any, step: Step, cost: str, samples: int
-) -> tuple[dict[str, Any] | None, str]:
-    """What is drawn, or None and why."""
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str]:
+    """What is drawn, or None, what is shown of attention in its place, or None, and why it is not drawn."""
     try:
         with drawing_again(model):
             passed = trace(*copy.deepcopy((model, loss)), x, y)  # batch norm would count the pass
-        return network_data(passed, step, cost=cost, samples=samples), ""
-    except NotDrawableError as error:
-        return None, f"{error} Here are its layers."
     except NotDerivableError as error:
         places = "; ".join(f"{path or 'the model itself'}: {what}" for path, what, _ in error.problems)
-        return None, f"It is not drawn neuron by neuron: {places}."
+        return None, None, f"It is not drawn neuron by neuron: {places}."
+    try:
+        return network_data(passed, step, cost=cost, samples=samples), None, ""
+    except NotDrawableError as error:
+        sequence = sequence_data(passed, model, loss, step.gradients)
+        shown = "what its attention does, and " if sequence else ""
+        return None, sequence, f"{error} Here are {shown}its layers."

@@ -36,6 +36,7 @@ def render(
     moments: Sequence[Moment],
     are_folded: bool,
     verification: Report | None,
+    sequence: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -44,6 +45,7 @@ def render(
         notes: why something is not shown.
         are_folded: whether the statistics of the layers are seen at a click only.
         network: what :func:`~torch_manualbp.insight.page.data.network_data` gives, for a network that can be drawn.
+        sequence: what :func:`~torch_manualbp.insight.page.sequence.sequence_data` gives, for one with attention.
     """
     environment = Environment(
         loader=PackageLoader(PACKAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -55,6 +57,7 @@ def render(
         about=about,
         notes=notes,
         network=network,
+        sequence=sequence,
         layers=_table_of_layers(moments) if moments else None,
         charts=charts.by_layer(moments) if moments else [],
         lines=charts.by_step(moments),
