@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 from torch.utils import _device as torch_device
@@ -37,6 +38,7 @@ from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.processes import Processes, ProcessesError, refuse_empty, unwrapped
 from torch_manualbp.derive.ranges import Range, Sizes, alike_but_for_sizes, sizes_of
 from torch_manualbp.derive.reads import Reads, are_unchanged, dict_version
+from torch_manualbp.derive.scaling import ScaledLoss, scale_of
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.derive.update import (
     depends_on_state,
@@ -205,6 +207,9 @@ class TrainStep:
             where ``torch.use_deterministic_algorithms`` is set. True waits for them before the first step. Without a
             compiler the lines run as they are, and a warning says so; several processes run them as they are, too.
             ``fused`` says what has become of it.
+        scaler: a ``torch.amp.GradScaler``, by whose scale the loss is multiplied on the way back: gradients are scaled
+            in ``.grad`` after ``backward``, and ``update``, or the call itself, divides them by it, clips, leaves the
+            update out where one is not finite, and has the scaler change its scale. ``deltas`` are scaled, too.
         clip_value: clamp every entry of the gradient to ± this, as ``torch.nn.utils.clip_grad_value_``.
         check: compare every program with autograd before it changes a parameter, and its loss with the model's own at
             its runs 2, 10, 100, 1,000, …; with ``"every"`` derive and compare it anew each ``check_every`` runs, too.
@@ -234,6 +239,7 @@ class TrainStep:
         clip_value: float | None = None,
         keep_grad_norm: bool = False,
         freeze_others: bool = False,
+        scaler: GradScaler | None = None,
         process_group: Any = None,
         fuse: bool | Literal["auto"] = "auto",
         check: bool | Literal["every"] = True,
@@ -256,6 +262,8 @@ class TrainStep:
         often = isinstance(check_every, int) and check_every >= 1
         _check("fuse", fuse, fuse in (True, False, "auto"), 'True, False, or "auto"')
         _check("check_every", check_every, often, "a whole number of at least 1")
+        is_scaler = scaler is None or isinstance(scaler, GradScaler)
+        _check("scaler", scaler, is_scaler, "a torch.amp.GradScaler, or None")
         self.model, self._processes = unwrapped(model)
         if process_group is not None:
             _check("process_group", process_group, self._processes is None, "nothing, where the model brings its own")
@@ -274,6 +282,8 @@ class TrainStep:
         self.clip_value = clip_value
         self.keep_grad_norm = keep_grad_norm
         self.freeze_others = freeze_others
+        self.scaler = scaler
+        self._scaled: ScaledLoss | None = None
         self.fuse = fuse
         self.check = check
         self.check_every = check_every
@@ -441,9 +451,10 @@ class TrainStep:
         with self._lock:
             adds = any(p.grad is not None for p in self._parameters())
             with self._together():
+                target = self._with_scale(target)
                 entry = self._find(inputs, target, None, adds, share)
                 with Uninterrupted():
-                    return self._run(entry, inputs, target)
+                    return self._unscaled(self._run(entry, inputs, target), target)
 
     def evaluate(self, inputs: Any, target: Any) -> Tensor:
         """The loss by the same rules, in the mode that the model is in, without gradients or an update.
@@ -463,14 +474,16 @@ class TrainStep:
             if structure is not None and has_odd_state(self.optimizer):
                 structure = None
             share = 1 / self.accumulate if structure is None else 1.0
-            derived = self._find(inputs, target, structure, share=share, clips=self.accumulate == 1).derived
+            clips = self.accumulate == 1 and not self._scales()
+            derived = self._find(inputs, self._with_scale(target), structure, share=share, clips=clips).derived
             return derived.source.text if program else derived.article.source.text
 
     def _through_gradients(self, inputs: Any, target: Any) -> Tensor:
         done, self._done = self._done, 0
         adds = done > 0 and any(p.grad is not None for p in self._parameters())
         is_last = done + 1 >= self.accumulate
-        clips = self.accumulate == 1
+        clips = self.accumulate == 1 and not self._scales()
+        target = self._with_scale(target)
         entry = self._find(inputs, target, None, adds, 1 / self.accumulate, reduces=is_last, clips=clips)
         try:
             with Uninterrupted():
@@ -484,7 +497,7 @@ class TrainStep:
         except BaseException:
             self._done = 0  # a window begins anew
             raise
-        return C
+        return self._unscaled(C, target)
 
     @contextmanager
     def join(self) -> Iterator[None]:
@@ -523,6 +536,9 @@ class TrainStep:
 
     def _step_by_grad(self, is_clipped: bool = False) -> None:
         self._done = 0
+        scaler = self.scaler if self._scales() else None
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         if not is_clipped:
             learnt = [p for p in self._parameters() if p.grad is not None]
             gradients = [p.grad for p in learnt if p.grad is not None]
@@ -533,7 +549,11 @@ class TrainStep:
                 self._norm[0] = norm_of(gradients)
             if self.clip_value is not None:
                 torch.nn.utils.clip_grad_value_(learnt, self.clip_value)
-        self.optimizer.step()
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -570,7 +590,7 @@ class TrainStep:
         return self._with_memory(self._programs[-1])
 
     def _run_once(self, entry: _Entry, inputs: Any, target: Any) -> Tensor:
-        derived = entry.derived
+        derived, loss = entry.derived, self._loss_of(entry.derived.how)
         expected = None
         entry.runs += 1
         if self.check:
@@ -579,7 +599,7 @@ class TrainStep:
             if entry.runs == entry.next_look:
                 entry.next_look *= 5 if entry.runs == 2 else 10
                 with torch.inference_mode(False), Kept({str(i): t for i, t in enumerate(derived.buffers)}):
-                    expected = loss_by_autograd(self.model, self.loss, inputs, target, Draws())[0].detach().clone()
+                    expected = loss_by_autograd(self.model, loss, inputs, target, Draws())[0].detach().clone()
         if isinstance(inputs, Tensor) and isinstance(target, Tensor):
             leaves = [inputs, target]
         else:
@@ -617,7 +637,7 @@ class TrainStep:
         if (
             expected is not None
             and not is_close(C, expected, derived.rounded)
-            and not is_rounding(C, expected, self.model, self.loss, inputs, target, derived.rounded)
+            and not is_rounding(C, expected, self.model, loss, inputs, target, derived.rounded)
         ):
             self._programs.remove(entry)
             raise NotDerivableError([("", _STALE.format(C.item(), expected.item(), entry.runs), _STALE_TODO)])
@@ -633,7 +653,7 @@ class TrainStep:
             if fusing.derived is None:
                 how = replace(entry.derived.how, fuse=True)
                 floats = [(item.attributes, item.name, item.key) for item in entry.reads.floats]
-                about = self.model, self.loss, self.optimizer, inputs, target, how, bool(self.check)
+                about = self.model, self._loss_of(how), self.optimizer, inputs, target, how, bool(self.check)
                 again, _ = derived_program(*about, floats)
                 if again.answers == entry.derived.answers:
                     fusing.begin(again)
@@ -681,7 +701,7 @@ class TrainStep:
             NotDerivableError: they are not the same.
         """
         floats = [(item.attributes, item.name, item.key) for item in entry.reads.floats]
-        about = self.model, self.loss, self.optimizer, inputs, target, entry.derived.how
+        about = self.model, self._loss_of(entry.derived.how), self.optimizer, inputs, target, entry.derived.how
         again, _ = derived_program(*about, True, floats, self._group)
         if again.source.text != entry.derived.source.text:
             self._programs.remove(entry)
@@ -720,7 +740,7 @@ class TrainStep:
             torch.get_default_dtype(),
             torch_device.CURRENT_DEVICE,
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
-            (id(self.model), id(self.loss), id(self.optimizer)),
+            (id(self.model), id(self.loss), id(self.optimizer), self._scales()),
             (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),
             (self.freeze_others, evaluates, count, id(processes), self.fuse is True, *clipping.values()),
         ]
@@ -783,7 +803,7 @@ class TrainStep:
             if n is None:
                 continue
             derived = one.at(n)
-            if not holds_at(self.model, self.loss, inputs, target, derived):
+            if not holds_at(self.model, self._loss_of(derived.how), inputs, target, derived):
                 continue
             reads = next(entry.reads for entry in alike if entry.range is one)
             entry = _Entry(form, reads, derived, sizes=sizes, range=one)
@@ -794,7 +814,7 @@ class TrainStep:
 
     def _derived(self, form: list[Any], inputs: Any, target: Any, how: How) -> tuple[Derived, Reads]:
         """A new program; where nothing but floats of modules has changed since another one, with these for inputs."""
-        about = self.model, self.loss, self.optimizer, inputs, target, how, bool(self.check)
+        about = self.model, self._loss_of(how), self.optimizer, inputs, target, how, bool(self.check)
         changed = (entry.reads.changed_floats() for entry in reversed(self._programs) if entry.form == form)
         floats = next(filter(None, changed), [])
         if floats and not any((id(at), name) in self._constants for at, name, _ in floats):
@@ -834,7 +854,7 @@ class TrainStep:
         return entry
 
     def _structure(self) -> list[Any] | None:
-        if self.accumulate > 1:
+        if self.accumulate > 1 or self._scales():
             return None
         if self.compile and self.skip_nonfinite:  # one graph, which takes no turns
             return None
@@ -843,6 +863,25 @@ class TrainStep:
             self._is_odd = has_odd_state(self.optimizer)
             return None if self._is_odd else structure
         return structure
+
+    def _scales(self) -> bool:
+        return self.scaler is not None and self.scaler.is_enabled()
+
+    def _with_scale(self, target: Any) -> Any:
+        """The target, and the scale of the loss where there is one."""
+        return (target, scale_of(self.scaler)) if self.scaler is not None and self._scales() else target
+
+    def _unscaled(self, C: Tensor, target: Any) -> Tensor:
+        """The loss itself, of one with this target."""
+        return C / target[1] if self._scales() else C
+
+    def _loss_of(self, how: How) -> Callable[..., Tensor]:
+        """The loss that a program is of."""
+        if how.evaluates or not self._scales():
+            return self.loss
+        if self._scaled is None or self._scaled.loss is not self.loss:
+            self._scaled = ScaledLoss(self.loss)
+        return self._scaled
 
     def _clipping(self) -> dict[str, bool]:
         """What of the gradients comes before an update."""
