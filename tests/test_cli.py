@@ -178,7 +178,7 @@ def test_the_panel_has_a_layer_of_every_rule() -> None:
 def test_the_panel_compares_ours_with_torchs(case: layers.Case) -> None:
     for of, package in ((nn, "torch_manualbp."), (torch.nn, "torch.nn.")):
         layer: Any = case.build(of)
-        name = layer.functions.__name__ + "." if case.name == "attention" else type(layer).__module__
+        name = layer.functions.__name__ + "." if case.name == "scaled_dot_product_attention" else type(layer).__module__
         assert name.startswith(package)
 
 

@@ -205,8 +205,13 @@ class _Attention(torch.nn.Module):
 def _long_attention(inputs: Callable[..., Callable[[], tuple[Any, ...]]]) -> Iterator[Case]:
     """Where torch holds all pairs of a query and a key: with dropout, and with a mask that learns."""
     three = [(1, 6, 1024, 64)] * 3
-    yield Case("attention, dropout", "1×6×1024×64", lambda nn: _Attention(nn, 0.1), inputs(*three))
-    yield Case("attention, learning mask", "1×6×1024×64", lambda nn: _Attention(nn, 0.0), inputs(*three, (1024, 1024)))
+    yield Case("scaled_dot_product_attention, dropout", "1×6×1024×64", lambda nn: _Attention(nn, 0.1), inputs(*three))
+    yield Case(
+        "scaled_dot_product_attention, learning mask",
+        "1×6×1024×64",
+        lambda nn: _Attention(nn, 0.0),
+        inputs(*three, (1024, 1024)),
+    )
 
 
 def _built(name: str, *args: Any, **kwargs: Any) -> Build:
