@@ -381,7 +381,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
     add("--layer", nargs="+", metavar="NAME", help="only these, such as Linear ReLU CrossEntropyLoss (default: all)")
-    add("--mode", choices=(*MODES, "all"), default="all", help=MODES_HELP)
+    add("--mode", nargs="+", choices=(*MODES, "all"), default=["all"], help=MODES_HELP)
     add("--repeats", type=count, default=15, metavar="N", help="rounds, up to 4 N where they disagree (default: 15)")
     add("--threads", type=count, metavar="N", help="threads of torch (default: torch's own choice)")
     add("--dtype", choices=DTYPES, default="float32", help="of all floating-point numbers (default: float32)")
@@ -404,7 +404,7 @@ def main(options: argparse.Namespace) -> int:
     if options.threads or options.cpu_time:  # what other threads do this one's clock does not see
         torch.set_num_threads(1 if options.cpu_time else options.threads)
     keeps_memory = not options.return_memory and keep_freed_memory()
-    modes = MODES if options.mode == "all" else (options.mode,)
+    modes = [mode for mode in MODES if {mode, "all"} & {*options.mode}]
     chosen = [case for case in cases if options.layer is None or case.name in options.layer]
     todo = [(case, mode) for case in chosen for mode in modes if case.runs(mode)]
     rows: list[Row] = []
