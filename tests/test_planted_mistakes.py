@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from torch_manualbp.catalogue import CATALOGUE
 from torch_manualbp.rules import Rule
 from torch_manualbp.verify import contract
-from torch_manualbp.verify.mistakes import BREACHES
+from torch_manualbp.verify.mistakes import BREACHES, MISTAKES
 
 CAUGHT_BY_VALUE = [(b.rule, b.sample) for b in BREACHES if "first derivatives" in b.checks]
 
@@ -39,3 +40,9 @@ def test_a_mistake_is_wrong_and_not_broken(rule: type[Rule], sample: str) -> Non
 
 def test_every_check_catches_a_mistake() -> None:
     assert {check for b in BREACHES for check in b.checks} == {check.name for check in contract.CHECKS}
+
+
+def test_every_rule_has_a_mistake_of_its_own() -> None:
+    wrong = [b.rule for b in BREACHES] + [m.target for m in MISTAKES if isinstance(m.target, type)]
+    have = {base for rule in wrong for base in rule.__mro__[1:]}
+    assert [row.name for row in CATALOGUE if row.rule not in have] == []

@@ -14,6 +14,7 @@ from torch_manualbp.rules import (
     MultiLabelSoftMargin,
     MultiMargin,
     Rule,
+    SoftMargin,
     TripletMargin,
     VectorNorm,
     multi_margin_gradient,
@@ -205,3 +206,13 @@ class MeanForgotten(TripletMargin):
 def _gradient_of(rule: type[Rule], args: tuple[Any, ...], g: Tensor) -> Tensor:
     with torch.enable_grad():
         return torch.autograd.grad(rule.apply(*args), args[0], g)[0]
+
+
+@breaks("none", "first derivatives", "gradcheck")
+class SignOfTheLabelForgotten(SoftMargin):
+    """∂C/∂s of y = 1, whichever y is."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, *of_copies: Tensor | None) -> tuple[Tensor | None, ...]:
+        ds, *others = SoftMargin.backward(ctx, g, *of_copies)
+        return None if ds is None else -ds.abs(), *others

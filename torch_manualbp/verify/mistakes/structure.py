@@ -10,17 +10,24 @@ from torch import Tensor
 from torch_manualbp.rules import (
     Add,
     AlphaDropout,
+    Cast,
     Cat,
     Divide,
     Dropout,
     Expand,
+    Identity,
     Index,
     MatMul,
     Mean,
     Multiply,
+    Negate,
     Permute,
+    Reshape,
     Slice,
     Split,
+    Stack,
+    Sum,
+    Transpose,
     Unbind,
 )
 from torch_manualbp.verify.mistakes.mistake import breaks
@@ -190,3 +197,60 @@ class EveryEntryPasses(AlphaDropout):
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
         return da * ctx.s, None, None, None, None
+
+
+@breaks("matrix", "first derivatives")
+class LengthForTheRealPart(Cast):
+    """|∂C/∂a|, where a complex gradient's real part is that of a real z."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
+        return da.abs().to(ctx.dtypes[0]), None
+
+
+@breaks("matrix", "first derivatives", "gradcheck")
+class Reversed(Identity):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> Tensor:
+        return -da
+
+
+@breaks("matrix", "first derivatives", "gradcheck")
+class SignForgotten(Negate):
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> Tensor:
+        return dz
+
+
+@breaks("flat", "first derivatives", "gradcheck")
+class ColumnsFirst(Reshape):
+    """Counts the entries along the first dimension first."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None]:
+        shape = ctx.shapes[0]
+        return da.reshape(shape[::-1]).permute(*reversed(range(len(shape)))), None
+
+
+@breaks("matrices", "first derivatives", "gradcheck")
+class LastForTheFirst(Stack):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
+        return Stack.backward(ctx, da.flip(ctx.dim))
+
+
+@breaks("all", "first derivatives", "gradcheck")
+class DividedAsAMean(Sum):
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
+        dz, *_ = Sum.backward(ctx, da)
+        return dz / dz.numel(), None, None
+
+
+@breaks("cube", "first derivatives", "gradcheck")
+class OnlyReshaped(Transpose):
+    """Lays the entries into z's shape as they lie in the gradient."""
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
+        return da.reshape(da.transpose(*ctx.dims).shape), None, None
