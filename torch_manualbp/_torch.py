@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,17 +15,34 @@ from torch._C._functorch import maybe_get_bdim as mapped_dim
 from torch._ops import OpOverload
 from torch._ops import OpOverloadPacket as OverloadPacket
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction as PlainFunction
 from torch.nn import _reduction
+from torch.nn.modules.adaptive import _ASMoutput as AdaptiveOutput
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+from torch.nn.modules.conv import _ConvNd as AnyConvolution
+from torch.nn.modules.instancenorm import _InstanceNorm as AnyInstanceNorm
+from torch.utils import _device as default_device
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "AdaptiveOutput",
+    "AnyBatchNorm",
+    "AnyConvolution",
+    "AnyInstanceNorm",
     "OpOverload",
     "OverloadPacket",
+    "PlainFunction",
     "TorchDispatchMode",
+    "are_unchanged",
+    "at_the_end_of_backward",
     "backward_task",
     "canonical_mask",
+    "default_device",
+    "dict_version",
     "dispatch_modes",
+    "fake_tensor_mode",
+    "flash_attention",
     "foreach_add_",
     "foreach_mul",
     "foreach_mul_",
@@ -51,12 +68,16 @@ __all__ = [
     "multi_head_shapes_fit",
     "nn_functions",
     "number_of_reduction",
+    "onednn_linear",
     "parsed_to",
+    "pyobject_data_pointer",
     "pytree",
     "reset_compiler",
+    "unsafe_view",
     "unwrapped",
     "uses_mkldnn",
     "variable_functions",
+    "without_subclasses",
     "without_torch_function",
     "without_transforms",
 ]
@@ -118,11 +139,59 @@ parsed_to: Callable[..., Any] = torch._C._nn._parse_to
 
 uses_mkldnn: Callable[[], bool] = torch._C._get_mkldnn_enabled
 
+flash_attention: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""Attention on the CPU that keeps no more than a number a row, and returns it."""
+
+onednn_linear: Any = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+"""``onednn_linear(a, W, b, "none", [], "")`` = a Wᵀ + b, where there is oneDNN."""
+
+unsafe_view: Any = torch.ops.aten._unsafe_view
+"""A tensor in another shape that is no view to autograd: it may be written over as a result may."""
+
+without_subclasses: Any = torch._C.DisableTorchFunctionSubclass
+"""A context in which no subclass sees what is called."""
+
 without_torch_function: Any = torch._C.DisableTorchFunction
 """A context in which neither a mode nor a subclass sees what is called."""
 
 without_transforms: Any = torch._C._DisableFuncTorch
 """A context that torch.func's transforms do not see."""
+
+
+try:
+    from torch._C._dynamo.guards import TensorGuards, dict_version
+
+    def are_unchanged(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+        """A function that tells whether dtypes, devices, shapes, strides and ``requires_grad`` of these are as now. It
+        takes 80 ns a tensor, where asking Python for each of them takes 500; under autocast it may say no to all."""
+        check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        return check
+
+except ImportError:
+
+    def dict_version(d: dict[Any, Any]) -> int:
+        """A number for all items, where torch does not tell when a dict was last changed."""
+        return hash((*map(id, d.keys()), *map(id, d.values())))
+
+    def are_unchanged(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+        return lambda *now: False
+
+
+def at_the_end_of_backward(call: Callable[[], None]) -> None:
+    """Have the engine make a call when the backward pass at work is through."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)
+
+
+def fake_tensor_mode() -> Any:
+    """A mode whose tensors have shapes and no numbers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def pyobject_data_pointer() -> int:
+    """Where a library that inductor made finds the function that reads a tensor's address."""
+    return torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr  # type: ignore[attr-defined]
 
 
 def is_traced_by_make_fx() -> bool:

@@ -22,6 +22,7 @@ from torch.nn import Module
 from torch.nn.modules import activation
 
 from torch_manualbp._tables import as_markdown, print_table, write
+from torch_manualbp._torch import AnyConvolution
 from torch_manualbp.convert import convert
 
 __all__ = ["counted", "main"]
@@ -33,7 +34,7 @@ ACTIVATIONS = tuple(getattr(activation, name) for name in activation.__all__ if 
 
 def kind(module: Module) -> str | None:
     """What a layer is, by what it subclasses or is called; None for what only holds others."""
-    if isinstance(module, torch.nn.modules.conv._ConvNd):
+    if isinstance(module, AnyConvolution):
         return "convolutions"
     if isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase):
         return "recurrence"

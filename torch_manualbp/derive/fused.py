@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp._torch import pyobject_data_pointer
 from torch_manualbp.derive import kernel_maker
 from torch_manualbp.derive.kernel_text import KernelText
 
@@ -213,7 +214,7 @@ def bound(made: Mapping[str, Any]) -> Callable[..., None]:
 def _loaded(library: str, entry: str) -> Any:
     """A function of a library that inductor's compiler made."""
     try:
-        where = torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr  # type: ignore[attr-defined]
+        where = pyobject_data_pointer()
         os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(where)  # where such a library looks for it
         loader = ExtensionFileLoader(f"{os.path.basename(library).split('.')[0]}.{entry}", library)
         spec = spec_from_loader(loader.name, loader)

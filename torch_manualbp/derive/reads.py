@@ -45,27 +45,9 @@ from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from torch_manualbp._torch import are_unchanged, dict_version
 from torch_manualbp.derive.floats import FloatInput
 from torch_manualbp.derive.program import words
-
-try:
-    from torch._C._dynamo.guards import TensorGuards, dict_version
-
-    def are_unchanged(tensors: Sequence[Tensor]) -> Callable[..., bool]:
-        """A function that tells whether dtypes, devices, shapes, strides and ``requires_grad`` of these are as now. It
-        takes 80 ns a tensor, where asking Python for each of them takes 500; under autocast it may say no to all."""
-        check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-        return check
-
-except ImportError:
-
-    def dict_version(d: dict[Any, Any]) -> int:
-        """A number for all items, where torch does not tell when a dict was last changed."""
-        return hash((*map(id, d.keys()), *map(id, d.values())))
-
-    def are_unchanged(tensors: Sequence[Tensor]) -> Callable[..., bool]:
-        return lambda *now: False
-
 
 __all__ = ["Executed", "Place", "Reads", "are_unchanged", "dict_version"]
 

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
-from torch.utils import _device as torch_device
 
 from torch_manualbp._files import write_text
-from torch_manualbp._torch import is_autocast_enabled, pytree
+from torch_manualbp._torch import default_device, is_autocast_enabled, pytree
 from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.check import is_close, is_rounding, loss_by_autograd
 from torch_manualbp.derive.clipping import norm_of
@@ -117,7 +116,7 @@ class _Last:
 
     def _around_now(self, step: TrainStep) -> tuple[Any, ...]:
         reduces = step._processes is None or step._processes.reduces()
-        return type(step.optimizer), is_forked(), torch.get_default_dtype(), torch_device.CURRENT_DEVICE, reduces
+        return type(step.optimizer), is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE, reduces
 
     def serves(self, step: TrainStep, inputs: Any, target: Any, leaves: list[Tensor]) -> bool:
         """Whether it is the program of this call."""
@@ -738,7 +737,7 @@ class TrainStep:
             share,
             torch.get_autocast_dtype("cpu") if is_autocast_enabled() else None,
             torch.get_default_dtype(),
-            torch_device.CURRENT_DEVICE,
+            default_device.CURRENT_DEVICE,
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
             (id(self.model), id(self.loss), id(self.optimizer), self._scales()),
             (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch_manualbp import nn
 from torch_manualbp._text import visible
 from torch_manualbp._torch import (
+    at_the_end_of_backward,
     backward_task,
     forward_mode_level,
     is_batched,
@@ -307,7 +308,7 @@ class Watch(TorchFunctionMode):
             task = backward_task()
             if task not in self._held:
                 part = functools.partial(self._part_from_parameters, task)
-                torch.autograd.Variable._execution_engine.queue_callback(part)
+                at_the_end_of_backward(part)
             self._held.setdefault(task, []).append((call, attribute))
 
     def _give_up(self, batch: int) -> None:

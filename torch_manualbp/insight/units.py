@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from torch_manualbp._torch import AnyBatchNorm, AnyConvolution, AnyInstanceNorm
 from torch_manualbp.catalogue.called import OfModule
 from torch_manualbp.insight.record import Call
 
 __all__ = ["dead_and_saturated", "of_this_process", "spread", "unit_dim"]
 
-CHANNELS_SECOND = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm)
+CHANNELS_SECOND = (AnyBatchNorm, torch.nn.GroupNorm)
 
 SATURATED = 0.05
 """Of the activation's greatest slope."""
@@ -76,9 +77,9 @@ def spread(t: Tensor, n: int) -> Tensor:
 
 def unit_dim(module: Module) -> int:
     """The dimension of a layer's z that its units lie along."""
-    if isinstance(module, torch.nn.modules.conv._ConvNd):
+    if isinstance(module, AnyConvolution):
         return -1 - len(module.kernel_size)  # from the end, as there may be no batch
-    if isinstance(module, torch.nn.modules.instancenorm._InstanceNorm):
+    if isinstance(module, AnyInstanceNorm):
         return -module._get_no_batch_dim()
     return 1 if isinstance(module, CHANNELS_SECOND) else -1
 

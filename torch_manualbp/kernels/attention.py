@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.kernels.attention_steps import flash, suits_flash
+from torch_manualbp._torch import flash_attention
+from torch_manualbp.kernels.attention_steps import suits_flash
 from torch_manualbp.kernels.dispatch import for_large, plain
 from torch_manualbp.rules.attention import attended, attention_gradients, entries_of
 from torch_manualbp.rules.rule import widened
@@ -129,7 +130,7 @@ def attended_in_blocks(
     if _is_small(q, k, v):
         return plain(attended)(q, k, v, M, bits, s, is_causal, p)
     if bits is None and suits_flash(q, k, v, is_causal) and (M is None or _suits_flash_as_mask(M, q, k)):
-        return flash(q, k, v, 0.0, is_causal, attn_mask=M, scale=s)[:2]
+        return flash_attention(q, k, v, 0.0, is_causal, attn_mask=M, scale=s)[:2]
     heads = _Heads(q, k, v, M, bits, s)
     results = heads.q.new_empty(*heads.batch, heads.L, v.shape[-1]), heads.q.new_empty(*heads.batch, heads.L)
     o, lse = results[0].view(heads.count, heads.L, v.shape[-1]), results[1].view(heads.count, heads.L)

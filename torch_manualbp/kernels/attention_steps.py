@@ -12,11 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from torch_manualbp._torch import flash_attention
 from torch_manualbp.kernels.dispatch import for_steps, plain
 from torch_manualbp.rules.attention import attended, attention_gradients, entries_of
 from torch_manualbp.rules.rule import widened
 
-__all__ = ["FEW_PAIRS_OF_STEPS", "flash", "suits_flash"]
+__all__ = ["FEW_PAIRS_OF_STEPS", "suits_flash"]
 
 FEW_PAIRS_OF_STEPS = 1 << 12
 """Up to so many pairs of a query and a key P is kept, and each call is worth more than its arithmetic."""
@@ -26,9 +27,6 @@ BLOCKS, ROWS = 8, 32
 
 BLOCK_NUMBERS = 1 << 20
 """Numbers of S of all heads in a block, 4 MB, where no half is left out."""
-
-flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-"""(o, ℓ) in blocks."""
 
 
 class _Heads:
@@ -100,7 +98,7 @@ def attended_in_a_step(
     if heads.is_few:
         return plain(attended)(q, k, v, M, bits, s, is_causal, p)
     if M is None and bits is None and suits_flash(q, k, v, is_causal):
-        o, lse = flash(q, k, v, 0.0, is_causal, scale=s)[:2]
+        o, lse = flash_attention(q, k, v, 0.0, is_causal, scale=s)[:2]
         return o, lse
     q_s, keys, values = heads.flat(q) * s, heads.flat(k), heads.flat(v)
     o = q_s.new_empty(heads.count, heads.L, v.shape[-1])

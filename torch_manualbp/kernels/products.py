@@ -11,13 +11,12 @@ from __future__ import annotations
 import functools
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_manualbp._torch import uses_mkldnn
+from torch_manualbp._torch import onednn_linear, uses_mkldnn
 from torch_manualbp.kernels.dispatch import for_steps, is_watched, plain
 from torch_manualbp.rules.linear import Linear, linear_input_gradient, linear_weight_gradient, samples_as_rows
 from torch_manualbp.rules.recording import recorder
@@ -30,9 +29,6 @@ __all__ = [
     "use_onednn",
     "uses_onednn",
 ]
-
-onednn_linear: Any = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
-"""``onednn_linear(a, W, b, "none", [], "")`` = a Wᵀ + b."""
 
 LARGE_PRODUCT = 1 << 22
 """Multiplications from which on oneDNN's product is the faster one."""

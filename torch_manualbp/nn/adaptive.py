@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import functional as F
+from torch_manualbp._torch import AdaptiveOutput
 
 __all__ = ["AdaptiveLogSoftmaxWithLoss"]
 
@@ -55,4 +56,4 @@ class AdaptiveLogSoftmaxWithLoss(torch.nn.AdaptiveLogSoftmaxWithLoss):
 
 
 def _named(output: Tensor, loss: Tensor) -> Any:
-    return torch.nn.modules.adaptive._ASMoutput(output, loss)
+    return AdaptiveOutput(output, loss)

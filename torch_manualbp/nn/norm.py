@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_manualbp import functional as F
+from torch_manualbp._torch import AnyBatchNorm, AnyInstanceNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-def _batch_norm(layer: torch.nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
+def _batch_norm(layer: AnyBatchNorm, input: Tensor) -> Tensor:
     """The batch's statistics in training, and where there are no running ones; these move in training."""
     if _is_traced(input):
         return _as_one_node(layer, input)
@@ -166,7 +167,7 @@ class GroupNorm(torch.nn.GroupNorm):
         return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def _instance_norm(layer: torch.nn.modules.instancenorm._InstanceNorm, input: Tensor) -> Tensor:
+def _instance_norm(layer: AnyInstanceNorm, input: Tensor) -> Tensor:
     by_input = layer.training or not layer.track_running_stats
     momentum = 0.0 if layer.momentum is None else layer.momentum
     return F.instance_norm(

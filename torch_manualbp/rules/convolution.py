@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp._torch import unsafe_view
 from torch_manualbp.rules.jacobian import Convolved
 from torch_manualbp.rules.layout import is_channels_last, laid_out
 from torch_manualbp.rules.rule import Rule, formula
@@ -198,7 +199,7 @@ def convolution_bias_gradient(delta: Tensor, dimensions: int) -> Tensor:
 
 def _own(z: Tensor, a: Tensor, W: Tensor) -> Tensor:
     """For one sample z is a view, and what a Function returns as a view may not be changed in place."""
-    return z if a.dim() == W.dim() else torch.ops.aten._unsafe_view(z, z.shape)
+    return z if a.dim() == W.dim() else unsafe_view(z, z.shape)
 
 
 def _keep(ctx: Any, a: Tensor, W: Tensor, z: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp._torch import unsafe_view
 from torch_manualbp.rules.jacobian import Diagonal, Product
 from torch_manualbp.rules.rule import Rule, formula, widened
 
@@ -81,7 +82,7 @@ class Linear(Rule):
     def forward(a: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         z = F.linear(a, W, b)
         # Of other than matrices z is a view of one, and what a Function returns as a view may not be changed in place.
-        return z if a.dim() == W.dim() == 2 else torch.ops.aten._unsafe_view(z, z.shape)
+        return z if a.dim() == W.dim() == 2 else unsafe_view(z, z.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -170,7 +171,7 @@ class Bilinear(Rule):
     @staticmethod
     def forward(x: Tensor, y: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         z = F.bilinear(x, y, W, b)
-        return z if b is not None else torch.ops.aten._unsafe_view(z, z.shape)  # as in Linear
+        return z if b is not None else unsafe_view(z, z.shape)  # as in Linear
 
     @staticmethod
     def composite(x: Tensor, y: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ A rule is calculus: where it runs is asked here and in :mod:`torch_manualbp.kern
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -25,7 +25,7 @@ from torch_manualbp._torch import (
 from torch_manualbp.rules.jacobian import Jacobian
 from torch_manualbp.rules.recording import recorder
 
-__all__ = ["Rule", "RuleWithByproducts", "evaluate_by", "formula", "in_dtype", "output_of", "widened"]
+__all__ = ["Rule", "RuleWithByproducts", "evaluate_by", "formula", "in_dtype", "learning", "output_of", "widened"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -220,6 +220,14 @@ def _keeps_arguments(args: tuple[Any, ...]) -> bool:
     if is_compiling() or recorder() is not None or is_jit_tracing() is not None:
         return True
     return any(isinstance(t, Tensor) and type(t) not in (Tensor, Parameter) for t in args)
+
+
+def learning(args: Iterable[Any]) -> list[bool]:
+    """Of which arguments a forward may take it that a gradient is asked; of none under torch.func's transforms, where
+    ``setup_context`` sees others."""
+    if is_transformed():
+        return [False for _ in args]
+    return [isinstance(t, Tensor) and t.requires_grad for t in args]
 
 
 def widened(t: Tensor) -> Tensor:

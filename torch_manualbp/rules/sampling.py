@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp._torch import unsafe_view
 from torch_manualbp.rules.rule import Rule, formula, widened
 
 __all__ = ["AffineGrid", "GridSample", "grid_sample_gradients", "grid_samples"]
@@ -220,7 +221,7 @@ class AffineGrid(Rule):
     @staticmethod
     def forward(theta: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
         x = torch.affine_grid_generator(theta, size, align_corners)
-        return torch.ops.aten._unsafe_view(x, x.shape)
+        return unsafe_view(x, x.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd import function as function_module
-from torch.autograd.function import _SingleLevelFunction
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
-from torch_manualbp._torch import OpOverload, OverloadPacket
+from torch_manualbp._torch import OpOverload, OverloadPacket, PlainFunction
 from torch_manualbp.rules.rule import RuleWithByproducts, output_of
 
 __all__ = [
@@ -152,7 +151,7 @@ def recorded() -> Iterator[list[Application]]:
     found: list[Application] = []
 
     def run(function: type[Function], args: Sequence[Any]) -> Any:
-        result = super(_SingleLevelFunction, function).apply(*args)  # type: ignore[misc]
+        result = super(PlainFunction, function).apply(*args)  # type: ignore[misc]
         results = result if isinstance(result, tuple | list) else (result,)
         found.append(Application(function, tuple(args), tuple(results)))
         return result
@@ -166,22 +165,22 @@ def _applied_by(handler: Handler) -> Iterator[None]:
     # Every way to apply a Function passes here on to the engine: Function.apply, an apply of the class's own, and a
     # bound `MyFunction.apply` that was taken long before. Nothing is defined there otherwise.
     here = threading.get_ident()
-    before = vars(_SingleLevelFunction).get("apply")
+    before = vars(PlainFunction).get("apply")
 
     def apply(cls: type[Function], *args: Any) -> Any:
         if threading.get_ident() != here:
-            return super(_SingleLevelFunction, cls).apply(*args)  # type: ignore[misc]
+            return super(PlainFunction, cls).apply(*args)  # type: ignore[misc]
         return handler(cls, args)
 
     patched: Any = classmethod(apply)
-    _SingleLevelFunction.apply = patched  # type: ignore[attr-defined]
+    PlainFunction.apply = patched  # type: ignore[attr-defined]
     try:
         yield
     finally:
         if before is None:
-            del _SingleLevelFunction.apply  # type: ignore[attr-defined]
+            del PlainFunction.apply  # type: ignore[attr-defined]
         else:
-            _SingleLevelFunction.apply = before  # type: ignore[attr-defined]
+            PlainFunction.apply = before  # type: ignore[attr-defined]
 
 
 def applied_in_forward(function: Callable[..., Any], *args: Any) -> list[type[Function]]:

@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torch_manualbp._torch import is_transformed
-from torch_manualbp.rules.rule import Rule, formula, in_dtype, widened
+from torch_manualbp.rules.rule import Rule, formula, in_dtype, learning, widened
 
 __all__ = ["EntrywiseLoss"]
 
@@ -153,8 +152,8 @@ def _with_copies(alone: Any, tensors: int, reads: Reads | None, copied: Position
         C = cost(*args)
         options = args[tensors:-1]
         read = [range(tensors)] * tensors if reads is None else reads(*options)
-        kept = [j for t, of_t in zip(args, read, strict=False) if t.requires_grad for j in of_t]
-        needed = not is_transformed() and any(i in kept for i in copied(*options))
+        kept = [j for learns, of_t in zip(learning(args[:tensors]), read, strict=False) if learns for j in of_t]
+        needed = any(i in kept for i in copied(*options))
         return (C, *[args[i].clone() for i in copied(*options)]) if needed else C
 
     return forward

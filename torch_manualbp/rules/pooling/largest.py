@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_manualbp._torch import unsafe_view
 from torch_manualbp.rules.layout import is_channels_last, laid_out
 from torch_manualbp.rules.rule import Rule, formula, widened
 
@@ -174,4 +175,4 @@ def _narrowed(i: Tensor, z: Tensor, dimensions: int) -> Tensor:
 
 def own(t: Tensor, dimensions: int) -> Tensor:
     """Of sequences ATen returns a view, and what a Function returns as a view may not be changed in place."""
-    return torch.ops.aten._unsafe_view(t, t.shape) if dimensions == 1 else t
+    return unsafe_view(t, t.shape) if dimensions == 1 else t

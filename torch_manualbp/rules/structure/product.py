@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_manualbp._torch import unsafe_view
 from torch_manualbp.rules.rule import Rule, in_dtype, widened
 
 __all__ = ["MatMul", "matmul_left_gradient", "matmul_right_gradient"]
@@ -34,7 +35,7 @@ class MatMul(Rule):
     def forward(x: Tensor, y: Tensor) -> Tensor:
         z = torch.matmul(x, y)
         # Of other than matrices z is a view of one, and what a Function returns as a view may not be changed in place.
-        return z if x.dim() == y.dim() == 2 else torch.ops.aten._unsafe_view(z, z.shape)
+        return z if x.dim() == y.dim() == 2 else unsafe_view(z, z.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_manualbp._text import one_line
-from torch_manualbp._torch import reset_compiler
+from torch_manualbp._torch import fake_tensor_mode, reset_compiler
 from torch_manualbp.rules.rule import RuleWithByproducts, output_of
 from torch_manualbp.verify.case import Case, refusal
 from torch_manualbp.verify.check import UNSUPPORTED, DoesNotApply, finish
@@ -324,9 +324,7 @@ def runs_on_the_meta_device(trial: Trial) -> Iterator[Row]:
 def runs_on_fake_tensors(trial: Trial) -> Iterator[Row]:
     """Under ``FakeTensorMode`` outputs and gradients have the shapes and dtypes that they have with numbers; those of a
     layer torch's strides, too."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    mode = FakeTensorMode()
+    mode = fake_tensor_mode()
     return _without_numbers(trial, trial.exact.mapped(mode.from_tensor, parameters=True), mode)
 
 

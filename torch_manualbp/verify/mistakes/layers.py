@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_manualbp import functional, nn
+from torch_manualbp._torch import is_jit_tracing, without_subclasses
 from torch_manualbp.verify.surroundings import LAYERS, Layer, layers
 
 
@@ -92,7 +93,7 @@ class PassesSubclassesBy(nn.Sigmoid):
     """Does not ask a tensor subclass."""
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_subclasses():
             return super().forward(input)
 
 
@@ -163,7 +164,7 @@ class OtherUnderTracing(nn.Sigmoid):
     """Computes something else where a tracer watches."""
 
     def forward(self, input: Tensor) -> Tensor:
-        traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        traced = torch.compiler.is_compiling() or is_jit_tracing() is not None
         return torch.tanh(input) if traced else super().forward(input)
 
 
