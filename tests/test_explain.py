@@ -398,7 +398,7 @@ def test_samples_that_are_not_shown_are_summed_up() -> None:
     assert [abs(sample.value) for sample in e.samples] == strongest.tolist()
     assert sum(sample.value for sample in e.samples) + e.rest == pytest.approx(e.value, rel=1e-14)
     assert "the other 17" in str(e)
-    assert "Paths are those of the 3 strongest terms." in str(e)
+    assert " paths of the 3 strongest terms" in str(e)
 
 
 def test_what_is_not_a_chain_has_the_names_of_its_modules() -> None:

@@ -134,3 +134,27 @@ def test_a_jacobian_that_is_too_large_is_said(monkeypatch: pytest.MonkeyPatch) -
     assert e.notes[0] == "Paths were not looked for: the Jacobian of 1: Softmax would take 6 products of 6 numbers."
     assert e.factors[0].origin.text.startswith("through 1: Softmax(-1) = ")
     assert abs(e.difference) < 1e-15
+
+
+def test_all_paths_are_all_or_it_is_said_of_which_terms() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    x, y = torch.randn(7, 2).double(), torch.randn(7, 2).double()
+    whole = explain(model, nn.MSELoss(), x, y, "0.weight", (0, 1), samples=7, paths=100)
+    assert "\nAll 14 paths\n" in str(whole)
+    assert math.isclose(sum(path.value for path in whole.paths), whole.value, rel_tol=1e-12)
+    part = explain(model, nn.MSELoss(), x, y, "0.weight", (0, 1), samples=3, paths=100)
+    assert "\nAll 6 paths of the 3 strongest terms\n" in str(part)
+    assert math.isclose(sum(path.value for path in part.paths), part.searched_value, rel_tol=1e-12)
+
+
+def test_what_the_chain_has_said_is_not_said_as_a_product_of_matrices() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    x, y = torch.randn(1, 2).double(), torch.randn(1, 1).double()
+    last = explain(model, nn.MSELoss(), x, y, "2.weight", (0, 1))
+    assert "whole chain" not in str(last)
+    assert str(last).count("1: Tanh, ") == 1
+    first = explain(model, nn.MSELoss(), x, y, "0.weight", (0, 1))
+    assert "The whole chain" in str(first)
+    assert str(first).count("the input") == 2  # as a factor and as a symbol

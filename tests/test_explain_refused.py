@@ -149,6 +149,35 @@ def test_what_has_no_rule() -> None:
     assert [what for _, what, _ in raised.value.problems] == ["torch.renorm has no rule"]
 
 
+class Beside(nn.Module):
+    """What has no rule, beside the way of the first layer, and behind the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.shared = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Any:
+        scale = torch.renorm(self.second(x) * self.shared.exp(), 2, 0, 1.0).sum()
+        return self.last(torch.tanh(self.first(x)) * scale) * self.shared
+
+
+@pytest.mark.parametrize(("name", "index"), [("first.weight", (1, 2)), ("last.bias", (0,))])
+def test_rules_are_needed_for_what_the_chain_meets_alone(name: str, index: Any) -> None:
+    torch.manual_seed(0)
+    model, x, y = Beside().double(), torch.randn(2, 3).double(), torch.randn(2, 2).double()
+    e = explain(model, nn.MSELoss(), x, y, name, index)
+    assert e.value
+    assert abs(e.difference) <= 1e-14 * float(e.products.abs().sum())
+
+
+@pytest.mark.parametrize(("name", "index"), [("second.weight", (1, 2)), ("second.bias", (0,)), ("shared", ())])
+def test_a_weight_whose_way_meets_what_has_no_rule(name: str, index: Any) -> None:
+    model, x, y = Beside().double(), torch.randn(2, 3).double(), torch.randn(2, 2).double()
+    with pytest.raises(NotDerivableError, match="renorm has no rule"):
+        explain(model, nn.MSELoss(), x, y, name, index)
+
+
 def test_a_batch_norm_keeps_its_buffers() -> None:
     model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)).double()
     before = {name: t.clone() for name, t in model.state_dict().items()}

@@ -16,7 +16,7 @@ from torch.nn import Module
 
 from torch_manualbp._torch import pytree, without_torch_function
 from torch_manualbp.derive.derived import called, named_tensors, path_of_loss
-from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, MADE, PARAMETER, Value
+from torch_manualbp.derive.program import CONSTANT, HELD, INPUT, MADE, PARAMETER, Memory, Value, leaves_of
 from torch_manualbp.derive.tape import Node, NotDerivableError, Tape
 from torch_manualbp.insight.opened import opened
 from torch_manualbp.insight.refusals import refuse_compiled
@@ -42,6 +42,7 @@ class Quantity:
 
     made_by: Stage | None = None
     used_by: list[Stage] = field(default_factory=list)
+    memory: Memory | None = None
     mark: str | None = None
     """Of what an opened rule makes, which of several it is, as ``"t=3"``, or nothing; None of all others."""
 
@@ -90,6 +91,15 @@ class Stage:
         return gradients
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A call that has no rule."""
+
+    problem: tuple[str, str, str]
+    given: tuple[Memory, ...]
+    """The memory of the tensors that it took."""
+
+
 @dataclass(eq=False)
 class Trace:
     """A pass forward and back."""
@@ -105,6 +115,17 @@ class Trace:
     """By name; those of a loss that is a module are ``loss.…``."""
 
     path_of_loss: str
+    refused: tuple[Refused, ...] = ()
+    """What has no rule and was passed by: the gradients of what it took are not known, nor of what that is made of."""
+
+    def is_refused_between(self, parameter: Quantity) -> bool:
+        """Whether something without a rule takes the parameter, or what is made of it."""
+        reached = {parameter}
+        for stage in self.stages:
+            if any(arg in reached for arg in stage.args if isinstance(arg, Quantity)):
+                reached.update(stage.outputs)
+        memories = {quantity.memory for quantity in reached}
+        return any(memory in memories for refused in self.refused for memory in refused.given)
 
     def quantities(self) -> Iterator[Quantity]:
         """All inputs, parameters and what was made of them, in the order of the forward."""
@@ -123,6 +144,13 @@ class _Recorder(Tape):
         self.may_ask = True  # it runs once, whatever forward reads
         self.recorded: list[tuple[Node, tuple[Any, ...], tuple[Tensor, ...]]] = []
         self.marks: dict[Value, str] = {}
+        self.refused: list[Refused] = []
+
+    def _go_on(self, output: Any, given: Any) -> Any:
+        if not isinstance(given, Tensor):  # of a tensor alone: what was refused has no output of its own
+            memories = tuple(self.program.value(t).memory for t in leaves_of(given, Tensor))
+            self.refused.append(Refused(self.problems[-1], memories))
+        return super()._go_on(output, given)
 
     def apply(self, rule: type[Rule], args: tuple[Any, ...]) -> Any:
         with without_torch_function():
@@ -156,7 +184,7 @@ def _view(tensor: Tensor) -> Tensor:
         return tensor.detach()
 
 
-def trace(model: Module, loss: Callable[..., Tensor], inputs: Any, target: Any) -> Trace:
+def trace(model: Module, loss: Callable[..., Tensor], inputs: Any, target: Any, *, passes_by: bool = False) -> Trace:
     """Run ``loss(model(inputs), target)`` forward and back.
 
     Args:
@@ -164,6 +192,7 @@ def trace(model: Module, loss: Callable[..., Tensor], inputs: Any, target: Any) 
         loss: a function or module of (output, target) that returns one number.
         inputs: a tensor, or a tuple of the model's arguments, or a mapping of them by name.
         target: what the loss takes besides the output.
+        passes_by: go on where a call has no rule, and leave it to the caller to ask what depends on it.
 
     Raises:
         NotDerivableError: the model does what has no rule; the message lists every place.
@@ -186,7 +215,7 @@ def trace(model: Module, loss: Callable[..., Tensor], inputs: Any, target: Any) 
         if tape.problems and not isinstance(error, NotDerivableError):
             raise NotDerivableError(tape.problems) from error
         raise
-    if tape.problems:
+    if tape.problems and not (passes_by and [refused.problem for refused in tape.refused] == tape.problems):
         raise NotDerivableError(tape.problems)
     if not isinstance(C, Tensor) or C.numel() != 1:
         found = f"a tensor of shape {tuple(C.shape)}" if isinstance(C, Tensor) else f"a {type(C).__name__}"
@@ -217,7 +246,7 @@ def _linked(tape: _Recorder, C: Tensor, output: Any, path: str) -> Trace:
             origin = CONSTANT if origin == HELD else origin
             kind = "target" if origin == INPUT and value.name.startswith("y") else origin
             name = "" if origin == CONSTANT else value.name
-            quantities[value] = Quantity(tensor, name, kind, mark=tape.marks.get(value))
+            quantities[value] = Quantity(tensor, name, kind, memory=value.memory, mark=tape.marks.get(value))
         return quantities[value]
 
     stages = []
@@ -234,7 +263,7 @@ def _linked(tape: _Recorder, C: Tensor, output: Any, path: str) -> Trace:
     cost = quantity(tape.program.value(C), _view(C))
     returned = pytree.tree_map_only(Tensor, lambda t: quantity(tape.program.value(t), _view(t)), output)
     _go_back(stages, cost)
-    return Trace(tuple(stages), cost, returned, parameters, path)
+    return Trace(tuple(stages), cost, returned, parameters, path, tuple(tape.refused))
 
 
 def _is_value(item: Any) -> bool:

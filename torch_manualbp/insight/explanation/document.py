@@ -128,7 +128,7 @@ def _autograd(e: Explanation) -> tuple[Notation, Notation, Notation]:
 
 
 def _matrices(e: Explanation) -> Iterator[Block]:
-    if not e.count_chains:
+    if not e.count_chains or _is_the_chain(e):
         return
     of = "" if e.count == 1 else f", {e.searched[0]}"
     if not e.chains:
@@ -152,11 +152,21 @@ def _matrices(e: Explanation) -> Iterator[Block]:
         )
 
 
+def _is_the_chain(e: Explanation) -> bool:
+    """Whether the one product of matrices is that of the numbers that the chain above it has."""
+    if len(e.chains) != 1:
+        return False
+    factors = [factor.numbers for factor in e.chains[0].factors]
+    numbers = [float(t) for t in factors if t is not None and t.numel() == 1]
+    return len(numbers) == len(factors) and numbers == [factor.value for factor in e.factors]
+
+
 def _matrix_rows(chain: MatrixChain, digits: int) -> Iterator[tuple[Notation, ...]]:
     for i, factor in enumerate(chain.factors):
         shape = "×".join(map(str, factor.shape)) or "1"
         so_far = _so_far(chain, i, factor, digits)
-        yield factor.symbol, words(shape), _numbers(factor.numbers, digits), so_far, factor.origin
+        origin = words("as above") if i == len(chain.factors) - 1 else factor.origin  # the chain's own last factor
+        yield factor.symbol, words(shape), _numbers(factor.numbers, digits), so_far, origin
 
 
 def _so_far(chain: MatrixChain, i: int, factor: MatrixFactor, digits: int) -> Notation:
@@ -179,9 +189,11 @@ def _paths(e: Explanation) -> Iterator[Block]:
         return
     d = e.significant
     zero = e.count_paths - e.count_nonzero_paths
-    every = "The only path" if e.count_paths == 1 else f"All {many(e.count_paths)} paths"
+    those = "the strongest term" if len(e.searched) == 1 else f"the {len(e.searched)} strongest terms"
+    of = f" of {those}" if e.count > len(e.searched) else ""
+    every = ("The only path" if e.count_paths == 1 else f"All {many(e.count_paths)} paths") + of
     strongest = "strongest" if len(e.paths) == 1 else f"{len(e.paths)} strongest"
-    some = f"The {strongest} of {many(e.count_paths)} paths"
+    some = f"The {strongest} of {many(e.count_paths)} paths{of}"
     yield Heading(2, words(every if len(e.paths) == e.count_paths else some))
     shown = sum(path.value for path in e.paths)
     known = f"The {len(e.paths)} shown sum up to " if len(e.paths) > 1 else "The one shown is "

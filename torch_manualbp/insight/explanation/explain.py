@@ -12,6 +12,7 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
 from torch_manualbp._progress import Progress
+from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.insight.explanation.chain import uses_of
 from torch_manualbp.insight.explanation.numbers import digits_of
 from torch_manualbp.insight.explanation.reference import autograd_value
@@ -42,7 +43,8 @@ def explain(
         ∂C/∂w_22⁽²⁾ = ∂C/∂a_2⁽³⁾ · f'(z_2⁽³⁾) · a_2⁽²⁾
 
     Args:
-        model: of layers of ``torch_manualbp.nn`` or ``torch.nn``, and operations that have rules.
+        model: of layers of ``torch_manualbp.nn`` or ``torch.nn``. What the weight goes through on its way to C has
+            rules; the rest of the model need not have them.
         loss: a function or module of (output, target) that returns one number.
         x: a tensor, or a tuple of the model's arguments, or a mapping of them by name.
         y: what the loss takes besides the output.
@@ -59,7 +61,7 @@ def explain(
         ValueError: there is no such parameter, nothing is learnt of it, C does not depend on it, the loss is not one
             number, or the model is compiled.
         IndexError: the parameter has no such entry.
-        NotDerivableError: the model does what has no rule; the message lists every place.
+        NotDerivableError: what has no rule takes the weight, or what is made of it; the message lists every place.
     """
     if paths < 0 or samples < 1:
         raise ValueError(f"paths={paths} and samples={samples}: the first is at least 0, the second at least 1")
@@ -69,12 +71,14 @@ def explain(
     forked = torch.random.fork_rng(devices=list(devices))
     with torch.inference_mode(False), forked, _buffers_kept(model, loss):
         random = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in devices]
-        passed = trace(model, loss, x, y)
+        passed = trace(model, loss, x, y, passes_by=True)
         torch.set_rng_state(random[0])
         for device, state in zip(devices, random[1], strict=True):
             torch.cuda.set_rng_state(state, device)
         reference = autograd_value(model, loss, x, y, asked)
     quantity = _quantity(passed, asked)
+    if passed.refused and (quantity is None or passed.is_refused_between(quantity)):
+        raise NotDerivableError([refused.problem for refused in passed.refused])
     uses = [] if quantity is None else uses_of(passed, quantity, asked.flat)
     if quantity is None or reference is None or not uses:
         raise ValueError(

@@ -89,9 +89,6 @@ class Story:
         except TooMuchError as error:
             notes.append(f"Paths were not looked for: {error}.")
             searched, found = [], _Found()
-        if len(order) > len(searched) > 0:
-            those = "the strongest term" if len(searched) == 1 else f"the {len(searched)} strongest terms"
-            notes.append(f"Paths are those of {those}.")
         if len(order) > 1:
             notes.append("Samples count from 1, as the indices of the symbols do.")
         value = float(self.products.sum())
