@@ -68,7 +68,9 @@ def test_no_file_is_written_unless_asked_for(pytester: pytest.Pytester) -> None:
     result.stdout.no_fnmatch_line("*gradient reports of*")
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["one process", "xdist"])
+@pytest.mark.parametrize(
+    "workers", [pytest.param([], id="one process", marks=pytest.mark.slow), pytest.param(["-n", "1"], id="xdist")]
+)
 def test_a_wrong_gradient_fails_the_test_and_the_file_has_every_report(
     pytester: pytest.Pytester, workers: list[str]
 ) -> None:

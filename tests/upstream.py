@@ -206,7 +206,12 @@ SLOW = {
     *((f"nn.{name}", test) for name in ("GRU", "LSTM") for test in ("test_grad", "test_gradgrad")),
     *(
         ("nn.LinearCrossEntropyLoss", test)
-        for test in ("test_pickle", "test_to_empty", "test_if_train_and_eval_modes_differ")
+        for test in (
+            "test_non_contiguous_tensors",
+            "test_pickle",
+            "test_to_empty",
+            "test_if_train_and_eval_modes_differ",
+        )
     ),
 }
 """Tests of upstream's that stand under the marker ``slow``: seconds each. gaussian_nll_loss has 324 samples, the next

@@ -48,9 +48,9 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }
 NUMBERS = {"bool": bool, "complex": complex, "float": float, "int": int}
 MOST_BITS = 4096
-"""Of a whole number: 9**9**9 would take hours."""
+"""Bits of a whole number at most: 9**9**9 would take hours."""
 MOST_ENTRIES = 1_000_000
-"""Of a list that is repeated."""
+"""Entries at most of a list that is repeated."""
 
 
 def _words(text: str) -> list[str]:
@@ -76,7 +76,7 @@ METHODS = {
     size split sub swapaxes t take to tolist type type_as unbind unflatten unfold uniform_ view
     """),
 }
-"""Of tensors."""
+"""Methods of tensors."""
 
 
 def data_names() -> dict[str, Any]:

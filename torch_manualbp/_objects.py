@@ -55,7 +55,7 @@ def add_model(parser: argparse.ArgumentParser, loss: str) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """And those by which it is told the data."""
+    """The options by which a command is told the data, too."""
     add, expression = parser.add_argument, "EXPRESSION"
     about = 'such as "randn(8, 4)"; again for each input'
     add("--input", action="append", required=True, metavar=expression, help=about)

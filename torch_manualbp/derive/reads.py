@@ -748,7 +748,7 @@ def _hooks_of_all_modules() -> list[Any]:
     ]
 
 
-# Whose code it is
+# The code's owner
 
 _PACKAGES = ("torch", "numpy", "torch_manualbp")
 _STDLIB = sysconfig.get_paths()["stdlib"]

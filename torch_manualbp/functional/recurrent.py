@@ -18,7 +18,7 @@ __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn_relu", "rnn_relu_cell", 
 Parameters = Sequence[Tensor]
 Sizes = tuple[int, ...]
 Layer = Callable[[Tensor, Sequence[Tensor], Parameters, bool, Sizes, bool], tuple[Tensor, ...]]
-"""Of rows, states, parameters, whether biases are among these, sizes and direction the rows and the last states."""
+"""Makes the rows and the last states of rows, states, parameters, whether biases are among these, sizes, direction."""
 
 
 @overridable

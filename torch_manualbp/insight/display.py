@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["entries", "of_calls", "of_layers"]
 
 MOST_ROWS, MOST_COLUMNS = 8, 10
-"""Of a tensor, above which its middle is left out."""
+"""Rows and columns of a tensor above which its middle is left out."""
 
 MOST_OPEN = 6
 """Layers whose δ is to be seen at once; of more it is to be opened."""

@@ -48,7 +48,7 @@ class Layout:
     """Whether neurons have their numbers below them."""
 
     places: tuple[tuple[Place, ...], ...]
-    """Of the neurons, column by column."""
+    """The neurons, column by column."""
 
     cost: Place
     labels: Mapping[Line, Place]

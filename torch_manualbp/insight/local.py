@@ -124,7 +124,7 @@ class Watch(TorchFunctionMode):
         """Whether such a pass is running."""
 
         self._thread, self._is_called_elsewhere = threading.get_ident(), False
-        """Whose calls are recorded, and whether others were made."""
+        """The thread whose calls are recorded, and whether others were made."""
 
         self._batch, self._has_come = 0, False
         """How many times a forward began after gradients had come, and whether some have since."""
@@ -360,7 +360,7 @@ class Physical:
         dims = list(range(t.dim())) if hidden else []
         order = [dims.pop(dim) for dim in reversed(hidden)] + dims
         self.order = order if order != sorted(order) else None
-        """Of its dimensions: the hidden ones first; None where they are so."""
+        """The order of its dimensions, the hidden ones first; None where they are so."""
 
     @property
     def shape(self) -> tuple[int, ...]:

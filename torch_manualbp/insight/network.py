@@ -35,7 +35,7 @@ class Layer:
     weight: Quantity
     bias: Quantity | None
     z: Quantity
-    """Of shape (*, out). Its ``gradient`` is δ."""
+    """A tensor of shape (*, out). Its ``gradient`` is δ."""
 
     activation: Stage | None
     """The activation that alone takes z: of every entry, or a softmax and the like."""
@@ -56,7 +56,7 @@ class Layer:
     """k, where the network is a chain of layers, each used once: W⁽ᵏ⁾ leads from a⁽ᵏ⁾, where a⁽¹⁾ = x, to z⁽ᵏ⁺¹⁾."""
 
     is_last: bool = False
-    """Of a chain: its output is the network's."""
+    """Whether it is the last of a chain: its output is the network's."""
 
 
 def layers_of(trace: Trace) -> tuple[Layer, ...]:

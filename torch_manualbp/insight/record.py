@@ -51,7 +51,7 @@ class Call:
     """Whether a is another tensor than z."""
 
     shape: tuple[int, ...] = ()
-    """Of z."""
+    """The shape of z."""
 
     asks: bool = False
     """Whether z asks for a gradient, so that δ can come."""

@@ -256,7 +256,7 @@ def as_numbers(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str
 
 
 def _quantiles(rows: Tensor) -> Tensor:
-    """Of the absolute values of each row, to the nearest number; NaN counts as the largest."""
+    """Quantiles of the absolute values of each row, to the nearest number; NaN counts as the largest."""
     ranks = [round(q * (rows.shape[1] - 1)) for q in QUANTILES]
     return rows.abs().sort(1).values[:, ranks]
 

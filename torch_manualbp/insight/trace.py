@@ -44,7 +44,7 @@ class Quantity:
     used_by: list[Stage] = field(default_factory=list)
     memory: Memory | None = None
     mark: str | None = None
-    """Of what an opened rule makes, which of several it is, as ``"t=3"``, or nothing; None of all others."""
+    """Which of several it is that an opened rule makes, as ``"t=3"``, or nothing; None of all others."""
 
 
 @dataclass(eq=False)

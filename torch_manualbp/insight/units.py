@@ -19,7 +19,7 @@ __all__ = ["dead_and_saturated", "of_this_process", "spread", "unit_dim"]
 CHANNELS_SECOND = (AnyBatchNorm, torch.nn.GroupNorm)
 
 SATURATED = 0.05
-"""Of the activation's greatest slope."""
+"""A share of the activation's greatest slope."""
 
 SLOPES = 1 << 14
 """Numbers, of at least 16 samples, that the share of saturated units is estimated from."""
@@ -63,7 +63,7 @@ def dead_and_saturated(
 
 
 def of_this_process(t: Tensor) -> Tensor:
-    """Of a tensor that is spread over processes the share of this one, which takes no exchange with the others."""
+    """The share of this process of a tensor that is spread over several, which takes no exchange with the others."""
     if type(t) is Tensor or not hasattr(t, "to_local"):  # as DTensor has, whose import takes long
         return t
     share: Tensor = t.to_local()
@@ -138,7 +138,7 @@ def _learning_units(slope: Tensor, unit_dim: int) -> Tensor:
 
 
 def _greatest_slope(f: Any, z: Tensor, slope: Tensor) -> Tensor:
-    """Of the activation between -8 and 8, where all of torch's have theirs."""
+    """The greatest slope of the activation between -8 and 8, where all of torch's have theirs."""
     return _greatest_known_slope(f, z.dtype, z.device) if _is_known(f) else slope.max()
 
 

@@ -92,7 +92,7 @@ class _Heads:
 
 
 def _part(mask: Tensor, rows: slice, n: int) -> Tensor:
-    """Of a head's mask, which broadcasts, these rows and the first n columns."""
+    """These rows and the first n columns of a head's mask, which broadcasts."""
     mask = mask[rows] if mask.shape[0] > 1 else mask
     return mask[:, :n] if mask.shape[1] > 1 else mask
 

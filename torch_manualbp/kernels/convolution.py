@@ -56,7 +56,7 @@ def _of_each_channel(a: Tensor, delta: Tensor, window: Sizes, stride: Sizes, pad
 def input_gradient(
     delta: Tensor, W: Tensor, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Any:
-    """Of one entry it is a convolution, too, which takes 6.3 ms for the 8.5 of the transposed one at 8×128×56×56."""
+    """A window of one entry is a convolution, which takes 6.3 ms for the 8.5 of the transposed one at 8×128×56×56."""
     if not _is_of_one_entry(W.shape[2:], stride, padding, groups) or W.is_complex():
         return NotImplemented
     return CONVOLUTIONS[len(size) - 1](delta, W.transpose(0, 1), None, stride, padding, dilation)

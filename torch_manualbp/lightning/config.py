@@ -38,7 +38,7 @@ PACKAGES = (
 
 BASES = (torch.nn.Module, torch.optim.Optimizer, LRScheduler)
 MOST_LEVELS, MOST_ENTRIES = 100, 1_000_000
-"""Of a configuration: beyond that it holds itself, or was made to fill the memory."""
+"""Levels and entries of a configuration at most: beyond that it holds itself, or was made to fill the memory."""
 
 
 def instantiate(

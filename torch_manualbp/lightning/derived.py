@@ -54,7 +54,7 @@ class DerivedEngine:
         """Arguments of :class:`~torch_manualbp.TrainStep`."""
 
         self.step: TrainStep | None = None
-        """Of the optimizer of the running fit, or of the last one."""
+        """The step of the optimizer of the running fit, or of the last one."""
 
         self.layers: list[KeptLayer] = []
         """What :class:`~torch_manualbp.TrainStep` has of its layers, of the training steps since ``keep_layers`` was
@@ -68,7 +68,7 @@ class DerivedEngine:
         """What makes the training step that runs, where its update is part of it."""
 
         self._defining: dict[tuple[type, Any], bool] = {}
-        """Of this fit, which classes define what; see :meth:`is_defined_by`."""
+        """Which classes define what, in this fit; see :meth:`is_defined_by`."""
 
     def __reduce__(self) -> Any:
         """A copy of the module has parameters of its own, and derives programs of its own."""

@@ -223,8 +223,8 @@ def _keeps_arguments(args: tuple[Any, ...]) -> bool:
 
 
 def learning(args: Iterable[Any]) -> list[bool]:
-    """Of which arguments a forward may take it that a gradient is asked; of none under torch.func's transforms, where
-    ``setup_context`` sees others."""
+    """Which arguments a forward may take for ones whose gradient is asked for: none under torch.func's transforms,
+    where ``setup_context`` sees others."""
     if is_transformed():
         return [False for _ in args]
     return [isinstance(t, Tensor) and t.requires_grad for t in args]

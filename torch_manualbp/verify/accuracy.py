@@ -473,7 +473,7 @@ def _brief(a: Any) -> str:
 
 
 def _have_nan(args: Sequence[Any], pointwise: bool) -> Tensor:
-    """Of each point, whether it has NaN among its arguments; of samples, which have none, that not."""
+    """Whether each point has NaN among its arguments; of samples, which have none, that not."""
     has_nan = torch.tensor(False)
     if pointwise:
         for a in args:

@@ -15,7 +15,7 @@ STEP = 2.0**-30
 """By which numbers are moved off a kink, relatively to their size; in float32, 2⁻¹²."""
 
 JUMP = 1e-4
-"""Of the largest entry: by as much one-sided derivatives differ on a kink, and no smooth function's."""
+"""A share of the largest entry: by as much one-sided derivatives differ on a kink, and no smooth function's."""
 
 DRAWS = 6
 

@@ -60,7 +60,7 @@ class Row:
     """In a matrix the rule, layer or target that it is about; and which sample of it."""
     sample: str = ""
     kind: str = ""
-    """Of what is wrong: "value", "robustness" or "advice"."""
+    """The kind of what is wrong: "value", "robustness" or "advice"."""
     compares: bool = False
     """Whether the gradient was compared with a right one."""
 

@@ -33,7 +33,7 @@ class Axes:
 
     def __init__(self, trace: Trace) -> None:
         self._samples: dict[Quantity, int] = {}
-        """Of images: how many dimensions count samples, 1 or, of a single image, 0."""
+        """How many dimensions of images count samples: 1 or, of a single image, 0."""
 
         self._order: dict[Quantity, tuple[int, ...]] = {}
         """Where dimensions have changed places: which of the input's each is."""

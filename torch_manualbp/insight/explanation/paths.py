@@ -104,7 +104,7 @@ def _from_C_back(graph: Graph) -> list[Quantity]:
 
 
 def _best_from(graph: Graph, quantity: Quantity, parts: list[int], best: dict[Quantity, _Best], k: int) -> _Best:
-    """Of all ways that leave the entries of a quantity the k strongest of each."""
+    """The k strongest ways that leave each entry of a quantity."""
     entry: list[Tensor] = []
     product: list[Tensor] = []
     part: list[Tensor] = []
@@ -137,7 +137,7 @@ def _best_from(graph: Graph, quantity: Quantity, parts: list[int], best: dict[Qu
 
 
 def _strongest(entry: Tensor, product: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Of each entry the k of the largest |product|, and which of these each is."""
+    """The k of the largest |product| of each entry, and which of these each is."""
     each = int((entry == entry[0]).sum()) if len(entry) else 0
     if each and len(entry) % each == 0 and (entry.view(-1, each) == entry[::each, None]).all():
         # As many of every entry, one after another, as of a layer's weights: 0.3 ms for 256×1024, sorting 48.

@@ -95,7 +95,7 @@ class Explanation:
     """The same of autograd."""
 
     count: int
-    """Of how many terms ``value`` is the sum."""
+    """How many terms ``value`` is the sum of."""
 
     products: Tensor
     """All of them, in the order of the samples."""

@@ -36,7 +36,7 @@ from torch_manualbp.insight.page.make import report
 __all__ = ["add_arguments", "main"]
 
 MOST_BYTES = 256 * 2**20
-"""Of a history; what has no end, such as ``/dev/zero``, has more."""
+"""The size of a history at most; what has no end, such as ``/dev/zero``, has more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -81,7 +81,7 @@ class _Terms:
 
 
 def _terms(stage: Stage) -> _Terms | None:
-    """Of the costs whose terms are known, on rows of real numbers."""
+    """The costs whose terms are known, on rows of real numbers."""
     s, y = (arg.tensor if isinstance(arg, Quantity) else arg for arg in stage.args[:2])
     if s.dim() not in (1, 2) or not s.is_floating_point():
         return None

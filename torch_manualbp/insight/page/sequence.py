@@ -85,7 +85,7 @@ def _heads(P: Quantity) -> list[dict[str, Any]]:
 
 
 def _grid(t: Tensor, largest: float) -> list[list[tuple[float, str, float]]]:
-    """Of each entry the number, its sign and how strong it is, from 0 to 1."""
+    """The number of each entry, its sign and how strong it is, from 0 to 1."""
     return [[_cell(value, largest) for value in row] for row in t[:MOST_POSITIONS, :MOST_POSITIONS].double().tolist()]
 
 

@@ -24,7 +24,7 @@ from torch_manualbp.rules.rule import RuleWithByproducts, in_dtype, widened
 __all__ = ["GroupNorm"]
 
 TOGETHER, SHARED = (2, 3), (0, 3)
-"""Of samples, groups, channels of a group and places: what is normalised together, and what shares a w and a b."""
+"""Which of samples, groups, channels in it and places: what is normalised together, and what shares a w and a b."""
 
 
 class GroupNorm(RuleWithByproducts):

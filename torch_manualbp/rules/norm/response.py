@@ -62,7 +62,7 @@ def around(z: Tensor, n: int, alpha: float, k: float) -> Tensor:
 
 
 def sum_of_channels(t: Tensor, before: int, after: int) -> Tensor:
-    """Of each channel the sum of itself, of so many before it and so many after it."""
+    """The sum of each channel itself, of so many before it and so many after it."""
     padded, channels = F.pad(t.movedim(1, -1), (before, after)), t.shape[1]
     shifted = [padded.narrow(-1, i, channels) for i in range(before + after + 1)]
     return sum(shifted[1:], start=shifted[0]).movedim(-1, 1)

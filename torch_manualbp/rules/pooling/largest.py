@@ -174,5 +174,5 @@ def _narrowed(i: Tensor, z: Tensor, dimensions: int) -> Tensor:
 
 
 def own(t: Tensor, dimensions: int) -> Tensor:
-    """Of sequences ATen returns a view, and what a Function returns as a view may not be changed in place."""
+    """No view, as ATen returns of sequences: what a Function returns as a view may not be changed in place."""
     return unsafe_view(t, t.shape) if dimensions == 1 else t

@@ -147,6 +147,6 @@ def _remember(ctx: Any, tensors: list[Tensor], output: Tensor) -> None:
 
 
 def _tangents(ctx: Any, tangents: tuple[Tensor | None, ...]) -> list[Tensor]:
-    """Of each tensor its tangent, or zeros where it has none."""
+    """The tangent of each tensor, or zeros where it has none."""
     some = next(t for t in tangents if t is not None)
     return [some.new_zeros(shape) if t is None else t for t, shape in zip(tangents, ctx.shapes, strict=True)]

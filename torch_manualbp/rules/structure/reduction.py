@@ -74,7 +74,7 @@ class Mean(_OverDimensions):
 
 
 def summed(shape: tuple[int, ...], dims: tuple[int, ...] | None) -> list[bool]:
-    """Of each dimension whether it is summed over. For a number, dimensions 0 and −1 are it."""
+    """Whether each dimension is summed over. For a number, dimensions 0 and −1 are it."""
     if dims is None:
         return [True] * len(shape)
     positions = [d % max(len(shape), 1) for d in dims]

@@ -23,7 +23,7 @@ SCANNED = (-33.1, -21.3, -12.7, *(-8.03 + 0.2 * i for i in range(81)), 12.7, 21.
 """The numbers that one entry takes, to see where its gradient jumps. Most kinks are at 0, ±½, ±1, ±3 or 6."""
 
 INTERVALS = 6
-"""Of all intervals between these, those with the largest differences are bisected."""
+"""How many of the intervals between these are bisected, those with the largest differences."""
 
 MANY = 50_000
 """Numbers in all leaves, above which fewer points are scanned."""

@@ -146,7 +146,7 @@ def every_rank(trial: Trial) -> Iterator[Row]:
 
 
 def empty_batches(trial: Trial) -> Iterator[Row]:
-    """Of an empty batch, at every rank that torch takes, value and gradients are the twin's."""
+    """Value and gradients of an empty batch are the twin's, at every rank that torch takes."""
     return _same_in(trial, [at for shape in EMPTY_BATCHES for at in in_shape(trial, shape)])
 
 

@@ -218,7 +218,7 @@ def written_over(trial: Trial, leaves: Sequence[Tensor], before: Sequence[Tensor
 
 
 def randomness(trial: Trial) -> Iterator[Row]:
-    """Of the same seed the outputs are the same; and whatever is drawn, backward is that of what forward drew: other
+    """The same seed gives the same outputs; and whatever is drawn, backward is that of what forward drew: other
     random numbers in between change nothing."""
     at, seed = trial.exact, trial.subject.seed
     with torch.no_grad():

@@ -47,7 +47,7 @@ class Scan:
         return torch.stack(rows)
 
     def pairs(self, points: Sequence[float] | Tensor, upstream: Sequence[float] | Tensor, plain: bool) -> Tensor:
-        """Of a packed scan the gradient at each point with its own upstream gradient: (points)."""
+        """The gradient of a packed scan at each point with its own upstream gradient: (points)."""
         found = []
         like = self.start[self.leaf]
         n = like.numel()

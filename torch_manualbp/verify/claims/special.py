@@ -45,7 +45,7 @@ def minus_nan(dtype: torch.dtype) -> Tensor:
 
 
 def special_inputs(trial: Trial) -> Iterator[Row]:
-    """Of a function of single numbers the gradient at every special number (±0, ±1, ±∞, NaN, ε) with every special
+    """The gradient of a function of single numbers at every special number (±0, ±1, ±∞, NaN, ε) with every special
     upstream gradient is autograd's. NaN of numbers that are none is no reference, nor is what ATen's
     kernels say one way in their vectors and another beside them. Of any other: NaN in an entry of the first input
     spreads as in autograd."""

@@ -42,7 +42,7 @@ ROUNDINGS = 4.0
 none is off by more than 3.3 there; a GELU rounded to bfloat16 at every step is off by 8."""
 
 BESIDE = 2.0**-16
-"""Of the largest entry, what an entry may be smaller before it is not looked at as closely as the others."""
+"""How much smaller than the largest entry one may be before it is not looked at as closely as the others."""
 
 OF_SEVERAL = 32.0
 """The same where several Functions follow each other, each of which rounds what the next is given."""

@@ -45,7 +45,7 @@ class SoftmaxDiagonal(Softmax):
 
 @planted("softmax, over samples", "missing sum", "Σ a ∂C/∂a runs over the samples", _square)
 class SoftmaxOverSamples(Softmax):
-    """Of a square the sum over the samples has the shape that broadcasts too."""
+    """The sum over the samples of a square has the shape that broadcasts too."""
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> Any:
@@ -192,7 +192,7 @@ class RowScale(Function):
     _row_scale,
 )
 class RowScaleSummedOverRows(RowScale):
-    """Of a square the sum over the rows has as many numbers."""
+    """The sum over the rows of a square has as many numbers."""
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
