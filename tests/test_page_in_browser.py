@@ -15,7 +15,7 @@ import torch
 from attention_pages import attention_report
 from browser import CONTRAST, Browser, started
 
-from torch_manualbp import nn
+from torch_manualbp import explain, nn
 from torch_manualbp.insight import report
 from torch_manualbp.insight.statistics import STATISTICS
 
@@ -407,6 +407,23 @@ def test_a_weight_is_chosen_from_lists(browser: Browser, article_page: Path) -> 
 
 
 # Several samples
+
+
+def test_the_numbers_of_a_weight_are_those_that_explain_prints(browser: Browser, samples_page: Path) -> None:
+    torch.manual_seed(1)
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    model = small(3, 4, 2).double()
+    open_at_the_end(browser, samples_page)
+    for layer, name, index in ((1, "0.weight", (3, 1)), (2, "2.weight", (1, 2))):
+        choose(browser, f"e-{layer}-{index[0]}-{index[1]}")
+        e = explain(model, nn.MSELoss(), x, y, name, index, samples=5)
+        factors = [factor.value for factor in e.samples[0].factors]
+        assert browser.js(f"return {FACTORS}") == pytest.approx(factors, rel=1e-14)
+        rows = browser.js(
+            "return [...document.querySelectorAll('.terms:has(caption) tbody td')].map((t) => Number(t.dataset.value))"
+        )
+        assert rows[:3] == pytest.approx(e.products[:3].tolist(), rel=1e-14)
+        assert rows[4] == pytest.approx(e.value, rel=1e-14)
 
 
 def test_the_gradient_is_the_sum_over_samples(browser: Browser, samples_page: Path) -> None:
