@@ -178,6 +178,13 @@ def test_the_layers_of_a_chain_have_the_articles_numbers(reduce: Any) -> None:
         assert [row[3] for row in record.table()[1]] == numbers
 
 
+def test_layers_that_an_explanation_calls_by_name_have_no_numbers() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 2), torch.nn.BatchNorm1d(2), torch.nn.ReLU(), nn.Conv1d(2, 1, 2))
+    with local_gradients(model) as record:
+        model(torch.ones(2, 1, 5)).square().sum().backward()
+    assert [row[3] for row in record.table()[1]] == ["δ"] * 4
+
+
 def test_a_report_says_what_is_wrong(displays: dict[str, Any]) -> None:
     right, wrong = displays["Report"]._repr_html_(), displays["Report, wrong"]._repr_html_()
     assert '<p class="ok">✓ Sequential: correct (' in right

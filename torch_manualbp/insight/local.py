@@ -206,7 +206,7 @@ class Watch(TorchFunctionMode):
             return
         output = kwargs_and_output[-1]
         call, z = self._pending[module].pop()
-        self.record.add(call, type(module).__name__)
+        self.record.add(call, type(module).__name__, isinstance(module, torch.nn.Linear))
         made = _first_tensor(output)
         if made is None:
             return

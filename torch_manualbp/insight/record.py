@@ -129,10 +129,13 @@ class Layer(Sequence[Call]):
     Each raises ``RuntimeError`` where there were several calls, or none.
     """
 
-    def __init__(self, name: str, kind: str) -> None:
+    def __init__(self, name: str, kind: str, is_linear: bool = False) -> None:
         self.name = name
         self.kind = kind
         """The name of the module's class."""
+
+        self.is_linear = is_linear
+        """Whether it is a layer of neurons that take all of what comes in, as the article's are."""
 
         self.all_calls: list[Call] = []
 
@@ -202,10 +205,10 @@ class LocalGradients(Mapping[str, Layer]):
         self._layers: dict[str, Layer] = {}
         self._aliases = dict(aliases or {})
 
-    def add(self, call: Call, kind: str) -> None:
+    def add(self, call: Call, kind: str, is_linear: bool = False) -> None:
         """Take a call down."""
         if call.layer not in self._layers:
-            self._layers[call.layer] = Layer(call.layer, kind)
+            self._layers[call.layer] = Layer(call.layer, kind, is_linear)
         self._layers[call.layer].all_calls.append(call)
 
     def calls(self) -> Iterator[Call]:
@@ -242,11 +245,12 @@ class LocalGradients(Mapping[str, Layer]):
         return ["layer", "class", "shape of z", "δ", "‖δ‖"], rows
 
     def symbols(self) -> dict[int, str]:
-        """δ⁽²⁾, δ⁽³⁾ and so on by the ids of their z, where the layers with weights form a chain: layer 1 is the input,
-        as in the article. Empty where they do not, or one is called twice."""
+        """δ⁽²⁾, δ⁽³⁾ and so on by the ids of their z, where the layers with weights are linear and form a chain: layer 1
+        is the input, as in the article. Empty where they do not, or one is called twice: an explanation has names there."""
         weighted = [call for call in self.calls() if call.z is not call.x]
         names = [call.layer for call in weighted]
         is_chain = all(after.x is before.a for before, after in itertools.pairwise(weighted))
+        is_chain = is_chain and all(self._layers[name].is_linear for name in names)
         if not is_chain or len(set(names)) < len(names):
             return {}
         return {id(call.z): f"δ⁽{str(n).translate(RAISED)}⁾" for n, call in enumerate(weighted, 2)}
