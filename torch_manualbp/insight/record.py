@@ -245,8 +245,9 @@ class LocalGradients(Mapping[str, Layer]):
         return ["layer", "class", "shape of z", "δ", "‖δ‖"], rows
 
     def symbols(self) -> dict[int, str]:
-        """δ⁽²⁾, δ⁽³⁾ and so on by the ids of their z, where the layers with weights are linear and form a chain: layer 1
-        is the input, as in the article. Empty where they do not, or one is called twice: an explanation has names there."""
+        """δ⁽²⁾, δ⁽³⁾ and so on by the ids of their z, where the layers with weights are linear and form a chain:
+        layer 1 is the input, as in the article. Empty where they do not, or one is called twice; an explanation has
+        names there."""
         weighted = [call for call in self.calls() if call.z is not call.x]
         names = [call.layer for call in weighted]
         is_chain = all(after.x is before.a for before, after in itertools.pairwise(weighted))
