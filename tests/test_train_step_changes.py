@@ -698,3 +698,26 @@ def test_tuples_of_tensors_are_served_by_the_last_program() -> None:
         assert (served[0], served[-1]) == (False, not is_one)
     for p, q in zip(model.parameters(), stock.parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+size_of_script = 0
+"""A global of the name that an attribute of the model has, as a script's loops leave behind."""
+
+
+class _OfAttributes(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.size_of_script = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.size_of_script(x)
+        return out
+
+
+def test_a_global_of_an_attributes_name_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _OfAttributes()
+    step = TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    for i in range(3):
+        monkeypatch.setitem(globals(), "size_of_script", i + 1)
+        step(torch.randn(4, 3), torch.randn(4, 2))
+    assert len(step._programs) == 1

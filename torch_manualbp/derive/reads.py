@@ -18,6 +18,7 @@ import collections
 import collections.abc
 import contextvars
 import ctypes
+import dis
 import enum
 import functools
 import gc
@@ -250,9 +251,10 @@ class Reads:
         for code, scope in self.executed.codes.items():
             if not _is_trusted(code) or _is_layer_code(code):
                 names = wanted.setdefault(id(scope), set())
-                names.update(code.co_names)
-                if not BY_ANY_NAME.isdisjoint(code.co_names):
-                    names.update(_texts_in(code.co_consts))
+                if BY_ANY_NAME.isdisjoint(code.co_names):
+                    names.update(_globals_in(code))
+                else:
+                    names.update(code.co_names, _texts_in(code.co_consts))
                 scopes[id(scope)] = scope
         for key, scope in scopes.items():
             place = Place("", f"global {{}} of {scope.get('__name__')}")
@@ -368,7 +370,7 @@ class Reads:
             return
         if ran or not self.executed.is_complete:
             self.names.update(function.__code__.co_names)
-            self._add_dict(function.__globals__, frozenset(function.__code__.co_names).__contains__, place.at(": {}"))
+            self._add_dict(function.__globals__, _globals_in(function.__code__).__contains__, place.at(": {}"))
         elif not self.executed.ran(function):
             return
         self._probe(function, operator.attrgetter("__code__", "__defaults__", "__kwdefaults__"), place)
@@ -643,6 +645,15 @@ def _either(one: Callable[[str], bool], other: Callable[[str], bool]) -> Callabl
 
 def _filled(place: Place, name: str) -> Place:
     return Place(place.path, place.text.replace("{}", name, 1), place.depth)
+
+
+@functools.lru_cache(1024)
+def _globals_in(code: types.CodeType) -> frozenset[str]:
+    """The globals that code names. ``co_names`` has attributes, too: ``self.n`` is not the ``n`` of a script's loop."""
+    if not BY_ANY_NAME.isdisjoint(code.co_names):
+        return frozenset(code.co_names)
+    of_names = [item for item in dis.get_instructions(code) if item.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    return frozenset(item.argval for item in of_names)
 
 
 def _texts_in(constants: tuple[Any, ...]) -> Iterator[str]:

@@ -439,7 +439,8 @@ class TrainStep:
             except OddStateError:
                 self._is_odd = True
                 return self._through_gradients(inputs, target)
-            self.skipped += self._programs[-1].derived.skipped
+            if self._programs[-1].derived.skipped:  # what is assigned counts as changed, also the same number
+                self.skipped += 1
             return C
 
     def backward(self, inputs: Any, target: Any, share: float = 1.0) -> Tensor:
