@@ -17,6 +17,7 @@ from torch_manualbp.kernels import (
     norm,
     products,
     projected,
+    recurrent,
     softmax,
 )
 from torch_manualbp.kernels.compiled import compile_formulas
@@ -36,6 +37,7 @@ __all__ = [
     "norm",
     "products",
     "projected",
+    "recurrent",
     "softmax",
     "use_onednn",
 ]

@@ -24,7 +24,6 @@ from torch_manualbp.rules.recording import recorder
 __all__ = [
     "is_faster_in_onednn",
     "onednn_linear",
-    "outweighs_transposing",
     "times_transposed",
     "use_onednn",
     "uses_onednn",
@@ -33,10 +32,11 @@ __all__ = [
 LARGE_PRODUCT = 1 << 22
 """Multiplications from which on oneDNN's product is the faster one."""
 
-WIDE, SAMPLES = 256, 8
+WIDE, SAMPLES, FEW_SAMPLES = 256, 8, 128
 """How wide a has to be for δᵀ a to outweigh that oneDNN wants δ transposed (2048×64 by 64 takes 1.6 times as long as by
 MKL, 512×100 by 1000 1.3 times), and how many samples there have to be to outweigh that it adds to nothing (a single one
-takes four times as long)."""
+takes four times as long). Where there are more samples than a few, δ may be no wider than a: 768×512 by 128 takes 1.2
+times as long as by MKL, 3200×1024 by 256 1.1 to 1.35 times, 1024×384 by 1536 0.94."""
 
 _uses_onednn: bool | None = None
 
@@ -103,7 +103,7 @@ def input_gradient(delta: Tensor, W: Tensor, like: Tensor | None = None) -> Tens
 def weight_gradient(delta: Tensor, a: Tensor) -> Tensor:
     """δᵀ a."""
     rows, a_rows = samples_as_rows(delta), samples_as_rows(a)
-    if outweighs_transposing(a_rows) and is_faster_in_onednn(rows.numel() * a_rows.shape[1], rows, a_rows):
+    if _outweighs_transposing(rows, a_rows) and is_faster_in_onednn(rows.numel() * a_rows.shape[1], rows, a_rows):
         return onednn_linear(rows.t(), a_rows.t(), None, "none", [], "")
     return plain(linear_weight_gradient)(delta, a)
 
@@ -139,9 +139,10 @@ def times_transposed(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.T
 
 
-def outweighs_transposing(a: Tensor) -> bool:
-    """Whether the product δᵀ a is worth a transposed δ and a ∂C/∂W of its own: a (samples, in)."""
-    return a.shape[1] >= WIDE and a.shape[0] >= SAMPLES
+def _outweighs_transposing(delta: Tensor, a: Tensor) -> bool:
+    """Whether the product δᵀ a is worth a transposed δ and a ∂C/∂W of its own: δ (samples, out), a (samples, in)."""
+    samples, wide = a.shape
+    return wide >= WIDE and samples >= SAMPLES and (samples <= FEW_SAMPLES or delta.shape[1] <= wide)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from torch_manualbp.rules.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
 from torch_manualbp.rules.recurrent.times import Sizes, before, final, in_order, resized
-from torch_manualbp.rules.rule import RuleWithByproducts, in_dtype, widened
+from torch_manualbp.rules.rule import RuleWithByproducts, formula, in_dtype, widened
 
 __all__ = ["LSTM"]
 
@@ -60,22 +60,8 @@ class LSTM(RuleWithByproducts):
         reverse: bool,
     ) -> tuple[Tensor, ...]:
         dtype = x.dtype
-        x, h0, c0, W, U = map(widened, (x, h0, c0, W, U))
-        z = F.linear(x, W, None if b is None else widened(b)).split(sizes)
-        h, c, out = h0, c0, len(U) // 4
-        hs, cs, gates = [h] * len(sizes), [c] * len(sizes), [c] * len(sizes)
-        for t in in_order(sizes, reverse):
-            h, c = resized(h, sizes[t], h0), resized(c, sizes[t], c0)
-            z_if, z_g, z_o = torch.addmm(z[t], h, U.t()).split((2 * out, out, out), 1)
-            i_f, g, o = torch.sigmoid(z_if), torch.tanh(z_g), torch.sigmoid(z_o)
-            i, f = i_f.chunk(2, 1)
-            c = f * c + i * g
-            h = o * torch.tanh(c)
-            if V is not None:
-                h = F.linear(h, widened(V))
-            hs[t], cs[t], gates[t] = h, c, torch.cat([i_f, g, o], 1)
-        made = torch.cat(hs), final(hs, sizes, reverse), final(cs, sizes, reverse), torch.cat(cs), torch.cat(gates)
-        return tuple([t.to(dtype) for t in made])
+        x, h0, c0, W, U, b, V = map(_wide, (x, h0, c0, W, U, b, V))
+        return tuple([t.to(dtype) for t in states(x, h0, c0, W, U, b, V, sizes, reverse)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -109,39 +95,17 @@ class LSTM(RuleWithByproducts):
         sizes, reverse, dtype = ctx.sizes, ctx.reverse, kept_gates.dtype
         needs_dx, needs_dh0, needs_dc0, needs_dW, needs_dU, needs_db, needs_dV, _, _ = ctx.needs_input_grad
         c0 = torch.zeros_like(c[: sizes[0]]) if c0 is None else c0
-        through_z, through_c, f, m = jacobian_of_time(gates, c, before(c0, c, sizes, reverse))
-        of_gates = None if dgates is None else _wide(dgates) * slopes(gates).conj()
-        through_z, through_c, f = (t.conj().split(sizes) for t in (through_z, through_c, f))
-        U_conj, V_conj = (None if t is None else t.conj() for t in (U, V))
-        zero_h = through_c[0].new_zeros(sizes[0], c.shape[1] if V is None else V.shape[0])
-        dh_t = dh_n = zero_h if dh_n is None else _wide(dh_n)
-        dc_t = dc_n = torch.zeros_like(c0) if dc_n is None else _wide(dc_n)
-        above_h, above_c, above_z = (None if d is None else _wide(d).split(sizes) for d in (dh, dc, of_gates))
-        deltas, dhs, dh_before, dc_before = ([dh_t] * len(sizes) for _ in range(4))
-        for t in in_order(sizes, not reverse):
-            dh_t, dc_t = resized(dh_t, sizes[t], dh_n), resized(dc_t, sizes[t], dc_n)
-            if above_h is not None:
-                dh_t = dh_t + above_h[t]
-            dm = dh_t if V_conj is None else dh_t @ V_conj
-            dc_t = torch.addcmul(dc_t, dm, through_c[t])
-            if above_c is not None:
-                dc_t = dc_t + above_c[t]
-            delta = torch.cat([dc_t, dc_t, dc_t, dm], 1) * through_z[t]
-            if above_z is not None:
-                delta = delta + above_z[t]
-            deltas[t], dhs[t] = delta, dh_t
-            if U_conj is not None:
-                dh_t = dh_before[t] = delta @ U_conj
-            dc_t = dc_before[t] = dc_t * f[t]
-        delta = torch.cat(deltas)
+        dh, dh_n, dc_n, dc, dgates = map(_wide, (dh, dh_n, dc_n, dc, dgates))
+        of_times = deltas(gates, c, h0, c0, U, V, dh, dh_n, dc_n, dc, dgates, sizes, reverse)
+        delta, dh0, dc0, h_before, dhs, m = of_times
         gradients = (
             linear_input_gradient(delta, W) if needs_dx else None,
-            final(dh_before, sizes, not reverse) if needs_dh0 else None,
-            final(dc_before, sizes, not reverse) if needs_dc0 else None,
+            dh0 if needs_dh0 else None,
+            dc0 if needs_dc0 else None,
             linear_weight_gradient(delta, x) if needs_dW else None,
-            linear_weight_gradient(delta, _hidden_before(h0, m, V, sizes, reverse)) if needs_dU else None,
+            linear_weight_gradient(delta, h_before) if needs_dU else None,
             linear_bias_gradient(delta) if needs_db else None,
-            linear_weight_gradient(torch.cat(dhs), m) if needs_dV else None,
+            linear_weight_gradient(dhs, m) if needs_dV else None,
         )
         return *[None if g is None else in_dtype(dtype, g) for g in gradients], None, None
 
@@ -191,6 +155,86 @@ class LSTM(RuleWithByproducts):
         return tuple([t.to(dtype) for t in made])
 
 
+@formula(by="whole")
+def states(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    W: Tensor,
+    U: Tensor,
+    b: Tensor | None,
+    V: Tensor | None,
+    sizes: Sizes,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    """h of all times, the last h and c of each sample, c of all times, and the gates."""
+    z = F.linear(x, W, b).split(sizes)
+    h, c, out = h0, c0, len(U) // 4
+    hs, cs, gates = [h] * len(sizes), [c] * len(sizes), [c] * len(sizes)
+    for t in in_order(sizes, reverse):
+        h, c = resized(h, sizes[t], h0), resized(c, sizes[t], c0)
+        z_if, z_g, z_o = torch.addmm(z[t], h, U.t()).split((2 * out, out, out), 1)
+        i_f, g, o = torch.sigmoid(z_if), torch.tanh(z_g), torch.sigmoid(z_o)
+        i, f = i_f.chunk(2, 1)
+        c = f * c + i * g
+        h = o * torch.tanh(c)
+        if V is not None:
+            h = F.linear(h, V)
+        hs[t], cs[t], gates[t] = h, c, torch.cat([i_f, g, o], 1)
+    return torch.cat(hs), final(hs, sizes, reverse), final(cs, sizes, reverse), torch.cat(cs), torch.cat(gates)
+
+
+@formula(by="whole")
+def deltas(
+    gates: Tensor,
+    c: Tensor,
+    h0: Tensor | None,
+    c0: Tensor,
+    U: Tensor | None,
+    V: Tensor | None,
+    dh: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    dc: Tensor | None,
+    dgates: Tensor | None,
+    sizes: Sizes,
+    reverse: bool,
+) -> tuple[Any, ...]:
+    """δ of all times, ∂C/∂h₀, ∂C/∂c₀, h_t−1 of each time if h₀ is given, ∂C/∂h of all times, and m = o ⊙ tanh c."""
+    through_z, through_c, f, m = jacobian_of_time(gates, c, before(c0, c, sizes, reverse))
+    of_gates = None if dgates is None else dgates * slopes(gates).conj()
+    through_z, through_c, f = (t.conj().split(sizes) for t in (through_z, through_c, f))
+    U_conj, V_conj = (None if t is None else t.conj() for t in (U, V))
+    zero_h = through_c[0].new_zeros(sizes[0], c.shape[1] if V is None else V.shape[0])
+    dh_t = dh_n = zero_h if dh_n is None else dh_n
+    dc_t = dc_n = torch.zeros_like(c0) if dc_n is None else dc_n
+    above_h, above_c, above_z = (None if d is None else d.split(sizes) for d in (dh, dc, of_gates))
+    of_time, dhs, dh_before, dc_before = ([dh_t] * len(sizes) for _ in range(4))
+    for t in in_order(sizes, not reverse):
+        dh_t, dc_t = resized(dh_t, sizes[t], dh_n), resized(dc_t, sizes[t], dc_n)
+        if above_h is not None:
+            dh_t = dh_t + above_h[t]
+        dm = dh_t if V_conj is None else dh_t @ V_conj
+        dc_t = torch.addcmul(dc_t, dm, through_c[t])
+        if above_c is not None:
+            dc_t = dc_t + above_c[t]
+        delta = torch.cat([dc_t, dc_t, dc_t, dm], 1) * through_z[t]
+        if above_z is not None:
+            delta = delta + above_z[t]
+        of_time[t], dhs[t] = delta, dh_t
+        if U_conj is not None:
+            dh_t = dh_before[t] = delta @ U_conj
+        dc_t = dc_before[t] = dc_t * f[t]
+    return (
+        torch.cat(of_time),
+        final(dh_before, sizes, not reverse),
+        final(dc_before, sizes, not reverse),
+        None if h0 is None else _hidden_before(h0, m, V, sizes, reverse),
+        None if V is None else torch.cat(dhs),
+        m,
+    )
+
+
 def jacobian_of_time(gates: Tensor, c: Tensor, c_before: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What one time does, for m = o ⊙ tanh c_t: ∂c/∂z_i, ∂c/∂z_f, ∂c/∂z_g and ∂m/∂z_o side by side; ∂m/∂c; f, which is
     ∂c/∂c_t−1; and m: (rows, 4 hidden), (rows, hidden) twice → (rows, 4 hidden), (rows, hidden) thrice."""
@@ -202,7 +246,7 @@ def jacobian_of_time(gates: Tensor, c: Tensor, c_before: Tensor) -> tuple[Tensor
 
 def _hidden_before(h0: Tensor, m: Tensor, V: Tensor | None, sizes: Sizes, reverse: bool) -> Tensor:
     """h_t−1 of each time, of h₀ and m."""
-    return before(widened(h0), m if V is None else F.linear(m, V), sizes, reverse)
+    return before(h0, m if V is None else F.linear(m, V), sizes, reverse)
 
 
 def slopes(gates: Tensor) -> Tensor:
