@@ -72,8 +72,41 @@ WITH_STATISTICS: dict[str, Callable[[Any], torch.nn.Module]] = {
 @pytest.mark.parametrize("kind", WITH_STATISTICS)
 def test_running_statistics_are_torchs(kind: str) -> None:
     """Three batches in training, then one in evaluation."""
+    hold_statistics(*(WITH_STATISTICS[kind](library) for library in (torch.nn, nn)))
+
+
+class UpdatedTwice(nn.BatchNorm2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            super().forward(input)
+        return super().forward(input)
+
+
+class UpdatedInEvaluation(nn.BatchNorm2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.training and self.running_mean is not None:
+            self.running_mean.lerp_(input.mean((0, 2, 3)), 0.1)
+        return super().forward(input)
+
+
+class OfTheBiasedVariance(nn.BatchNorm2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        output = super().forward(input)
+        if self.training and self.running_var is not None:
+            n = input.numel() // input.shape[1]
+            self.running_var -= 0.1 / n * input.var((0, 2, 3)).detach()
+        return output
+
+
+@pytest.mark.parametrize("planted", [UpdatedTwice, UpdatedInEvaluation, OfTheBiasedVariance])
+def test_statistics_that_are_wrong_are_found(planted: type[torch.nn.BatchNorm2d]) -> None:
+    with pytest.raises(AssertionError, match=r"not close|not equal"):
+        hold_statistics(torch.nn.BatchNorm2d(4), planted(4))
+
+
+def hold_statistics(theirs: torch.nn.Module, ours: torch.nn.Module) -> None:
     torch.manual_seed(0)
-    theirs, ours = (WITH_STATISTICS[kind](library).double() for library in (torch.nn, nn))
+    theirs, ours = theirs.double(), ours.double()
     batches = [3 * torch.randn(n, *IMAGES[1:], dtype=torch.float64) + 5 for n in (5, 1, 2, 5)]
     for i, x in enumerate(batches):
         results = []
