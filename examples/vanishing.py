@@ -76,7 +76,7 @@ class Factors:
 
 
 def factors(model: torch.nn.Module, x: Tensor, y: Tensor) -> list[Factors]:
-    """Of each hidden layer, the last first."""
+    """The figures of each hidden layer, the last first."""
     found = []
     for layer, above in itertools.pairwise(layers_of(trace(model, nn.CrossEntropyLoss(), x, y))):
         assert layer.activation is not None

@@ -56,7 +56,7 @@ def test_a_call_is_torchs(name: str) -> None:
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_dropout_draws_as_torch_does(p: float, dtype: torch.dtype) -> None:
-    """And what is drawn after it is the same."""
+    """What is drawn after it is the same, too."""
     tensors = (make(2, 3, 64, 8).to(dtype), make(2, 3, 67, 8).to(dtype), make(2, 3, 67, 8).to(dtype))
     ours = run(functional.scaled_dot_product_attention, *tensors, dropout_p=p)
     theirs = run(F.scaled_dot_product_attention, *tensors, dropout_p=p)

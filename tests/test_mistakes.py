@@ -118,7 +118,7 @@ def test_verify_passes_the_twin(mistake: Mistake) -> None:
 
 
 def test_what_torchs_own_checks_let_through_is_counted() -> None:
-    """Of each kind that they cannot see one, and one that everybody sees."""
+    """One of each kind that they cannot see, and one that everybody sees."""
     let_through = {
         "linear, bias not summed": "·",
         "sigmoid, 0.09 % too large": "·",

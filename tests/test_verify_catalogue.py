@@ -26,7 +26,7 @@ NO_NUMBER = {"Acosh": ["kinks"]}
 """Below 1, where acosh is NaN, our gradient is NaN, too, and that of torch's formula a number."""
 
 FEW = 4
-"""Of the inputs of a module in the database, every so many: one has 905."""
+"""How many inputs of a module in the database are taken: one has 905."""
 
 CASES = list(contract.cases())
 

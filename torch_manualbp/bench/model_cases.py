@@ -45,10 +45,10 @@ class ModelCase:
     """Time steps, if one layer is an LSTM, whose products stock makes in one call."""
 
     bounds: tuple[tuple[str, str, float], ...] = ()
-    """Of the times of two variants the largest ratio that is good; ``stock`` is the fastest of stock's."""
+    """The largest ratio of the times of two variants that is good; ``stock`` is the fastest of stock's."""
 
     memory: float | None = None
-    """Of stock's peak over parameters, gradients and state, at most."""
+    """The share of stock's peak over parameters, gradients and state, at most."""
 
     def __str__(self) -> str:
         return self.name

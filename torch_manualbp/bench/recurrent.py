@@ -15,7 +15,7 @@ Row = tuple[str, str, tuple[Any, ...], dict[str, Any], Callable[[], tuple[Any, .
 
 
 def rows(learns: Callable[..., Tensor], dtype: torch.dtype) -> Iterator[Row]:
-    """Of each layer its class, the size, the arguments of the class, and the inputs."""
+    """Each layer: its class, the size, the arguments of the class, and the inputs."""
     of_dtype = {"dtype": dtype}
     for name in ("LSTM", "GRU", "RNN"):
         yield name, "100×32×256", (256, 256), of_dtype, partial(_one, learns, (100, 32, 256))

@@ -29,13 +29,13 @@ LEAST = {"eager": 1.05, "compile": 1.0}
 """How many times as long as ours a stock variant takes at least in each row, in float32 under SGD."""
 
 MEAN = {"eager / ours": 1.8, "fastest / ours": 1.6}
-"""And in the geometric mean."""
+"""The same in the geometric mean."""
 
 ADAMW = (1.3, 1.0)
 """Under AdamW against eager, in the geometric mean and at least."""
 
 MEMORY = 0.25
-"""Of eager's peak over the parameters, at most."""
+"""The share of eager's peak over the parameters, at most."""
 
 DERIVING = 50.0
 """Milliseconds, at most."""

@@ -165,7 +165,7 @@ class Assembled:
         calls = Counter(planned.kernels.values())
         lengths = {name: sum(not c.is_view for c in call.function.calls) for name, call in firsts.items()}
         self.fused = {name: (count, count * lengths[name]) for name, count in calls.items()}
-        """Of each kernel how often a step calls it, and in place of how many calls."""
+        """How often a step calls each kernel, and in place of how many calls."""
 
         kept = norm + kept
         kept = kept[-1:] + kept[:-1] if self.finite is not None else kept  # it is returned second

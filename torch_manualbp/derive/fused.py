@@ -37,7 +37,7 @@ AFTER_S = 10.0
 """Seconds that a program runs before kernels are made of it: about as long as that takes."""
 
 PART = 50
-"""And so many times as long as deriving it took."""
+"""How many times as long as deriving took it runs before that, too."""
 
 _made: dict[tuple[KernelText, int], dict[str, Any]] = {}
 """What has been made in this process, by kernel and number of threads."""

@@ -15,7 +15,7 @@ from torch_manualbp.derive.source import let_go
 __all__ = ["Buffer", "HeldMemory", "memory_of"]
 
 WIDTH, ROW, LEFT = 640, 14, 220
-"""Of the picture, in pixels: the calls, a buffer, its names."""
+"""Sizes of the picture, in pixels: the calls, a buffer, its names."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class HeldMemory:
 
     buffers: tuple[Buffer, ...]
     calls: int
-    """Of a step."""
+    """How many calls a step makes."""
 
     given: int
     """Bytes of parameters, buffers, state and data that the program works on."""

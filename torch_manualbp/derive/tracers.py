@@ -37,7 +37,7 @@ class MayGoAnotherWay(BaseException):
 
 _LOCK = threading.Lock()
 _ASKED: list[Asked] = []
-"""Whose answers hold, in each thread the last one's."""
+"""Those whose answers hold: in each thread the last one's."""
 
 _before: tuple[Any, Any]
 """What torch has itself."""

@@ -34,7 +34,7 @@ DOWN, LINE = 27, 15
 """The height of the two numbers of a line, and of one number below a neuron."""
 
 RADIUS = 23
-"""Of neurons that have their numbers below them."""
+"""The radius of neurons that have their numbers below them."""
 
 
 @dataclass(frozen=True)

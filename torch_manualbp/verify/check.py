@@ -67,7 +67,7 @@ class Check:
     kind: str = VALUE
     """What it is where it fails."""
     error: str = ROBUSTNESS
-    """And where the target raises in it."""
+    """The same, where the target raises in it."""
     varies: bool = False
     """Whether it looks at other calls than the given one: there is no need to where that is wrong."""
     compares: bool = False

@@ -58,7 +58,7 @@ class Matrix(Report):
         return {reason: _letters(i) for i, reason in enumerate(found)}
 
     def _is_verified(self) -> bool:
-        """Of a matrix each check is a claim of its own, of values or not: one that holds is verified."""
+        """Each check of a matrix is a claim of its own, of values or not: one that holds is verified."""
         return any(row.verdict == OK for row in self.rows)
 
     def cell(self, subject: str, check: str) -> str:

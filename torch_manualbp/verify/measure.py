@@ -37,7 +37,7 @@ STEP_OFF = 2.0**-9
 """By which the numbers are moved, relatively to the largest, off the kinks that they may stand on."""
 
 MANY = 1_000_000
-"""Of more entries than this one draw is enough."""
+"""Entries above which one draw is enough."""
 
 MOVE = 2.0**-27
 """By which all numbers are moved, relatively; with float64's 2⁻⁵³ the difference itself still has half its digits."""

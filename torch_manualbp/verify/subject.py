@@ -42,7 +42,7 @@ GARBAGE = 0.05
 """Relative difference of outputs in float64 and in the user's dtype from which the one is no call of the target."""
 
 MANY, FEW = 1024, 4
-"""Of more numbers than the one among all inputs the first few samples are enough for most checks."""
+"""Where there are more numbers than the one among all inputs, the first few samples are enough for most checks."""
 
 
 @dataclass(frozen=True)

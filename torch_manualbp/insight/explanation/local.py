@@ -42,7 +42,7 @@ MOST_DERIVATIVES = 1 << 25
 """Derivatives of a normalisation that are looked at, of half a gigabyte."""
 
 AT_ONCE = 1 << 20
-"""And how many numbers are computed at once."""
+"""Numbers that are computed at once."""
 
 FEW = 64
 """Entries of an output up to which rows are taken: ``backward`` is what the gradients come from."""

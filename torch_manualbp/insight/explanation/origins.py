@@ -22,7 +22,7 @@ from torch_manualbp.insight.trace import Quantity, Stage, Trace
 __all__ = ["Origins"]
 
 MOST_TERMS = 4
-"""Of a sum that is written out."""
+"""Terms of a sum, at most, that is written out."""
 
 
 class _Term(NamedTuple):

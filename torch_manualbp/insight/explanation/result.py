@@ -146,7 +146,7 @@ class Explanation:
         return self.count - len(self.samples)
 
     def share(self, value: float) -> float:
-        """Of the whole; NaN where that is 0."""
+        """The share of the whole; NaN where that is 0."""
         return value / self.value if self.value else math.nan
 
     def __repr__(self) -> str:

@@ -58,7 +58,7 @@ class BiasLeftToTheEngine(WrittenLinear):
     "linear, bias summed over neurons", "missing sum", "∂C/∂b sums δ over the neurons in place of the samples", _square
 )
 class BiasOfOneNeuronSummedOverAll(WrittenLinear):
-    """Of a square δ the sum over the neurons has the shape of that over the samples."""
+    """The sum of a square δ over the neurons has the shape of that over the samples."""
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> Gradients:

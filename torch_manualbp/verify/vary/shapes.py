@@ -12,7 +12,7 @@ from torch_manualbp.verify.vary.made import Varied, has_permutations, of_floats,
 __all__ = ["dimensions", "sizes", "stretched"]
 
 ROWS, BEYOND = 1500, 1027
-"""Of a batch that is large, and of features that are beyond a kernel's block, and no multiple of anything."""
+"""Sizes of a batch that is large, and of features that are beyond a kernel's block, and no multiple of anything."""
 
 GROUPS = 24
 """Sets of dimensions that are varied together, at most."""
