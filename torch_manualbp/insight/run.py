@@ -32,7 +32,7 @@ PRODUCTS = tuple(
 """The layers whose ∂C/∂W is δᵀ x."""
 
 DECAY = 0.9
-"""The decay of tr Σ and |G|² from one measurement to the next; one alone is mostly noise itself, McCandlish et al., A.1."""
+"""The decay of tr Σ and |G|² between measurements; one alone is mostly noise itself, McCandlish et al., A.1."""
 
 Statistics = dict[str, dict[str, float]]
 """By layer and name."""

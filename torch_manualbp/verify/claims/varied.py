@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 TOLERANCE = 1e-7
-"""The share of the largest entry by which a varied gradient may be off in float64 before it is looked at more closely."""
+"""The share of the largest entry by which a gradient may be off in float64 before it is looked at more closely."""
 
 ENOUGH = 2
 """Wrong calls of one kind after which no more are tried."""
