@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd import function as function_module
+from torch.autograd.function import BackwardCFunction
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
 from torch_manualbp._torch import OpOverload, OverloadPacket, PlainFunction
 from torch_manualbp.rules.rule import RuleWithByproducts, output_of
+from torch_manualbp.verify.check import DoesNotApply
 
 __all__ = [
     "Application",
+    "UnseenFunctionError",
     "applied_in_forward",
     "in_plain_autograd",
     "is_custom_operator",
@@ -29,6 +32,11 @@ __all__ = [
     "recorded",
     "run_forward",
 ]
+
+_FunctionBase: Any = torch._C._FunctionBase
+
+_IS_ENGINES = vars(Function)["apply"] is vars(_FunctionBase)["apply"]
+"""Whether ``Function.apply`` is the engine's, as it is since torch 2.14."""
 
 Handler = Callable[[type[Function], Sequence[Any]], Any]
 
@@ -44,7 +52,10 @@ def is_custom_operator(target: Any) -> bool:
 
 
 def operator_named(target: Any) -> Any:
-    """The operator that ``"ns::op"`` names; anything else as it is."""
+    """The operator that ``"ns::op"`` names; the Function of an ``apply`` that this torch would call unseen; anything
+    else as it is."""
+    if _IS_ENGINES and getattr(target, "__name__", "") == "apply" and is_function(getattr(target, "__self__", None)):
+        return target.__self__
     if not isinstance(target, str) or "::" not in target:
         return target
     namespace, _, name = target.partition("::")
@@ -163,24 +174,55 @@ def recorded() -> Iterator[list[Application]]:
 @contextmanager
 def _applied_by(handler: Handler) -> Iterator[None]:
     # Every way to apply a Function passes here on to the engine: Function.apply, an apply of the class's own, and a
-    # bound `MyFunction.apply` that was taken long before. Nothing is defined there otherwise.
+    # bound `MyFunction.apply` that was taken long before. Nothing is defined there otherwise. Since torch 2.14
+    # Function.apply is the engine's itself, so that one taken before is bound to that, and makes its ctx unseen.
     here = threading.get_ident()
-    before = vars(PlainFunction).get("apply")
+    is_seen: list[bool] = []
 
     def apply(cls: type[Function], *args: Any) -> Any:
         if threading.get_ident() != here:
             return super(PlainFunction, cls).apply(*args)  # type: ignore[misc]
-        return handler(cls, args)
+        is_seen.append(True)
+        try:
+            return handler(cls, args)
+        finally:
+            is_seen.pop()
+
+    def make_ctx(ctx: Any, *args: Any) -> None:
+        if threading.get_ident() == here and not is_seen:
+            raise UnseenFunctionError(_UNSEEN.format(ctx._forward_cls.__name__))
 
     patched: Any = classmethod(apply)
-    PlainFunction.apply = patched  # type: ignore[attr-defined]
+    with _replaced(PlainFunction, "apply", patched):
+        if not _IS_ENGINES:
+            yield
+        else:
+            with _replaced(Function, "apply", patched), _replaced(BackwardCFunction, "__init__", make_ctx):
+                yield
+
+
+@contextmanager
+def _replaced(cls: Any, name: str, by: Any) -> Iterator[None]:
+    """A member of a class replaced for a while."""
+    before = vars(cls).get(name)
+    setattr(cls, name, by)
     try:
         yield
     finally:
         if before is None:
-            del PlainFunction.apply  # type: ignore[attr-defined]
+            delattr(cls, name)
         else:
-            PlainFunction.apply = before  # type: ignore[attr-defined]
+            setattr(cls, name, before)
+
+
+class UnseenFunctionError(DoesNotApply):
+    """A Function is applied in a way that cannot be seen, so that its forward alone cannot be had."""
+
+
+_UNSEEN = (
+    "{0}.apply was taken before the verification began, and this torch applies it unseen: pass {0} itself, or call "
+    "{0}.apply where it is used"
+)
 
 
 def applied_in_forward(function: Callable[..., Any], *args: Any) -> list[type[Function]]:
