@@ -200,7 +200,7 @@ def deltas(
     sizes: Sizes,
     reverse: bool,
 ) -> tuple[Any, ...]:
-    """δ of all times, ∂C/∂h₀, ∂C/∂c₀, h_t−1 of each time if h₀ is given, ∂C/∂h of all times, and m = o ⊙ tanh c."""
+    """δ of all times, ∂C/∂h₀, ∂C/∂c₀, h_t−1 of each time if h₀ is given; with V, ∂C/∂h of all times and m."""
     through_z, through_c, f, m = jacobian_of_time(gates, c, before(c0, c, sizes, reverse))
     of_gates = None if dgates is None else dgates * slopes(gates).conj()
     through_z, through_c, f = (t.conj().split(sizes) for t in (through_z, through_c, f))
@@ -231,7 +231,7 @@ def deltas(
         final(dc_before, sizes, not reverse),
         None if h0 is None else _hidden_before(h0, m, V, sizes, reverse),
         None if V is None else torch.cat(dhs),
-        m,
+        None if V is None else m,
     )
 
 
