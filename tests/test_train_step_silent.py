@@ -861,6 +861,7 @@ HOOKS: dict[str, Callable[[Any], Any]] = {
     "of a module": lambda m: m.register_full_backward_hook(lambda *a: None),
     "of all modules": lambda m: nn.modules.module.register_module_forward_hook(lambda *a: None),
     "of the node that accumulates": lambda m: accumulator(m.weight).register_hook(lambda *a: None),
+    "before the node that accumulates": lambda m: accumulator(m.weight).register_prehook(lambda *a: None),
 }
 NODES: list[Any] = []
 
@@ -870,14 +871,16 @@ def accumulator(p: Any) -> Any:
     return NODES[-1]
 
 
-@pytest.mark.parametrize("when", ["before", "later", "again"])
+@pytest.mark.parametrize("when", ["before", "later", "again", "once removed"])
 @pytest.mark.parametrize("case", HOOKS)
 def test_hooks_are_refused_whenever_they_come(case: str, when: str) -> None:
     model = nn.Linear(4, 3).double()
     step = TrainStep(model, nn.MSELoss(), OPTIMIZERS["SGD"](model.parameters()))
+    if when == "once removed":  # which leaves an empty dict of hooks behind
+        HOOKS[case](model).remove()
     if when != "before":
-        if case == "of the node that accumulates":
-            pytest.skip("autograd's node is looked at when a program is derived: nothing tells when it gets a hook")
+        if "node that accumulates" in case:
+            pytest.skip("autograd's node is looked at when a program is derived, and at its runs 2, 10, 100, …")
         step(*batch(0))
     for _ in range(2 if when == "again" else 1):
         handle = HOOKS[case](model)
@@ -887,6 +890,20 @@ def test_hooks_are_refused_whenever_they_come(case: str, when: str) -> None:
         finally:
             handle.remove()
     step(*batch(2))
+
+
+def test_a_hook_of_the_node_that_accumulates_is_found_at_the_next_look() -> None:
+    model = nn.Linear(4, 3).double()
+    step = TrainStep(model, nn.MSELoss(), OPTIMIZERS["SGD"](model.parameters()))
+    for seed in range(3):
+        step(*batch(seed))
+    handle = accumulator(model.weight).register_hook(lambda *a: None)
+    for seed in range(3, 9):
+        step(*batch(seed))
+    with pytest.raises(NotDerivableError, match=r"hook of the node that accumulates .* has not where it came after"):
+        step(*batch(9))
+    handle.remove()
+    step(*batch(10))
 
 
 def test_wrappers_that_reduce_gradients_are_refused_by_name() -> None:

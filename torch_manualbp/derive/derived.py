@@ -32,6 +32,9 @@ __all__ = ["Derived", "How", "KeptLayer", "OddStateError", "called", "heading_of
 _is_autocast_enabled = is_autocast_enabled
 _numbers = itertools.count(1)
 
+MANY = 1024
+"""Addresses of data that are remembered: where each batch has memory of its own, as in a long run, no more are."""
+
 
 class Derived:
     """A program, bound to the parameters of a model and the state of an optimizer.
@@ -178,7 +181,7 @@ class Derived:
         other.source = copy.copy(self.source)
         other.source.lines = lines
         (other._build, other.filename), other._given, other._article_of_size = build, given, article
-        other.state, other.step, other.addresses = {}, None, set()
+        other.state, other.step, other.addresses, other.apart = {}, None, set(), set()
         linecache.cache[other.filename] = (0, None, [f"{line}\n" for line in lines], other.filename)
         return other
 
@@ -232,6 +235,9 @@ class Derived:
         self.written = [*self.parameters, *self.buffers, *given.values()]
         self._update = Update(self.source, self.filename, self._assembled.changes, given)
         self._stateful = [(p, ours) for p, ours in self.state.items() if ours]
+        self._was_there = False
+        """Whether the optimizer had our state when the run began."""
+
         self._state_of_optimizer: Any = None
         self._dicts_of_state: list[dict[Any, Any]] = []
         self._versions_of_state: list[int] = []
@@ -242,6 +248,9 @@ class Derived:
         self.addresses = {t.untyped_storage().data_ptr() for t in (*cells, *self.written) if isinstance(t, Tensor)}
         """The memory that the program reads and writes while it runs."""
 
+        self.apart: set[int] = set()
+        """Addresses of data that are known not to be in it."""
+
         if self.how.compile:
             self.step = torch.compile(self.step, fullgraph=True)
 
@@ -249,7 +258,15 @@ class Derived:
         """Give the memory back in which the program computes; it is made again when the program runs."""
         if not self.how.compile:  # of which torch's compiler holds the memory
             self.step = None
-            self.addresses = set()
+            self.addresses, self.apart = set(), set()
+
+    def apart_from_memory(self, t: Tensor) -> Tensor:
+        """The tensor, or a copy where it is in memory that the program writes to."""
+        if t.untyped_storage().data_ptr() in self.addresses:
+            return t.clone()
+        if len(self.apart) < MANY:
+            self.apart.add(t.data_ptr())
+        return t
 
     def bind(self) -> None:
         """Have memory to run in."""
@@ -340,7 +357,8 @@ class Derived:
     def _take_state(self) -> set[int]:
         """Work on the state that the optimizer has: its own, or what somebody loaded into it. Returns the groups whose
         parameters have none yet."""
-        if not self._stateful or self._is_there():
+        self._was_there = not self._stateful or self._is_there()
+        if self._was_there:
             return set()
         theirs = self.optimizer.state
         if not all(self._has_state_of(p) for p, _ in self._stateful):
@@ -365,7 +383,7 @@ class Derived:
 
     def _commit(self) -> None:
         self._is_new = False
-        if self._stateful and not self._is_there():
+        if not self._was_there:  # another thread's changes meanwhile are seen at the next step
             theirs = self.optimizer.state
             for parameter, ours in self._stateful:
                 if not self._has_state_of(parameter):

@@ -164,10 +164,11 @@ def has_hooks(parameter: Tensor) -> bool:
 
 def is_accumulated_by_others(parameter: Tensor) -> bool:
     """Whether autograd's node that adds to ``.grad`` has hooks in Python, as those of
-    ``torch.distributed.optim._apply_optimizer_in_backward``."""
-    if not parameter.requires_grad or not parameter.is_leaf:
+    ``torch.distributed.optim._apply_optimizer_in_backward``. It is asked of a node that is gone afterwards, unless
+    somebody holds it: one that stays would expect gradients of the shape that the parameter has now."""
+    if not parameter.requires_grad or not parameter.is_leaf or parameter.is_inference():
         return False
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         view = parameter.view_as(parameter)
     assert view.grad_fn is not None
     node = view.grad_fn.next_functions[0][0]

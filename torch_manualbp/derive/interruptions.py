@@ -38,8 +38,7 @@ class Uninterrupted:
         self._handlers: dict[int, Any] = {}
         if get_ident() == main_thread().ident:
             try:
-                for number in SIGNALS:
-                    handler = getsignal(number)
+                for number, handler in zip(SIGNALS, list(map(getsignal, SIGNALS)), strict=True):
                     if callable(handler):
                         self._handlers[number] = handler
                         set_handler(number, self._wait)

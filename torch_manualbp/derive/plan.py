@@ -40,7 +40,7 @@ POINTWISE = words(
     "add sub mul div neg exp expm1 log log1p tanh sigmoid erf sqrt rsqrt reciprocal abs sign sgn clamp "
     "clamp_min clamp_max maximum minimum gt ge lt le eq ne addcmul pow sin cos xlogy logical_not gelu "
     "silu elu softplus hardswish hardsigmoid hardtanh leaky_relu mish softshrink hardshrink bitwise_and "
-    "bitwise_not logical_and"
+    "bitwise_not logical_and where"
 )
 """Operations entry by entry that take ``out=``, which may be one of their arguments."""
 

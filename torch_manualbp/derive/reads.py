@@ -50,7 +50,7 @@ from torch_manualbp._torch import are_unchanged, dict_version
 from torch_manualbp.derive.floats import FloatInput
 from torch_manualbp.derive.program import words
 
-__all__ = ["Executed", "Place", "Reads", "are_unchanged", "dict_version"]
+__all__ = ["Executed", "Place", "Reads", "address_of", "are_unchanged", "dict_version", "have_hooks"]
 
 _chain = itertools.chain.from_iterable
 
@@ -461,50 +461,56 @@ class Reads:
 
     def _settle(self) -> None:
         """Take what is there now for what is to be there."""
-        self._versioned = [_dict_of(d.items) for d in self._dicts.values()]
-        self._versioned += [items for items, _ in self._whole if isinstance(items, dict) and items]
-        self._versions = list(map(dict_version, self._versioned))  # before the items, which a thread may change
+        self.versioned = [_dict_of(d.items) for d in self._dicts.values()]
+        self.versioned += [items for items, _ in self._whole if isinstance(items, dict) and items]
+        self.versions = list(map(dict_version, self.versioned))  # before the items, which a thread may change
         self._whole_before = [_all_of(items) for items, _ in self._whole]
         for d in self._dicts.values():
             d.before = d.now()
-        self._empty = [items for items, _ in self._whole if not items]
+        self.empty = [items for items, _ in self._whole if not items]
         # What has no version: lists, sets, and what functions hold. A dict that keeps an order of its own counts no
         # change of that order.
         ordered = (collections.OrderedDict, set, list, collections.deque)
         self._loose = [items for items, _ in self._whole if items and isinstance(items, ordered)]
         self._loose_before = self._loose_items()
         self._probed_before = [getter(thing) for thing, getter, _ in self._probed]
-        self._objects = [thing for thing, _, _ in self._typed]
-        self._classes = [cls for _, cls, _ in self._typed]
+        self.objects = [thing for thing, _, _ in self._typed]
+        self.classes = [cls for _, cls, _ in self._typed]
         self._settle_tensors()
 
     def _settle_tensors(self) -> None:
         self._is_laid_out = are_unchanged(self.tensors)
-        self._addresses = list(map(_address, self.tensors))
-        self._hooks = list(map(_hooks, self.tensors))
+        self.addresses = list(map(address_of, self.tensors))
+        self._have_hooks = have_hooks(self.tensors)
 
     def _loose_items(self) -> list[Any]:
         """All items in order that have no version."""
         return [*_chain(self._loose), *_chain([getter(thing) for thing, getter, _ in self._probed])]
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether all that is compared is ``versions`` of the dicts, ``addresses`` and layouts of ``tensors``,
+        ``classes`` of the objects, and that ``empty`` and the hooks of tensors are empty."""
+        return not (self._loose or self._probed or self._content or self.floats or self._have_hooks)
+
     def _layouts_now(self) -> list[Any]:
         tensors = self.tensors
-        return [list(map(_address, tensors)), list(map(_stride, tensors)), list(map(_kind, tensors))]
+        return [list(map(address_of, tensors)), list(map(_stride, tensors)), list(map(_kind, tensors))]
 
     def hold(self) -> bool:
         """Whether everything is as it was."""
         try:
             is_untouched = (
-                list(map(dict_version, self._versioned)) == self._versions
-                and not any(self._empty)
+                list(map(dict_version, self.versioned)) == self.versions
+                and not any(self.empty)
                 and (not (self._loose or self._probed) or _are_identical(self._loose_items(), self._loose_before))
                 and self._is_laid_out(*self.tensors)
-                and list(map(_address, self.tensors)) == self._addresses
-                and list(map(_hooks, self.tensors)) == self._hooks
+                and list(map(address_of, self.tensors)) == self.addresses
+                and not (self._have_hooks or have_hooks(self.tensors))
             )
             return (
                 (is_untouched or self._is_equal())
-                and list(map(type, self._objects)) == self._classes
+                and list(map(type, self.objects)) == self.classes
                 and (not self._content or self._contents_hold())
                 and all(item.is_float() for item in self.floats)
             )
@@ -513,12 +519,12 @@ class Reads:
 
     def _is_equal(self) -> bool:
         """Whether there are the same names and items, by value; from now on the new objects are expected."""
-        versions = list(map(dict_version, self._versioned))  # before the items, which a thread may change
-        stale = [i for i, (now, before) in enumerate(zip(versions, self._versions, strict=True)) if now != before]
+        versions = list(map(dict_version, self.versioned))  # before the items, which a thread may change
+        stale = [i for i, (now, before) in enumerate(zip(versions, self.versions, strict=True)) if now != before]
         changed = [d for i, d in enumerate(self._dicts.values()) if i in set(stale)]
         if any(True for d in changed for _ in self._changed_in(d)) or self._layouts_now() != self._layouts:
             return False
-        is_loose = not _are_identical(self._loose_items(), self._loose_before) or any(self._empty)
+        is_loose = not _are_identical(self._loose_items(), self._loose_before) or any(self.empty)
         if is_loose or any(i >= len(self._dicts) for i in stale):
             if any(True for _ in self._changed_whole()):
                 return False
@@ -529,7 +535,7 @@ class Reads:
             return True
         for d in changed:
             d.before = d.now()
-        self._versions = versions
+        self.versions = versions
         self._settle_tensors()
         return True
 
@@ -583,10 +589,18 @@ class Reads:
 
 _MISSING = object()
 _HEAP_TYPE = 1 << 9
-_address: Any = Tensor.data_ptr
+address_of: Any = Tensor.data_ptr
 _stride: Any = Tensor.stride
 _hooks = operator.attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
-_kind = operator.attrgetter("requires_grad", "dtype", "shape", "_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def have_hooks(tensors: list[Tensor]) -> bool:
+    """Whether autograd calls somebody with the gradient of one of these."""
+    return any(_chain(map(_hooks, tensors)))
+
+
+def _kind(t: Tensor) -> tuple[Any, ...]:
+    return t.requires_grad, t.dtype, t.shape, *(tuple(hooks.values()) for hooks in _hooks(t) if hooks)
 
 
 def _are_same(a: Any, b: Any) -> bool:

@@ -8,7 +8,7 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -29,14 +29,14 @@ from torch_manualbp.derive.clipping import norm_of
 from torch_manualbp.derive.derived import Derived, How, KeptLayer, OddStateError
 from torch_manualbp.derive.deriving import derived_program, holds_at
 from torch_manualbp.derive.draws import Draws, random_states
-from torch_manualbp.derive.effects import refuse_scripted
+from torch_manualbp.derive.effects import is_accumulated_by_others, refuse_scripted
 from torch_manualbp.derive.expected import OtherNumbersError
 from torch_manualbp.derive.fused import Fusing, Making, NotMadeError
 from torch_manualbp.derive.held_memory import HeldMemory
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.processes import Processes, ProcessesError, refuse_empty, unwrapped
 from torch_manualbp.derive.ranges import Range, Sizes, alike_but_for_sizes, sizes_of
-from torch_manualbp.derive.reads import Reads, are_unchanged, dict_version
+from torch_manualbp.derive.reads import Reads, address_of, are_unchanged, dict_version, have_hooks
 from torch_manualbp.derive.scaling import ScaledLoss, scale_of
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.derive.update import (
@@ -72,7 +72,6 @@ PAIRED = 4
 
 KEPT = ("keep_deltas", "keep_output", "keep_layers")
 
-_ALONE: AbstractContextManager[Any] = nullcontext()
 _parameters_of = operator.itemgetter("params")
 
 
@@ -101,37 +100,51 @@ class _Entry:
 
 
 class _Last:
-    """All that the program of the last call is keyed by, compared as a whole: in 2 µs, where one after another takes
-    5. It says no to much that has not changed."""
+    """All that the program of the last call is keyed by, compared as a whole, since one after another takes twice as
+    long. It says no to much that has not changed."""
 
     def __init__(self, step: TrainStep, entry: _Entry, inputs: Any, target: Any, leaves: list[Tensor]) -> None:
-        self._reads = entry.reads
-        optimizer, groups = step.optimizer, step.optimizer.param_groups
-        self._versions = list(map(dict_version, (vars(step), vars(optimizer), *groups)))
-        self._parameters = list(map(id, chain.from_iterable(map(_parameters_of, groups))))
-        self._hooks = hooks_of(optimizer)
-        self._are_such = are_unchanged(tuple(leaves))
-        self._around = self._around_now(step)
+        optimizer, reads = step.optimizer, entry.reads
+        groups = optimizer.param_groups
+        self._hold = _always if reads.is_simple else reads.hold
+        self._own = vars(step), vars(optimizer), *groups
+        self._versioned = *self._own, *reads.versioned
+        self._tensors, self._objects = reads.tensors, reads.objects
+        self._empty = *hooks_of(optimizer), *reads.empty
+        self._now = [*map(dict_version, self._own), *reads.versions, *reads.addresses, *reads.classes]
+        self._now += self._around(step)
+        self._are_such = are_unchanged((*leaves, *reads.tensors))
         self._together = _together(inputs, target, leaves)
+        if not reads.hold():  # which another thread may have changed meanwhile
+            self._now = []
 
-    def _around_now(self, step: TrainStep) -> tuple[Any, ...]:
+    def _around(self, step: TrainStep) -> list[Any]:
+        optimizer, groups = step.optimizer, step.optimizer.param_groups
         reduces = step._processes is None or step._processes.reduces()
-        return type(step.optimizer), is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE, reduces
+        around = type(optimizer), is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE, reduces
+        return [*map(id, groups), *map(id, chain.from_iterable(map(_parameters_of, groups))), *around]
 
     def serves(self, step: TrainStep, inputs: Any, target: Any, leaves: list[Tensor]) -> bool:
         """Whether it is the program of this call."""
-        optimizer, groups = step.optimizer, step.optimizer.param_groups
-        return (
-            list(map(dict_version, (vars(step), vars(optimizer), *groups))) == self._versions
-            and list(map(id, chain.from_iterable(map(_parameters_of, groups)))) == self._parameters
-            and not any(self._hooks)
-            and _together(inputs, target, leaves) == self._together
-            and self._are_such(*leaves)
-            and not any(t.__dict__ for t in leaves)
-            and self._around_now(step) == self._around
-            and not is_autocast_enabled()
-            and self._reads.hold()
-        )
+        tensors = self._tensors
+        try:
+            now = [*map(dict_version, self._versioned), *map(address_of, tensors), *map(type, self._objects)]
+            return (
+                now + self._around(step) == self._now
+                and not any(self._empty)
+                and not have_hooks(tensors)
+                and _together(inputs, target, leaves) == self._together
+                and self._are_such(*leaves, *tensors)
+                and not any(map(vars, leaves))
+                and not is_autocast_enabled()
+                and self._hold()
+            )
+        except (AttributeError, RuntimeError):  # of tensors that have no memory any more
+            return False
+
+
+def _always() -> bool:
+    return True
 
 
 def _leaves(inputs: Any, target: Any) -> list[Tensor]:
@@ -422,7 +435,7 @@ class TrainStep:
         Returns:
             The loss before the update, a tensor of no dimension.
         """
-        with self._lock, self._together():
+        with self._together():
             try:
                 leaves = _leaves(inputs, target)
                 entry = self._programs[-1] if self._programs else None
@@ -448,13 +461,12 @@ class TrainStep:
 
         With ``skip_nonfinite`` a loss that is not finite adds nothing, and counts in ``skipped``.
         """
-        with self._lock:
+        with self._together():
             adds = any(p.grad is not None for p in self._parameters())
-            with self._together():
-                target = self._with_scale(target)
-                entry = self._find(inputs, target, None, adds, share)
-                with Uninterrupted():
-                    return self._unscaled(self._run(entry, inputs, target), target)
+            target = self._with_scale(target)
+            entry = self._find(inputs, target, None, adds, share)
+            with Uninterrupted():
+                return self._unscaled(self._run(entry, inputs, target), target)
 
     def evaluate(self, inputs: Any, target: Any) -> Tensor:
         """The loss by the same rules, in the mode that the model is in, without gradients or an update.
@@ -526,8 +538,13 @@ class TrainStep:
         return None if self._processes is None else self._processes.group
 
     def _together(self) -> AbstractContextManager[Any]:
-        """A block in which other processes hear of an exception, if there are any."""
-        return _ALONE if self._processes is None else self._processes.told()
+        """A block of this thread alone, in which other processes hear of an exception, if there are any."""
+        return self._lock if self._processes is None else self._told(self._processes)
+
+    @contextmanager
+    def _told(self, processes: Processes) -> Iterator[None]:
+        with self._lock, processes.told():
+            yield
 
     def update(self) -> None:
         """Clip what is in ``.grad``, and have the optimizer make its step. The next call begins a new window."""
@@ -598,6 +615,9 @@ class TrainStep:
                 self._derive_again(entry, inputs, target)
             if entry.runs == entry.next_look:
                 entry.next_look *= 5 if entry.runs == 2 else 10
+                if any(map(is_accumulated_by_others, derived.parameters)):
+                    self._programs.remove(entry)
+                    raise NotDerivableError([("", *_ACCUMULATED)])
                 with torch.inference_mode(False), Kept({str(i): t for i, t in enumerate(derived.buffers)}):
                     expected = loss_by_autograd(self.model, loss, inputs, target, Draws())[0].detach().clone()
         if isinstance(inputs, Tensor) and isinstance(target, Tensor):
@@ -606,8 +626,7 @@ class TrainStep:
             leaves = [leaf for leaf in pytree.tree_leaves((inputs, target)) if isinstance(leaf, Tensor)]
         if derived.buckets and self._processes is not None:
             self._processes.begin(derived.buckets, list(self.model.buffers()))
-        written = derived.addresses
-        leaves = [t.clone() if t.untyped_storage().data_ptr() in written else t for t in leaves]
+        leaves = [t if t.data_ptr() in derived.apart else derived.apart_from_memory(t) for t in leaves]
         grads = self._taken_gradients(derived, leaves) if derived.how.adds else []
         for item in entry.reads.floats:
             item.fill()
@@ -911,6 +930,10 @@ _APART = (
     "{} programs were derived for data that differ in sizes alone ({}, {}, …), each for itself, since they are not one "
     "program with other numbers: deriving may take longer than it saves. Pad the data to a few sizes, or have forward "
     "do the same at all of them"
+)
+_ACCUMULATED = (
+    "a hook of the node that accumulates the gradient of a parameter",
+    "remove it: a derived step would never call it, and has not where it came after the first",
 )
 _STALE = (
     "the program's loss is {:.9g}, and the model's own {:.9g}, at run {}: forward or loss read what changes and cannot "
