@@ -89,6 +89,9 @@ class Derived:
 
         self.group = group if self.buckets else None
         self._has_flag = assembled.finite is not None
+        self.bounds = how.bounds
+        """The bounds of gradients that it is given, by name."""
+
         self.has_norm = assembled.norm is not None
         """Whether it returns the norm of the gradients, second."""
 

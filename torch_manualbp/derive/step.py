@@ -607,8 +607,7 @@ class TrainStep:
         return self._with_memory(self._programs[-1])
 
     def _run_once(self, entry: _Entry, inputs: Any, target: Any) -> Tensor:
-        derived, loss = entry.derived, self._loss_of(entry.derived.how)
-        expected = None
+        derived, loss, expected = entry.derived, self.loss, None
         entry.runs += 1
         if self.check:
             if self.check == "every" and entry.runs % self.check_every == 0:
@@ -618,9 +617,10 @@ class TrainStep:
                 if any(map(is_accumulated_by_others, derived.parameters)):
                     self._programs.remove(entry)
                     raise NotDerivableError([("", *_ACCUMULATED)])
+                loss = self._loss_of(derived.how)
                 with torch.inference_mode(False), Kept({str(i): t for i, t in enumerate(derived.buffers)}):
                     expected = loss_by_autograd(self.model, loss, inputs, target, Draws())[0].detach().clone()
-        if isinstance(inputs, Tensor) and isinstance(target, Tensor):
+        if type(inputs) is type(target) is Tensor:
             leaves = [inputs, target]
         else:
             leaves = [leaf for leaf in pytree.tree_leaves((inputs, target)) if isinstance(leaf, Tensor)]
@@ -632,7 +632,7 @@ class TrainStep:
             item.fill()
         fusing = entry.fusing
         began = 0.0 if fusing is None else perf_counter()
-        bounds = [getattr(self, name) for name in derived.how.bounds]
+        bounds = [getattr(self, name) for name in derived.bounds]
         result = derived.run([*leaves, *grads], bounds)
         if self.layers:
             self.layers = []
