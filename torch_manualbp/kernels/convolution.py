@@ -24,10 +24,10 @@ PLACES = 64
 def weight_gradient(
     a: Tensor, delta: Tensor, window: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Any:
-    has_many = a.dim() == len(window) + 2 and math.prod(a.shape[2:]) >= PLACES
-    if has_many and _is_of_one_entry(window, stride, padding, groups) and a.dtype in (torch.float32, torch.float64):
+    has_many = a.dim() == len(window) + 2 and math.prod(delta.shape[2:]) >= PLACES
+    if has_many and _is_of_one_entry(window, padding, groups) and a.dtype in (torch.float32, torch.float64):
         dW = a.new_zeros(delta.shape[1], a.shape[1])
-        for a_n, delta_n in zip(a.flatten(2), delta.flatten(2), strict=True):
+        for a_n, delta_n in zip(_seen(a, stride).flatten(2), delta.flatten(2), strict=True):
             dW.addmm_(delta_n, a_n.t())
         return dW.reshape(*dW.shape, *window)
     if _is_of_each_channel(a, window, groups):
@@ -56,21 +56,38 @@ def _of_each_channel(a: Tensor, delta: Tensor, window: Sizes, stride: Sizes, pad
 def input_gradient(
     delta: Tensor, W: Tensor, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Any:
-    """A window of one entry is a convolution, which takes 6.3 ms for the 8.5 of the transposed one at 8×128×56×56."""
-    if not _is_of_one_entry(W.shape[2:], stride, padding, groups) or W.is_complex():
+    """A window of one entry is a convolution, which takes 6.3 ms for the 8.5 of the transposed one at 8×128×56×56, and
+    0.3 for 2.8 at 32×32×16×16 where every second place is seen."""
+    if not _is_of_one_entry(W.shape[2:], padding, groups) or W.is_complex():
         return NotImplemented
-    return CONVOLUTIONS[len(size) - 1](delta, W.transpose(0, 1), None, stride, padding, dilation)
+    of_seen = CONVOLUTIONS[len(size) - 1](delta, W.transpose(0, 1))
+    if set(stride) == {1}:
+        return of_seen
+    da = of_seen.new_zeros(*of_seen.shape[: -len(size)], *size)
+    _seen(da, stride).copy_(of_seen)
+    return da
 
 
-def _is_of_one_entry(window: Sizes, stride: Sizes, padding: Sizes, groups: int) -> bool:
-    return groups == 1 and set(window) == {1} == set(stride) and not any(padding)
+def _is_of_one_entry(window: Sizes, padding: Sizes, groups: int) -> bool:
+    return groups == 1 and set(window) == {1} and not any(padding)
+
+
+def _seen(a: Tensor, stride: Sizes) -> Tensor:
+    """The places that windows of one entry see."""
+    return a if set(stride) == {1} else a[(..., *(slice(None, None, s) for s in stride))]
 
 
 @for_steps(convolution_weight_gradient)
 def weight_gradient_step(
     a: Tensor, delta: Tensor, window: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Tensor:
-    if a.device.type == "cpu" and _is_of_each_channel(a, window, groups):
+    """Of windows of one entry a product of matrices, which takes 0.8 ms for the 6 of the convolution at 32×64×16×16."""
+    is_cpu = a.device.type == "cpu"
+    if is_cpu and _is_of_one_entry(window, padding, groups) and a.dtype in (torch.float32, torch.float64):
+        a, delta = (t if t.dim() > len(window) + 1 else t.unsqueeze(0) for t in (_seen(a, stride), delta))
+        dW = torch.mm(delta.transpose(0, 1).flatten(1), a.transpose(0, 1).flatten(1).t())
+        return dW.reshape(*dW.shape, *window)
+    if is_cpu and _is_of_each_channel(a, window, groups):
         return _of_each_channel(a, delta, window, stride, padding, dilation)
     return plain(convolution_weight_gradient)(a, delta, window, stride, padding, dilation, groups)
 
