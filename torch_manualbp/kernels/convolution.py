@@ -74,7 +74,10 @@ def _is_of_one_entry(window: Sizes, padding: Sizes, groups: int) -> bool:
 
 def _seen(a: Tensor, stride: Sizes) -> Tensor:
     """The places that windows of one entry see."""
-    return a if set(stride) == {1} else a[(..., *(slice(None, None, s) for s in stride))]
+    first = a.dim() - len(stride)
+    if set(stride) == {1}:
+        return a
+    return a[(slice(None),) * first + tuple([slice(None, None, s) for s in stride])]
 
 
 @for_steps(convolution_weight_gradient)
