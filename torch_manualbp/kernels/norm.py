@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_manualbp.kernels.dispatch import for_large
+from torch_manualbp.kernels.dispatch import for_large, for_steps, plain
+from torch_manualbp.rules.norm.batch import centred
 from torch_manualbp.rules.norm.normalized import normalized_gradients, total
 
 __all__: list[str] = []
@@ -26,6 +27,10 @@ SHORT_ROW = 8
 
 LARGEST_R = 1e6
 """1 / √ε, and more: beyond it d ∂C/∂a may be too small a number where ẑ ∂C/∂a is none."""
+
+FEW_NUMBERS = 1 << 14
+"""Numbers up to which a mean and a variance by one call, number by number, are faster than in vectors: 4×8×4×4 take
+4 µs for 30, 32×16×32×32 0.9 ms for 0.3."""
 
 Dims = tuple[int, ...]
 Gradients = tuple[Tensor | None, Tensor | None]
@@ -172,3 +177,43 @@ def _blocks(rows: Tensor) -> Iterator[slice]:
     size = _rows_of_block(rows)
     for begin in range(0, len(rows), size):
         yield slice(begin, min(begin + size, len(rows)))
+
+
+@for_steps(centred)
+def centred_in_a_step(z: Tensor, dims: Dims) -> tuple[Tensor, Tensor, Tensor]:
+    """Of few numbers in float32 by one call, which sums them in float64."""
+    if z.dtype != torch.float32 or not _is_over_batch(z, dims) or z.numel() > FEW_NUMBERS:
+        return plain(centred)(z, dims)
+    mu, v = (t.view(-1, *[1] * (z.dim() - 2)).unsqueeze(0) for t in torch.batch_norm_update_stats(z, None, None, 0.0))
+    return z - mu, mu, v
+
+
+@for_steps(normalized_gradients)
+def over_batch(
+    da: Tensor,
+    z: Tensor,
+    mu: Tensor | None,
+    r: Tensor,
+    w: Tensor | None,
+    dims: Dims,
+    shared: Dims,
+    needs_dz: bool,
+    needs_dw: bool,
+) -> Gradients:
+    """Of channels over the batch, where w is one number for all that has the same means: with w left to the end these
+    are the sums for w and b."""
+    is_usual = needs_dz and dims == shared and _is_over_batch(z, dims) and da.dtype == z.dtype
+    if mu is None or not is_usual or (w is not None and w.dtype != z.dtype):
+        return plain(normalized_gradients)(da, z, mu, r, w, dims, shared, needs_dz, needs_dw)
+    n = z.numel() / z.shape[1]
+    of_channels = (1, -1, *[1] * (z.dim() - 2))
+    z_hat, mean_da = (z - mu) * r, total(da, dims) / n
+    g = da - mean_da.view(of_channels)
+    by_g = total(z_hat * g, dims)
+    dz = torch.addcmul(g, z_hat, (by_g / n).view(of_channels), value=-1) * (r if w is None else r * w)
+    return dz, by_g + mean_da * total(z_hat, dims) if needs_dw else None  # of large numbers ẑ may sum to more than 0
+
+
+def _is_over_batch(z: Tensor, dims: Dims) -> bool:
+    is_plain = z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64)
+    return is_plain and z.dim() >= 2 and dims == (0, *range(2, z.dim())) and z.numel() > 0

@@ -19,7 +19,7 @@ from torch_manualbp.rules.norm.normalized import (
     tangent,
     total,
 )
-from torch_manualbp.rules.rule import Rule, RuleWithByproducts, widened
+from torch_manualbp.rules.rule import Rule, RuleWithByproducts, formula, widened
 
 __all__ = ["BatchNorm", "InstanceNorm", "RunningBatchNorm"]
 
@@ -167,12 +167,18 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """a, μ and v, each of the entries along ``dims``."""
     wide = widened(z)
-    mu = mean(wide, dims)
-    mu = mu + mean(wide - mu, dims)  # of large numbers the first mean has the rounding of each sum in it
-    d = wide - mu
-    v = mean(d.square(), dims)
+    d, mu, v = centred(wide, dims)
     r = torch.rsqrt(v + eps)
     return affine(d, r if w is None else r * _of_channels(widened(w), z), _of_channels(b, z)).to(z.dtype), mu, v
+
+
+@formula(by="whole")
+def centred(z: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """z − μ, μ and v, each of the entries along ``dims``."""
+    mu = mean(z, dims)
+    mu = mu + mean(z - mu, dims)  # of large numbers the first mean has the rounding of each sum in it
+    d = z - mu
+    return d, mu, mean(d.square(), dims)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor], dims: tuple[int, ...]) -> None:
