@@ -6,6 +6,8 @@ python examples/residual.py
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -30,6 +32,7 @@ class Net(Module):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     model = Net()
     step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters()))
     print(step.derive(torch.zeros(8, 4), torch.zeros(8, dtype=torch.long)), end="")

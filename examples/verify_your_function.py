@@ -10,6 +10,7 @@ whole report of the last.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from typing import Any
 
@@ -108,4 +109,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     sys.exit(main())

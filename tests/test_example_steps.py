@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_python
 
 STEPS = Path(__file__).parent.parent / "examples" / "steps"
 SIZES: dict[str, dict[str, Any]] = {
@@ -41,3 +42,19 @@ def test_it_trains(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(losses) == SIZES[name]["steps"]
     assert losses[-1] < losses[0]
     assert "a step of" in capsys.readouterr().out
+
+
+WITH_LIBRARIES = ("bert", "digits", "gpt", "image", "sequence")  # Lightning's or transformers' import takes seconds
+EXAMPLES = [
+    pytest.param(file, id=file.stem, marks=[pytest.mark.slow] if file.stem in WITH_LIBRARIES else [])
+    for file in sorted(STEPS.parent.rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("file", EXAMPLES)
+def test_help_of_an_example_is_help(file: Path) -> None:
+    """It says what the example is, and runs nothing."""
+    run = run_python(str(file), "--help")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("usage: ")
+    assert file.name in run.stdout

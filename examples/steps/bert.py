@@ -6,6 +6,7 @@ python examples/steps/bert.py
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import torch
@@ -54,4 +55,5 @@ def main(steps: int = 60, width: int = 32, layers: int = 2) -> list[float]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

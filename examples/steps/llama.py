@@ -5,6 +5,8 @@ python examples/steps/llama.py
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,4 +54,5 @@ def main(steps: int = 50, width: int = 32) -> list[float]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -7,6 +7,8 @@ python examples/steps/lstm.py
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -43,4 +45,5 @@ def main(steps: int = 200, width: int = 16) -> list[float]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -5,9 +5,10 @@ python examples/steps/nanogpt.py
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torch_manualbp import TrainStep
 
@@ -23,7 +24,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.ln_1(x)).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).flatten(2))
         return x + self.mlp(self.ln_2(x))
 
@@ -47,13 +48,12 @@ def main(steps: int = 200, context: int = 32, batch: int = 8) -> list[float]:
     data = torch.tensor([letters.index(letter) for letter in TEXT])
     model = GPT(len(letters), context)
     step = TrainStep(model, nn.CrossEntropyLoss(), torch.optim.AdamW(model.parameters(), lr=3e-3))
-    losses = []
-    for _ in range(steps):
-        rows = torch.randint(len(data) - context - 1, (batch, 1)) + torch.arange(context + 1)
-        losses.append(step(data[rows][:, :-1].contiguous(), data[rows][:, 1:].reshape(-1)).item())
+    batches = data[torch.randint(len(data) - context - 1, (steps, batch, 1)) + torch.arange(context + 1)]
+    losses = [step(rows[:, :-1].contiguous(), rows[:, 1:].reshape(-1)).item() for rows in batches]
     print(f"nanoGPT: loss {losses[0]:.3f} → {losses[-1]:.3f}; a step of {len(step.source.splitlines())} lines")
     return losses
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

@@ -5,6 +5,8 @@ python examples/steps/resnet18.py
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,4 +54,5 @@ def main(steps: int = 15, width: int = 16, batch: int = 16, pixels: int = 32) ->
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()
