@@ -354,6 +354,7 @@ def _apply(change: Change, ours: Side, stock: Side, undos: list[Undo], outcome: 
 def _step(i: int, ours: Side, stock: Side, names: list[str], undos: list[Undo], outcome: Outcome) -> bool:
     """One step of both. Returns whether there is to be another."""
     before, before_stock = (Snapshot.of(side, stock.step.done) for side in (ours, stock))
+    norm_before = stock.step.grad_norm
     expected, theirs, drawn = _try(stock, i)
     C, mine, drawn_by_us = _try(ours, i)
     outcome.steps += 1
@@ -385,6 +386,7 @@ def _step(i: int, ours: Side, stock: Side, names: list[str], undos: list[Undo], 
         return False
     before.hold_unchanged(ours)
     before_stock.restore(stock)
+    stock.step.grad_norm = norm_before
     if theirs is None:
         _count(outcome, names or ["(no change)"], mine)
     else:
