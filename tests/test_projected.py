@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as torch_functional
 
 from torch_manualbp import functional as F
 from torch_manualbp.kernels import ahead, dispatch, projected
@@ -149,6 +150,19 @@ def test_more_than_a_backward_pass_is_the_rule_s() -> None:
     assert not is_ahead(F.linear_cross_entropy(x, W, learns))
     with torch.no_grad():
         assert C(x, W).grad_fn is None
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("y", ["indices", "probabilities"])
+def test_without_gradients_it_is_the_rule(y: str, reduction: str) -> None:
+    (x, W, target), _ = arguments(torch.float64, y)
+    for n in (0, 1, N):
+        expected = torch_functional.cross_entropy(torch_functional.linear(x[:n], W), target[:n], reduction=reduction)
+        with torch.no_grad():
+            ours = F.linear_cross_entropy(x[:n], W, target[:n], reduction=reduction)
+        torch.testing.assert_close(ours, expected.detach(), rtol=1e-12, atol=1e-14, equal_nan=True)
+        again = F.linear_cross_entropy(x[:n], W, target[:n], reduction=reduction)
+        torch.testing.assert_close(again, expected, rtol=1e-12, atol=1e-14, equal_nan=True)
 
 
 def test_the_scores_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,10 +60,10 @@ def linear_cross_entropy(
         return cross_entropy(s, target, weight, None, ignored, None, reduction, label_smoothing)
     x, y = (input, target) if input.dim() == 2 else (input.unsqueeze(0), target.unsqueeze(0))
     if target.is_floating_point():
-        rule: type[Rule] = ahead.LinearCrossEntropyProbabilitiesAhead
+        rule: type[Rule] = ahead.OfProbabilities
         options_of_rule: tuple[Any, ...] = (reduction, label_smoothing)
     else:
-        rule, options_of_rule = ahead.LinearCrossEntropyAhead, (ignored, reduction, label_smoothing)
+        rule, options_of_rule = ahead.OfClasses, (ignored, reduction, label_smoothing)
     C = in_low_precision(rule, x, linear_weight, linear_bias, y, weight, *options_of_rule, first=3)
     if input.dim() == 1 and reduction == "none":
         C = C.squeeze(0)

@@ -27,7 +27,7 @@ from torch_manualbp.rules.loss.projected import (
 from torch_manualbp.rules.recording import recorder
 from torch_manualbp.rules.rule import widened
 
-__all__ = ["LinearCrossEntropyAhead", "LinearCrossEntropyProbabilitiesAhead"]
+__all__ = ["LinearCrossEntropyAhead", "LinearCrossEntropyProbabilitiesAhead", "OfClasses", "OfProbabilities"]
 
 BLOCK_SCORES = 1 << 23
 """Scores of one block, of some samples and all classes: 32 megabytes in float32, for which ∂C/∂W is read and written
@@ -37,16 +37,30 @@ LEAST_SAMPLES = 32
 """Rows that a block has in any case, for a product of matrices."""
 
 
-class LinearCrossEntropyAhead(LinearCrossEntropy):
-    """:class:`~torch_manualbp.rules.LinearCrossEntropy` with the gradients made in forward, where that is less work
-    and nobody watches; elsewhere, and for a second derivative, the rule itself.
-
-    Kept besides: ∂C/∂x, ∂C/∂W and ∂C/∂b, for g = 1.
-    """
+class OfClasses(LinearCrossEntropy):
+    """:class:`LinearCrossEntropyAhead` where that is less work and nobody watches; elsewhere, as where the forward is
+    all there is to do, the rule itself."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        return super().apply(*args) if _suits(*args) else LinearCrossEntropy.apply(*args)
+        return (LinearCrossEntropyAhead if _suits(*args) else LinearCrossEntropy).apply(*args)
+
+
+class OfProbabilities(LinearCrossEntropyProbabilities):
+    """:class:`LinearCrossEntropyProbabilitiesAhead` likewise."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        suits = _suits(*args)
+        return (LinearCrossEntropyProbabilitiesAhead if suits else LinearCrossEntropyProbabilities).apply(*args)
+
+
+class LinearCrossEntropyAhead(LinearCrossEntropy):
+    """:class:`~torch_manualbp.rules.LinearCrossEntropy` of a mean or a sum, with the gradients made in forward; for a
+    second derivative the rule itself.
+
+    Kept besides: ∂C/∂x, ∂C/∂W and ∂C/∂b, for g = 1.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -78,10 +92,6 @@ class LinearCrossEntropyAhead(LinearCrossEntropy):
 
 class LinearCrossEntropyProbabilitiesAhead(LinearCrossEntropyProbabilities):
     """The same of :class:`~torch_manualbp.rules.LinearCrossEntropyProbabilities`, where y and w take no gradient."""
-
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        return super().apply(*args) if _suits(*args) else LinearCrossEntropyProbabilities.apply(*args)
 
     @staticmethod
     def forward(  # type: ignore[override]

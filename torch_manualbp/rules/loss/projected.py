@@ -148,7 +148,7 @@ class LinearCrossEntropyProbabilities(RuleWithByproducts):
         C, lse, rest = linear_cross_entropy_of_samples(W, x, b, y, w, -1, epsilon)
         if reduction != "none":
             C = C.sum()
-        return C / max(x.shape[0], 1) if reduction == "mean" else C, lse, rest
+        return C / x.shape[0] if reduction == "mean" else C, lse, rest
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -165,7 +165,7 @@ class LinearCrossEntropyProbabilities(RuleWithByproducts):
         if g is None:
             g = torch.zeros_like(lse)
         elif ctx.reduction == "mean":
-            g = g / max(x.shape[0], 1)
+            g = g / x.shape[0]
         g = g.expand(lse.shape)
         by_p, of_y, of_all = shares_of_probabilities(g, dlse, K, y, w, epsilon)
         gradients = linear_cross_entropy_gradients(W, x, b, y, w, lse, rest, by_p, of_y, of_all, tuple(needs))
@@ -203,7 +203,7 @@ class LinearCrossEntropyProbabilities(RuleWithByproducts):
         if dw is not None:
             dC = dC + (smoothed * widened(dw) * distance).sum(1)
         dC = dC if ctx.reduction == "none" else dC.sum()
-        return dC / max(x.shape[0], 1) if ctx.reduction == "mean" else dC, dlse, torch.zeros_like(rest)
+        return dC / x.shape[0] if ctx.reduction == "mean" else dC, dlse, torch.zeros_like(rest)
 
 
 def shares_of_probabilities(
