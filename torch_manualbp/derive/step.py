@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import is_
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -72,8 +72,6 @@ PAIRED = 4
 
 KEPT = ("keep_deltas", "keep_output", "keep_layers")
 
-_parameters_of = operator.itemgetter("params")
-
 
 @dataclass
 class _Entry:
@@ -105,37 +103,40 @@ class _Last:
 
     def __init__(self, step: TrainStep, entry: _Entry, inputs: Any, target: Any, leaves: list[Tensor]) -> None:
         optimizer, reads = step.optimizer, entry.reads
-        groups = optimizer.param_groups
+        self._groups = groups = [*optimizer.param_groups]
+        self._lists = [group["params"] for group in groups]
+        self._parameters = [*chain.from_iterable(self._lists)]
+        self._lengths = [len(groups), *map(len, self._lists)]
         self._hold = _always if reads.is_simple else reads.hold
-        self._own = vars(step), vars(optimizer), *groups
-        self._versioned = *self._own, *reads.versioned
-        self._tensors, self._objects = reads.tensors, reads.objects
+        own = vars(step), vars(optimizer), *groups
+        self._versioned = *own, *reads.versioned
+        self._tensors, self._objects = reads.tensors, (optimizer, *reads.objects)
         self._empty = *hooks_of(optimizer), *reads.empty
-        self._now = [*map(dict_version, self._own), *reads.versions, *reads.addresses, *reads.classes]
-        self._now += self._around(step)
+        self._now = [*map(dict_version, own), *reads.versions, *reads.addresses, type(optimizer), *reads.classes]
+        self._around = is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE
         self._are_such = are_unchanged((*leaves, *reads.tensors))
         self._together = _together(inputs, target, leaves)
+        self._reduces = step._processes is None or step._processes.reduces()
         if not reads.hold():  # which another thread may have changed meanwhile
             self._now = []
 
-    def _around(self, step: TrainStep) -> list[Any]:
-        optimizer, groups = step.optimizer, step.optimizer.param_groups
-        reduces = step._processes is None or step._processes.reduces()
-        around = type(optimizer), is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE, reduces
-        return [*map(id, groups), *map(id, chain.from_iterable(map(_parameters_of, groups))), *around]
-
     def serves(self, step: TrainStep, inputs: Any, target: Any, leaves: list[Tensor]) -> bool:
         """Whether it is the program of this call."""
-        tensors = self._tensors
+        tensors, groups, processes = self._tensors, step.optimizer.param_groups, step._processes
         try:
             now = [*map(dict_version, self._versioned), *map(address_of, tensors), *map(type, self._objects)]
             return (
-                now + self._around(step) == self._now
+                now == self._now
+                and [len(groups), *map(len, self._lists)] == self._lengths
+                and all(map(is_, groups, self._groups))
+                and all(map(is_, chain.from_iterable(self._lists), self._parameters))
                 and not any(self._empty)
                 and not have_hooks(tensors)
                 and _together(inputs, target, leaves) == self._together
                 and self._are_such(*leaves, *tensors)
                 and not any(map(vars, leaves))
+                and (is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE) == self._around
+                and (processes is None or processes.reduces() == self._reduces)
                 and not is_autocast_enabled()
                 and self._hold()
             )
