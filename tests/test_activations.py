@@ -167,3 +167,15 @@ def test_a_slope_that_is_no_number_is_lost_only_below_0(w: float, size: int) -> 
     (ours,) = torch.autograd.grad(functional.prelu(z, weight), z, g)
     (theirs,) = torch.autograd.grad(torch.prelu(z, weight), z, g)
     torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("upstream", [math.nan, math.inf])
+def test_a_slope_that_learns_hears_nothing_from_where_it_has_no_part(upstream: float) -> None:
+    z, da = torch.tensor([[0.5, -1.0], [2.0, -3.0]]).double(), torch.ones(2, 2).double()
+    da[0, 0] = upstream
+    gradients = []
+    for prelu in (torch.nn.functional.prelu, functional.prelu):
+        w = torch.tensor([0.25], dtype=torch.float64, requires_grad=True)
+        gradients.append(torch.autograd.grad(prelu(z, w), w, da)[0])
+    assert gradients[0] == -4
+    assert gradients[1] == -4

@@ -404,3 +404,11 @@ def test_forward_mode_of_a_multi_margin_without_dimensions() -> None:
     s, y = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0)
     tangent = torch.func.jvp(lambda s: functional.multi_margin_loss(s, y), (s,), (torch.ones_like(s),))[1]
     assert torch.equal(tangent, torch.zeros((), dtype=torch.float64))
+
+
+def test_pairs_that_are_far_enough_apart_hear_nothing() -> None:
+    """Not from an upstream gradient of NaN either."""
+    u, v = x.detach().requires_grad_(), y.detach()
+    da = torch.full((6,), torch.nan, dtype=x.dtype)
+    far = functional.cosine_embedding_loss(u, v, -torch.ones(6), 0.999, reduction="none")
+    assert not torch.autograd.grad(far, u, da)[0].any()

@@ -76,7 +76,8 @@ class PReLU(Rule):
         if needs_dz:
             dz = prelu_delta(da_wide, z_wide, w_of_channel).to(z.dtype)
         if needs_dw:
-            dw = (da_wide * z_wide.clamp(max=0)).sum_to_size(w_of_channel.shape).reshape(w.shape).to(w.dtype)
+            by_w = torch.where(z_wide > 0, 0, da_wide * z_wide)
+            dw = by_w.sum_to_size(w_of_channel.shape).reshape(w.shape).to(w.dtype)
         return dz, dw
 
     @staticmethod
@@ -86,7 +87,7 @@ class PReLU(Rule):
         if dz is not None:
             da = torch.where(z > 0, dz, dz * _along_channels(w, z))
         if dw is not None:
-            by_dw = z.clamp(max=0) * _along_channels(dw, z)
+            by_dw = torch.where(z > 0, 0, z * _along_channels(dw, z))
             da = by_dw if da is None else da + by_dw
         return da
 

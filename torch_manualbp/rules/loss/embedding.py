@@ -117,7 +117,7 @@ class CosineEmbedding(Rule):
         u, v = widened(u), widened(v)
         c, root, U, V = _cosine(u, v)
         slope = _slope_of_cosine(c, y, ctx.margin)
-        gamma = slope * share_of_each(widened(g), ctx.reduction, slope.numel())
+        gamma = torch.where(slope == 0, 0, slope * share_of_each(widened(g), ctx.reduction, slope.numel()))
         towards, along = gamma / root, gamma * c
         du = dv = None
         if needs_du:
