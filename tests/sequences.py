@@ -415,7 +415,8 @@ def _try(side: Side, i: int) -> tuple[Tensor | None, Any, Tensor]:
     try:
         C = side.advance(x, y)
     except Exception as error:
-        return None, error, torch.get_rng_state()
+        # without its frames, which hold the graph, and so nodes that expect gradients of the shapes of now
+        return None, error.with_traceback(None), torch.get_rng_state()
     if is_owned and not all(map(identical, map(_detached, given), map(_detached, numbers))):
         raise Different("the step changes its inputs")
     return C, None, torch.get_rng_state()
