@@ -27,6 +27,7 @@ def _convolution_samples(make: Make) -> Iterator[Sample]:
     yield Sample("dilation, without bias", (make(2, 2, 6, 5), make(3, 2, 2, 2), None, (1, 2), (1, 0), (3, 2), 1))
     yield Sample("groups", (make(2, 4, 4, 3), make(6, 2, 2, 2), make(6), (2, 1), (0, 1), (1, 1), 2))
     yield Sample("each channel alone", (make(2, 3, 4, 4), make(3, 1, 3, 3), None, (1, 1), (1, 1), (1, 1), 3))
+    yield Sample("each channel, one place", (make(2, 3, 1, 2), make(6, 1, 2, 2), None, (2, 2), (1, 0), (2, 1), 3))
     yield Sample("one image", (make(4, 5, 4), make(3, 4, 3, 2), make(3), (1, 1), (1, 0), (1, 1), 1))
     yield Sample("sequences", (make(2, 4, 5), make(3, 4, 3), make(3), (2,), (1,), (1,), 1))
     yield Sample("volumes", (make(2, 2, 3, 4, 3), make(3, 2, 2, 3, 1), make(3), (1, 2, 1), (0, 1, 0), (1, 1, 1), 1))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from torch_manualbp.kernels.dispatch import for_large, for_steps, plain
 from torch_manualbp.rules.convolution import CONVOLUTIONS, convolution_input_gradient, convolution_weight_gradient
@@ -44,12 +45,23 @@ def _of_each_channel(a: Tensor, delta: Tensor, window: Sizes, stride: Sizes, pad
     """ATen's convolution of as many groups as there are channels sums over the samples last of all, in a loop of its
     own: 8×64×56×56 by 3×3 takes 21 ms, and 2 ms where each sample's channel is a group, and they are summed here."""
     (N, n), out, places = a.shape[:2], delta.shape[1], a.shape[2:]
+    if math.prod(delta.shape[2:]) == 1:
+        return _of_one_place(a, delta, window, padding, dilation)
     channels = widened(a).unsqueeze(2).expand(N, n, out // n, *places).reshape(1, N * out, *places)
     windows = widened(delta).reshape(N * out, 1, *delta.shape[2:])
     dW = CONVOLUTIONS[len(window) - 1](channels, windows, None, dilation, padding, stride, N * out)
     for d, size in enumerate(window, start=2):  # where the stride leaves rows of a out, there are more
         dW = dW.narrow(d, 0, size)
     return dW.reshape(N, out, 1, *window).sum(0).to(a.dtype)
+
+
+def _of_one_place(a: Tensor, delta: Tensor, window: Sizes, padding: Sizes, dilation: Sizes) -> Tensor:
+    """∂C/∂W_j = Σ δ a_j over the samples: 2×480×1×1 by 3×3 takes 0.04 ms where the convolution takes 1.1."""
+    seen = F.pad(widened(a), [size for p in reversed(padding) for size in (p, p)])
+    for d, (size, apart) in enumerate(zip(window, dilation, strict=True), start=2):
+        seen = seen[(slice(None),) * d + (slice(0, (size - 1) * apart + 1, apart),)]
+    dW = (seen.unsqueeze(2) * widened(delta).reshape(*a.shape[:2], -1, *(1 for _ in window))).sum(0)
+    return dW.reshape(delta.shape[1], 1, *window).to(a.dtype)
 
 
 @for_large(convolution_input_gradient)
