@@ -73,6 +73,7 @@ __all__ = [
     "pyobject_data_pointer",
     "pytree",
     "reset_compiler",
+    "saved_tensors_hooks",
     "unsafe_view",
     "unwrapped",
     "uses_mkldnn",
@@ -99,6 +100,10 @@ dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 is_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any device."""
+
+_top_saved_tensors_hooks: Callable[[bool], Any] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignores_tracing: None
+)
 
 backward_task: Callable[[], int] = torch._C._current_graph_task_id
 """The number of the backward pass of this thread, or −1."""
@@ -175,6 +180,13 @@ except ImportError:
 
     def are_unchanged(tensors: Sequence[Tensor]) -> Callable[..., bool]:
         return lambda *now: False
+
+
+def saved_tensors_hooks() -> Any:
+    """What packs tensors that autograd keeps, and unpacks them; None if that is nobody, or torch itself."""
+    hooks = _top_saved_tensors_hooks(True)
+    is_torchs = hooks is None or getattr(hooks[0], "__module__", "").partition(".")[0] == "torch"
+    return None if is_torchs else hooks
 
 
 def at_the_end_of_backward(call: Callable[[], None]) -> None:

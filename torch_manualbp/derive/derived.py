@@ -23,9 +23,9 @@ from torch_manualbp.derive.expected import OtherNumbersError
 from torch_manualbp.derive.finishing import Update
 from torch_manualbp.derive.fused import bound, held
 from torch_manualbp.derive.program import Value
-from torch_manualbp.derive.reads import dict_version
+from torch_manualbp.derive.reads import are_unchanged, dict_version
 from torch_manualbp.derive.recording import KeptLayer, Recording, called, named_tensors, path_of_loss
-from torch_manualbp.derive.update import has_odd_state
+from torch_manualbp.derive.update import has_odd_state, kind_of
 
 __all__ = ["Derived", "How", "KeptLayer", "OddStateError", "called", "heading_of", "named_tensors", "path_of_loss"]
 
@@ -238,6 +238,9 @@ class Derived:
         self.written = [*self.parameters, *self.buffers, *given.values()]
         self._update = Update(self.source, self.filename, self._assembled.changes, given)
         self._stateful = [(p, ours) for p, ours in self.state.items() if ours]
+        self._kept = [t for _, ours in self._stateful for name, t in ours.items() if name != "step"]
+        self._kinds = list(map(kind_of, self._kept))
+        self._is_laid_out = are_unchanged(self._kept)
         self._was_there = False
         """Whether the optimizer had our state when the run began."""
 
@@ -364,6 +367,8 @@ class Derived:
         if self._was_there:
             return set()
         theirs = self.optimizer.state
+        if list(map(kind_of, self._kept)) != self._kinds and has_odd_state(self.optimizer):
+            raise OddStateError
         if not all(self._has_state_of(p) for p, _ in self._stateful):
             if not self._is_new or any(map(theirs.get, self.state)):
                 if has_odd_state(self.optimizer):
@@ -378,6 +383,7 @@ class Derived:
         return (
             self.optimizer.state is self._state_of_optimizer
             and list(map(dict_version, self._dicts_of_state)) == self._versions_of_state
+            and self._is_laid_out(*self._kept)
         )
 
     def _has_state_of(self, parameter: Tensor) -> bool:

@@ -41,7 +41,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.backends import cudnn, mkldnn
+from torch.nn import Module, Parameter
 from torch.nn.modules import module as torch_module
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -50,15 +51,29 @@ from torch_manualbp._torch import are_unchanged, dict_version
 from torch_manualbp.derive.floats import FloatInput
 from torch_manualbp.derive.program import words
 
-__all__ = ["Executed", "Place", "Reads", "address_of", "are_unchanged", "dict_version", "have_hooks"]
+__all__ = [
+    "Executed",
+    "Place",
+    "Reads",
+    "address_of",
+    "are_unchanged",
+    "bases_of",
+    "dict_of",
+    "dict_version",
+    "have_hooks",
+    "is_trusted",
+]
 
 _chain = itertools.chain.from_iterable
 
 SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout)
 """Types that are compared by value, and that hold nothing else."""
 
-NEVER_CHANGE = (*SCALARS, range, slice, torch.Size, torch.memory_format, types.BuiltinFunctionType, types.CodeType)
-"""Types whose objects never change."""
+NEVER_CHANGE = frozenset((*SCALARS, range, torch.Size, torch.memory_format, types.BuiltinFunctionType, types.CodeType))
+"""Types whose objects never change; those of a class that is derived from one of them may."""
+
+HOLDERS = (types.MethodWrapperType, slice, super)
+"""Types whose objects are other objects' ways in."""
 
 OWN_LIFE = (threading.Thread,)
 """Types whose objects change at every step, and of which a forward reads nothing."""
@@ -68,6 +83,9 @@ MODULE_NAMES = words(
     "forward __call__ __getattr__ __getattribute__"
 )
 """What torch itself reads of every module, or finds in its class."""
+
+NO_PART = words("__doc__ __dict__ __weakref__ __module__ __annotations__ __slotnames__ __firstlineno__")
+"""Of a class what has no part in what operators and statements do."""
 
 BY_ANY_NAME = words("getattr vars __dict__ attrgetter __getattribute__ eval exec globals locals")
 """Names in code that may read an attribute whose name does not stand in it."""
@@ -80,6 +98,23 @@ DEEP = 5
 
 LIMIT = 500_000
 """Objects that are followed, some twenty a module; a forward that may read more is refused."""
+
+ASKED: Mapping[str, Callable[[Any], tuple[Any, ...]]] = {
+    "are_deterministic_algorithms_enabled": lambda _: (torch.are_deterministic_algorithms_enabled(),),
+    "is_deterministic_algorithms_warn_only_enabled": lambda _: (torch.get_deterministic_debug_mode(),),
+    "get_deterministic_debug_mode": lambda _: (torch.get_deterministic_debug_mode(),),
+    "get_float32_matmul_precision": lambda _: (torch.get_float32_matmul_precision(),),
+    "get_num_threads": lambda _: (torch.get_num_threads(),),
+    "backends": lambda _: tuple(
+        getattr(of, name, None) for of in (cudnn, mkldnn) for name in ("enabled", "benchmark", "deterministic")
+    ),
+    "current_thread": lambda _: (threading.current_thread(),),
+    "get_ident": lambda _: (threading.get_ident(),),
+    "getpid": lambda _: (os.getpid(),),
+    "getcwd": lambda _: (os.getcwd(),),
+    "getrecursionlimit": lambda _: (sys.getrecursionlimit(),),
+}
+"""Functions that tell a setting of the process, by the names that code has for them, and what they tell."""
 
 SEEDING = {inspect.unwrap(f).__code__ for f in (torch.manual_seed, torch.seed, torch.set_rng_state)}
 """What sets the state of torch's random numbers, as ``torch.random.fork_rng`` does at its end."""
@@ -143,12 +178,12 @@ class Executed:
             self.draws |= owner is PYTHON_RANDOM and argument.__name__ != "getstate"
             if not isinstance(owner, torch.Generator):
                 return
-            if argument.__name__ in ("manual_seed", "seed", "set_state") and not _is_trusted(frame.f_code):
+            if argument.__name__ in ("manual_seed", "seed", "set_state") and not is_trusted(frame.f_code):
                 self.seeds.append(f"Generator.{argument.__name__}")
 
     def own(self) -> Iterator[tuple[types.CodeType, dict[str, Any]]]:
         """The code that is neither torch's, nor ours, nor Python's library."""
-        return ((code, names) for code, names in self.codes.items() if not _is_trusted(code))
+        return ((code, names) for code, names in self.codes.items() if not is_trusted(code))
 
     def may_draw_by_numpy(self) -> bool:
         """Whether the code names ``numpy.random`` or a function of it: a profiler does not see these called."""
@@ -204,11 +239,11 @@ class Reads:
         self.names = {*MODULE_NAMES}
         self.reads_any_name = not executed.is_complete
         for code in executed.codes:
-            if _is_trusted(code) and not _is_layer_code(code):
+            if is_trusted(code) and not _is_layer_code(code):
                 continue
             found = {*code.co_names, *_texts_in(code.co_consts)}
             self.names |= found | {part for text in found for part in text.split(".")}
-            self.reads_any_name |= not _is_trusted(code) and not BY_ANY_NAME.isdisjoint(code.co_names)
+            self.reads_any_name |= not is_trusted(code) and not BY_ANY_NAME.isdisjoint(code.co_names)
         self.tensors: list[Tensor] = []
         self._tensor_places: list[Place] = []
         self.held: dict[str, Tensor] = {}
@@ -226,6 +261,7 @@ class Reads:
         self._probed: list[tuple[Any, Callable[[Any], tuple[Any, ...]], Place]] = []
         self._content: list[tuple[Any, Callable[[Any], Any], Any, Place]] = []
         self._moving: list[tuple[Any, Callable[[Any], Any], Any, Place]] = []
+        self._lines: list[type] = []  # classes, whose bases may be others
         for path, root in roots:
             if isinstance(root, Module):
                 for name, module in root.named_modules(prefix=path):
@@ -233,8 +269,13 @@ class Reads:
             else:
                 self._queue.append((root, Place(path, path)))
         self._add_globals()
-        for text in self.names & sys.modules.keys():  # which importlib may have been asked for
+        own = set().union(*(code.co_names for code, _ in executed.own()))
+        packages = {str(scope.get("__package__")) for _, scope in executed.own()} - {"", "None"}
+        relative = {f"{package}.{name}" for package in packages for name in own} | packages
+        for text in (self.names | relative) & sys.modules.keys():  # which importlib may have been asked for
             self._queue.append((sys.modules[text], Place("", text)))
+        for name in own & ASKED.keys():
+            self._probe(None, ASKED[name], Place("", f"{name}()"))
         if type(os.environ).__getitem__.__code__ in executed.codes:
             self._queue.append((vars(os.environ)["_data"], Place("", "os.environ")))
         for hooks in _hooks_of_all_modules():
@@ -249,7 +290,7 @@ class Reads:
         wanted: dict[int, set[str]] = {}
         scopes: dict[int, dict[str, Any]] = {}
         for code, scope in self.executed.codes.items():
-            if not _is_trusted(code) or _is_layer_code(code):
+            if not is_trusted(code) or _is_layer_code(code):
                 names = wanted.setdefault(id(scope), set())
                 if BY_ANY_NAME.isdisjoint(code.co_names):
                     names.update(_globals_in(code))
@@ -273,9 +314,10 @@ class Reads:
             thing, place = self._queue.popleft()
             if isinstance(thing, types.BuiltinFunctionType) and not isinstance(thing.__self__, types.ModuleType):
                 thing = thing.__self__  # such as the generator whose method it is
-            if isinstance(thing, NEVER_CHANGE) or id(thing) in self._seen or _has_own_life(thing):
+            if type(thing) in NEVER_CHANGE or id(thing) in self._seen or _has_own_life(thing):
                 continue
             if isinstance(thing, Optimizer | LRScheduler):
+                self._seen[id(thing)] = thing
                 self._visit_training(thing, place)
                 continue
             if isinstance(thing, logging.Logger):
@@ -318,9 +360,16 @@ class Reads:
             self._probe(thing, _value_here, place)
             self._later((thing.get(None), place))
         elif isinstance(thing, weakref.ref):
-            self._later((thing(), place))
+            referent = thing()
+            if isinstance(referent, Module | Parameter | type | types.FunctionType | types.ModuleType | None):
+                self._later((referent, place))
+            else:  # which would live on for as long as the program does
+                self.beyond = self.beyond or place.at(", a weak reference")
+        elif isinstance(thing, threading.local):
+            self._probe(thing, _of_this_thread, place)
+            self._add_dict(vars(thing), _any_name, place.at(".{}"))
         elif isinstance(thing, types.MappingProxyType | collections.abc.MappingView):
-            self._probe(thing, tuple if isinstance(thing, collections.abc.MappingView) else _items_of, place)
+            self._probe(thing, _items_of, place)
             self._later(*((item, place) for item in _items_of(thing)))
         elif isinstance(thing, functools._lru_cache_wrapper):
             self._probe(thing, _cache_of, place)
@@ -334,7 +383,7 @@ class Reads:
             if isinstance(thing, collections.defaultdict):
                 self._probe(thing, operator.attrgetter("default_factory", "default_factory"), place)
                 self._later((thing.default_factory, place))
-            if not _is_trusted_name(type(thing).__module__):
+            if items is not thing or not _is_trusted_name(type(thing).__module__):
                 self._visit_attributes(thing, place)
         elif not self._visit_changing(thing, place):
             self._visit_attributes(thing, place)
@@ -343,12 +392,10 @@ class Reads:
         self._queue.extend(items)
 
     def _visit_training(self, thing: Optimizer | LRScheduler, place: Place) -> None:
-        """Of what trains the model the hyperparameters, where the code asks for them."""
-        if isinstance(thing, Optimizer) and "param_groups" in self.names:
-            self._later((thing.param_groups, place.at(".param_groups")))
-        elif isinstance(thing, LRScheduler) and not self.names.isdisjoint(("get_last_lr", "_last_lr", "last_epoch")):
-            self._probe(thing, operator.attrgetter("_last_lr", "last_epoch"), place)
-            self._later((thing._last_lr, place))
+        """Of what trains the model what the code asks for by name, or by a method of torch's."""
+        asked = self.names | {"_last_lr"} if "get_last_lr" in self.names else self.names
+        self._add_dict(vars(thing), asked.__contains__, place.at(".{}"))
+        self._later((type(thing), place))
 
     def _visit_tensor(self, tensor: Tensor, place: Place) -> None:
         self.tensors.append(tensor)
@@ -362,11 +409,22 @@ class Reads:
         for base in cls.__mro__:
             if base is object or not base.__flags__ & _HEAP_TYPE:
                 continue
-            at = Place("", f"{base.__qualname__}.{{}}")
-            self._add_dict(vars(base), self.names.__contains__, at, follow=not _is_trusted_name(base.__module__))
+            at, is_own = Place("", f"{base.__qualname__}.{{}}"), not _is_trusted_name(base.__module__)
+            self._add_dict(vars(base), self._may_be_asked if is_own else self.names.__contains__, at, follow=is_own)
+        self._lines.append(cls)
+        if not _is_trusted_name(type(cls).__module__):
+            self._later((type(cls), place))
+
+    def _may_be_asked(self, name: str) -> bool:
+        """Whether code may read this of a class: by its name, or by what operators and statements call."""
+        return name in self.names or (name.startswith("__") and name not in NO_PART)
 
     def _visit_function(self, function: Any, place: Place, ran: bool = False) -> None:
-        if not isinstance(function, types.FunctionType) or _is_trusted(function.__code__):
+        if not isinstance(function, types.FunctionType):
+            return
+        if is_trusted(function.__code__):  # such as a decorator's, by which a function of the user's is called
+            if self.executed.ran(function):
+                self._later(*((cell, place) for cell in function.__closure__ or ()), (function.__dict__, place))
             return
         if ran or not self.executed.is_complete:
             self.names.update(function.__code__.co_names)
@@ -383,27 +441,33 @@ class Reads:
         """Objects whose state is not in attributes: arrays, memory, and what moves on when it is read."""
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(thing, numpy.ndarray):
-            self._content.append((thing, _array, _array(thing), place))
             if thing.dtype.hasobject:
-                self._later(*((item, place) for item in thing.flat))
+                self._probe(thing, _objects_in, place)
+                self._later(*((item, place) for item in _objects_in(thing)))
+            else:
+                self._content.append((thing, _array, _array(thing), place))
             return type(thing) is numpy.ndarray
         if numpy is not None and isinstance(thing, numpy.generic) and not isinstance(thing, numpy.void):
             return True
         if isinstance(thing, io.StringIO | io.BytesIO):
-            self._content.append((thing, type(thing).getvalue, thing.getvalue(), place))
-            return True
+            self._content.append((thing, _stream, _stream(thing), place))
+            return False
         if isinstance(thing, ctypes._Pointer) and thing:
             self._later((thing.contents, place))
+        if type(thing) in HOLDERS:
+            self._later(*((item, place) for item in gc.get_referents(thing)))
         moving = _state_of(thing)
         if moving is not None:
             self._moving.append((thing, moving, moving(thing), place))
+            if type(thing).__module__ in ("builtins", "itertools"):
+                self._later(*((item, place) for item in gc.get_referents(thing)))
             return False
         try:
             memory = memoryview(thing)
         except TypeError:
             return False
         self._content.append((thing, bytes, bytes(memory), place))
-        return True
+        return False
 
     def _visit_attributes(self, thing: Any, place: Place) -> None:
         cls = type(thing)
@@ -422,8 +486,8 @@ class Reads:
             if given := {item.name for item in self.floats if item.attributes is attributes}:
                 may_hold = _all_but(given, may_hold)
             self._add_dict(attributes, may_hold, place.at(".{}", deeper=True))
-            if isinstance(thing, Module) or not _is_trusted_name(cls.__module__):
-                self._typed.append((thing, cls, place))
+        if isinstance(thing, Module) or not _is_trusted_name(cls.__module__):
+            self._typed.append((thing, cls, place))
         slots = [n for base in cls.__mro__ for n in _slots(base) if by_any_name or n in self.names]
         if slots:
             getter = _getter_of_slots(tuple(slots))
@@ -438,7 +502,6 @@ class Reads:
             earlier = known.may_hold
             may_hold = _either(earlier, may_hold)
         found = self._dicts[id(items)] = _Dict(items, may_hold, place)
-        self._seen.setdefault(id(items), items)
         if follow:
             new = found.before if known is None else found.before.keys() - known.before.keys()
             self._later(*((items[name], _filled(place, name)) for name in found.before if name in new))
@@ -461,7 +524,7 @@ class Reads:
 
     def _settle(self) -> None:
         """Take what is there now for what is to be there."""
-        self.versioned = [_dict_of(d.items) for d in self._dicts.values()]
+        self.versioned = [dict_of(d.items) for d in self._dicts.values()]
         self.versioned += [items for items, _ in self._whole if isinstance(items, dict) and items]
         self.versions = list(map(dict_version, self.versioned))  # before the items, which a thread may change
         self._whole_before = [_all_of(items) for items, _ in self._whole]
@@ -476,6 +539,9 @@ class Reads:
         self._probed_before = [getter(thing) for thing, getter, _ in self._probed]
         self.objects = [thing for thing, _, _ in self._typed]
         self.classes = [cls for _, cls, _ in self._typed]
+        self.derived = [cls for cls in self._lines if not _is_trusted_name(cls.__module__)]
+        self.bases = list(map(bases_of, self.derived))
+        self._moves = [item for item in self._moving if not isinstance(item[0], torch.Generator)]
         self._settle_tensors()
 
     def _settle_tensors(self) -> None:
@@ -485,13 +551,14 @@ class Reads:
 
     def _loose_items(self) -> list[Any]:
         """All items in order that have no version."""
-        return [*_chain(self._loose), *_chain([getter(thing) for thing, getter, _ in self._probed])]
+        loose = self._loose
+        return [*map(len, loose), *_chain(loose), *_chain([getter(thing) for thing, getter, _ in self._probed])]
 
     @property
     def is_simple(self) -> bool:
         """Whether all that is compared is ``versions`` of the dicts, ``addresses`` and layouts of ``tensors``,
         ``classes`` of the objects, and that ``empty`` and the hooks of tensors are empty."""
-        return not (self._loose or self._probed or self._content or self.floats or self._have_hooks)
+        return not (self._loose or self._probed or self._content or self._moves or self.floats or self._have_hooks)
 
     def _layouts_now(self) -> list[Any]:
         tensors = self.tensors
@@ -511,6 +578,8 @@ class Reads:
             return (
                 (is_untouched or self._is_equal())
                 and list(map(type, self.objects)) == self.classes
+                and list(map(bases_of, self.derived)) == self.bases
+                and (not self._moves or all(state(thing) == before for thing, state, before, _ in self._moves))
                 and (not self._content or self._contents_hold())
                 and all(item.is_float() for item in self.floats)
             )
@@ -590,6 +659,7 @@ class Reads:
 _MISSING = object()
 _HEAP_TYPE = 1 << 9
 address_of: Any = Tensor.data_ptr
+bases_of = operator.attrgetter("__mro__")
 _stride: Any = Tensor.stride
 _hooks = operator.attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
 
@@ -609,20 +679,24 @@ def _are_same(a: Any, b: Any) -> bool:
         return True
     if type(a) is not type(b):
         return False
-    if isinstance(a, tuple):
+    if isinstance(a, tuple) and not hasattr(a, "__dict__"):
         return len(a) == len(b) and all(map(_are_same, a, b))
-    if isinstance(a, float | complex):
+    if type(a) in (float, complex, range):
         return repr(a) == repr(b)  # which tells the sign of 0, and NaN is NaN
+    if type(a) is slice:
+        return _are_same((a.start, a.stop, a.step), (b.start, b.stop, b.step))
     if isinstance(a, types.MethodType):
         return a.__self__ is b.__self__ and a.__func__ is b.__func__
-    return isinstance(a, NEVER_CHANGE) and not isinstance(a, enum.Enum) and bool(a == b)
+    if type(a).__module__ == "numpy" and hasattr(a, "tobytes") and not hasattr(a, "__array_finalize__"):
+        return bool(a.dtype == b.dtype and a.tobytes() == b.tobytes())  # a number of NumPy's
+    return type(a) in NEVER_CHANGE and bool(a == b)
 
 
 def _are_identical(now: list[Any], before: list[Any]) -> bool:
     return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
-def _dict_of(items: Any) -> dict[str, Any]:
+def dict_of(items: Any) -> dict[str, Any]:
     """A dict itself, or the one behind the attributes of a class, which has a version."""
     found: dict[str, Any] = items if isinstance(items, dict) else gc.get_referents(items)[0]
     return found
@@ -687,12 +761,17 @@ def _is_called(thing: Any) -> bool:
 
 
 def _items_of(mapping: Any) -> tuple[Any, ...]:
-    return tuple(mapping.items()) if isinstance(mapping, types.MappingProxyType) else tuple(mapping)
+    items = _chain(mapping.items()) if isinstance(mapping, types.MappingProxyType) else mapping
+    return len(mapping), *items
 
 
 def _cache_of(function: Any) -> tuple[Any, ...]:
     """How often a cached function has computed something, and how much of it is kept."""
     return function.cache_info()[1:]
+
+
+def _of_this_thread(local: Any) -> tuple[Any, ...]:
+    return (vars(local),)
 
 
 def _value_here(variable: contextvars.ContextVar[Any]) -> tuple[Any, ...]:
@@ -723,6 +802,14 @@ def _answers_itself(cls: type) -> bool:
     return not issubclass(cls, Module) and any(isinstance(f, types.FunctionType) for f in found)
 
 
+def _objects_in(array: Any) -> tuple[Any, ...]:
+    return array.dtype, *array.shape, *_chain(array.tolist() if array.dtype.names else [array.flat])
+
+
+def _stream(stream: Any) -> Any:
+    return None if stream.closed else (stream.tell(), stream.getvalue())
+
+
 def _array(array: Any) -> Any:
     return array.dtype, array.shape, array.tobytes()
 
@@ -741,10 +828,19 @@ def _state_of(thing: Any) -> Callable[[Any], Any] | None:
     if numpy is not None and isinstance(thing, numpy.random.RandomState):
         return lambda state: repr(state.get_state(legacy=False)["state"])
     if isinstance(thing, types.GeneratorType):
-        return lambda generator: None if generator.gi_frame is None else generator.gi_frame.f_lasti
+        return _place_in
     if hasattr(type(thing), "__next__") and hasattr(type(thing), "__iter__"):
         return _reduced
     return None
+
+
+def _place_in(generator: Any) -> Any:
+    """The instruction that a generator is at, and its variables: numbers and texts as they are."""
+    frame = generator.gi_frame
+    if frame is None:
+        return None
+    of = frame.f_locals.items()
+    return frame.f_lasti, [(name, repr(item) if type(item) in NEVER_CHANGE else id(item)) for name, item in of]
 
 
 def _reduced(iterator: Any) -> Any:
@@ -801,7 +897,7 @@ def _is_trusted_file(name: str) -> bool:
     return path.startswith(_STDLIB + os.sep) and "site-packages" not in path and "dist-packages" not in path
 
 
-def _is_trusted(code: types.CodeType) -> bool:
+def is_trusted(code: types.CodeType) -> bool:
     """Whether the code is torch's, NumPy's, ours or of Python's library: it reads no state of its own that changes."""
     return _is_trusted_file(code.co_filename)
 

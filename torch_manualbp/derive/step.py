@@ -22,7 +22,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from torch_manualbp._files import write_text
-from torch_manualbp._torch import default_device, is_autocast_enabled, pytree
+from torch_manualbp._torch import default_device, is_autocast_enabled, pytree, saved_tensors_hooks
 from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.check import is_close, is_rounding, loss_by_autograd
 from torch_manualbp.derive.clipping import norm_of
@@ -36,7 +36,7 @@ from torch_manualbp.derive.held_memory import HeldMemory
 from torch_manualbp.derive.interruptions import Uninterrupted
 from torch_manualbp.derive.processes import Processes, ProcessesError, refuse_empty, unwrapped
 from torch_manualbp.derive.ranges import Range, Sizes, alike_but_for_sizes, sizes_of
-from torch_manualbp.derive.reads import Reads, address_of, are_unchanged, dict_version, have_hooks
+from torch_manualbp.derive.reads import Reads, address_of, are_unchanged, bases_of, dict_version, have_hooks
 from torch_manualbp.derive.scaling import ScaledLoss, scale_of
 from torch_manualbp.derive.tape import NotDerivableError
 from torch_manualbp.derive.update import (
@@ -46,6 +46,7 @@ from torch_manualbp.derive.update import (
     is_forked,
     kind_of,
     kind_of_zeros,
+    namespaces_of,
     structure_of,
 )
 
@@ -108,11 +109,12 @@ class _Last:
         self._parameters = [*chain.from_iterable(self._lists)]
         self._lengths = [len(groups), *map(len, self._lists)]
         self._hold = _always if reads.is_simple else reads.hold
-        own = vars(step), vars(optimizer), *groups
+        own = vars(step), vars(optimizer), *groups, *namespaces_of(optimizer)
         self._versioned = *own, *reads.versioned
-        self._tensors, self._objects = reads.tensors, (optimizer, *reads.objects)
+        self._tensors, self._objects, self._derived = reads.tensors, (optimizer, *reads.objects), reads.derived
         self._empty = *hooks_of(optimizer), *reads.empty
         self._now = [*map(dict_version, own), *reads.versions, *reads.addresses, type(optimizer), *reads.classes]
+        self._now += reads.bases
         self._around = is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE
         self._are_such = are_unchanged((*leaves, *reads.tensors))
         self._together = _together(inputs, target, leaves)
@@ -125,6 +127,7 @@ class _Last:
         tensors, groups, processes = self._tensors, step.optimizer.param_groups, step._processes
         try:
             now = [*map(dict_version, self._versioned), *map(address_of, tensors), *map(type, self._objects)]
+            now += map(bases_of, self._derived)
             return (
                 now == self._now
                 and [len(groups), *map(len, self._lists)] == self._lengths
@@ -138,6 +141,7 @@ class _Last:
                 and (is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE) == self._around
                 and (processes is None or processes.reduces() == self._reduces)
                 and not is_autocast_enabled()
+                and saved_tensors_hooks() is None
                 and self._hold()
             )
         except (AttributeError, RuntimeError):  # of tensors that have no memory any more
@@ -759,6 +763,7 @@ class TrainStep:
             torch.get_autocast_dtype("cpu") if is_autocast_enabled() else None,
             torch.get_default_dtype(),
             default_device.CURRENT_DEVICE,
+            saved_tensors_hooks(),
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
             (id(self.model), id(self.loss), id(self.optimizer), self._scales()),
             (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),

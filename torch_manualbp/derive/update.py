@@ -26,8 +26,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import operator
 import os
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,6 +43,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch_manualbp._torch import foreach_add_, fused_adam_, fused_adamw_, has_internal_overlap
 from torch_manualbp.derive.plan import CASTS
 from torch_manualbp.derive.program import Call, Formula, Program, Text, Value
+from torch_manualbp.derive.reads import dict_of, is_trusted
 from torch_manualbp.kernels.products import onednn_linear
 
 __all__ = ["SGD", "Adam", "forms_of", "has_odd_state", "kind_of", "kind_of_zeros", "leave_gradient", "structure_of"]
@@ -76,6 +80,8 @@ def _structure_of_sgd(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any,
     numbers = _, momentum, dampening, decay, nesterov, maximize, differentiable = _of_sgd(group)
     if differentiable or (nesterov and dampening) or not _NUMBERS.issuperset(map(type, numbers)):
         return None  # torch's constructor refuses Nesterov's with dampening, and its step computes both
+    if not math.isfinite(numbers[0]):  # by which a product, of which it is a factor, is NaN where the gradient is not
+        return None
     if dampening and momentum and _are_at_different_steps(optimizer, group):
         return None
     return momentum != 0, dampening != 0, decay != 0, nesterov, maximize
@@ -83,7 +89,7 @@ def _structure_of_sgd(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any,
 
 def _structure_of_adam(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...] | None:
     lr, betas, eps, decay, amsgrad, maximize, differentiable, capturable = _of_adam(group)
-    is_plain = _NUMBERS.issuperset(map(type, (lr, *betas, eps, decay)))
+    is_plain = type(betas) is tuple and _NUMBERS.issuperset(map(type, (lr, *betas, eps, decay)))
     if differentiable or capturable or not is_plain or _is_forked:
         return None
     return _is_decoupled(optimizer, group), amsgrad, maximize, group.get("fused")
@@ -171,7 +177,24 @@ def _extent(t: Tensor) -> int:
 def _is_watched(optimizer: Optimizer) -> bool:
     """Whether somebody is called at the optimizer's own step, other than a learning rate scheduler, which counts."""
     own = vars(optimizer).get("step")
-    return any(hooks_of(optimizer)) or (own is not None and not hasattr(own, "_wrapped_by_lr_sched"))
+    is_own = own is not None and not hasattr(own, "_wrapped_by_lr_sched")
+    return is_own or any(hooks_of(optimizer)) or not _is_torchs(type(optimizer))
+
+
+def _is_torchs(cls: type) -> bool:
+    """Whether the step of a class of torch's is torch's, and the functions of its file are."""
+    steps, step = [], getattr(cls, "step", None)
+    while step is not None:
+        steps.append(step)
+        step = getattr(step, "__wrapped__", None)
+    functions = [f for f in vars(sys.modules[cls.__module__]).values() if isinstance(f, types.FunctionType)]
+    return all(is_trusted(f.__code__) for f in (*steps, *functions))
+
+
+def namespaces_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What somebody would write into to have another step made than torch's."""
+    cls = type(optimizer)
+    return [dict_of(vars(cls)), vars(sys.modules[cls.__module__])]
 
 
 def hooks_of(optimizer: Optimizer) -> list[dict[int, Any]]:
