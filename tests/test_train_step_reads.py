@@ -6,9 +6,11 @@ import array
 import collections
 import contextlib
 import copy
+import decimal
 import enum
 import functools
 import io
+import logging
 import random
 import sys
 import threading
@@ -23,6 +25,9 @@ import pytest
 import torch
 from test_train_step_silent import Held, Twins, batch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_manualbp import TrainStep
 from torch_manualbp.derive import NotDerivableError
@@ -141,6 +146,11 @@ def by_key() -> Any:
     return SimpleNamespace(inner=inner, items=vars(inner), key="scale")
 
 
+GENERATOR = torch.Generator().manual_seed(1)
+LOGGER: Any = logging.getLogger("of a test")
+THREAD = threading.Thread()
+
+
 def move(held: Any, value: float) -> None:
     if held[0]:
         held[1].insert(0, held[0].pop())
@@ -212,6 +222,37 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any,
         lambda h, v: h.o.defaults.update(lr=v),
     ),
     "an attribute of a scheduler": (trained, lambda h: h.s.gamma, lambda h, v: setattr(h.s, "gamma", v)),
+    "an attribute of a function that does not run": (
+        lambda: with_scale(lambda: None, 1.0),
+        lambda h: h.scale,
+        with_scale,
+    ),
+    "an attribute that a tensor has not": (
+        lambda: torch.ones(2, dtype=torch.float64),
+        lambda h: getattr(h, "scale", 3.0),
+        with_scale,
+    ),
+    "an attribute of a thread": (
+        lambda: None,
+        lambda h: getattr(THREAD, "scale", 1.0),
+        lambda h, v: with_scale(THREAD, v),
+    ),
+    "an attribute of a logger": (lambda: with_scale(LOGGER, 1.0), lambda h: LOGGER.scale, with_scale),
+    "the seed of a generator": (
+        lambda: None,
+        lambda h: float(GENERATOR.initial_seed()),
+        lambda h, v: GENERATOR.manual_seed(int(v)),
+    ),
+    "bytes of a storage": (
+        lambda: torch.ones(1, dtype=torch.uint8).untyped_storage(),
+        lambda h: float(h[0]),
+        lambda h, v: h.__setitem__(0, int(v)),
+    ),
+    "the precision of decimals": (
+        lambda: None,
+        lambda h: float(decimal.Decimal(1) / 3),
+        lambda h, v: setattr(decimal.getcontext(), "prec", 3 if v == 2.0 else 28),
+    ),
     "a setting of torch's": (
         lambda: None,
         lambda h: 2.0 if torch.get_float32_matmul_precision() == "high" else 1.0,
@@ -247,6 +288,20 @@ def test_what_may_vanish_is_refused(of: Callable[[Any], Any]) -> None:
     model = Held(of(thing), lambda held: 1.0 if held else 2.0).double()
     with pytest.raises(NotDerivableError, match="a weak reference"):
         TrainStep(model, nn.MSELoss(), SGD(model.parameters()))(*batch(0))
+
+
+def test_what_is_let_go_is_gone() -> None:
+    thing: Any = type("C", (One,), {"scale": 1.0})()
+    held = SimpleNamespace(thing=thing, weak=weakref.ref(thing))
+    model = Held(held, lambda h: 2.0 if h.weak() is None or h.thing is None else h.weak().scale).double()
+    twins = Twins(model)
+    cast: Any = twins.theirs
+    cast.held.weak = held.weak
+    del thing
+    twins.advance(0)
+    held.thing = cast.held.thing = None
+    twins.advance(1)
+    assert held.weak() is None
 
 
 def test_what_each_thread_has_of_its_own_counts() -> None:
@@ -297,6 +352,26 @@ def test_hooks_of_kept_tensors_that_come_later_are_held_against_autograd() -> No
     twins = Twins(model)
     twins.advance(0)
     with torch.autograd.graph.save_on_cpu():
+        twins.advance(1)
+
+
+class DoublesProducts(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        return result * 2 if function is F.linear else result
+
+
+class DoublesTanh(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        return result * 2 if function is torch.ops.aten.tanh.default else result
+
+
+@pytest.mark.parametrize("mode", [DoublesProducts, DoublesTanh])
+def test_a_mode_that_comes_later_is_held_against_autograd(mode: Any) -> None:
+    twins = Twins(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double())
+    twins.advance(0)
+    with mode(), pytest.raises(NotDerivableError):
         twins.advance(1)
 
 

@@ -21,9 +21,11 @@ from torch.nn.modules.adaptive import _ASMoutput as AdaptiveOutput
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
 from torch.nn.modules.conv import _ConvNd as AnyConvolution
 from torch.nn.modules.instancenorm import _InstanceNorm as AnyInstanceNorm
+from torch.overrides import _get_current_function_mode_stack as _function_modes
 from torch.utils import _device as default_device
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as _dispatch_modes
 
 __all__ = [
     "AdaptiveOutput",
@@ -48,6 +50,7 @@ __all__ = [
     "foreach_mul_",
     "foreach_norm",
     "forward_mode_level",
+    "function_modes",
     "functorch_levels_of_forward_mode",
     "fused_adam_",
     "fused_adamw_",
@@ -65,6 +68,7 @@ __all__ = [
     "legacy_reduction_name",
     "mapped_dim",
     "mark_static",
+    "modes_around",
     "multi_head_shapes_fit",
     "nn_functions",
     "number_of_reduction",
@@ -180,6 +184,16 @@ except ImportError:
 
     def are_unchanged(tensors: Sequence[Tensor]) -> Callable[..., bool]:
         return lambda *now: False
+
+
+function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+"""How many modes see the functions of torch that are called, the default device's among them."""
+
+
+def modes_around() -> list[Any]:
+    """The modes that see what is computed, but for the default device's."""
+    functions = [mode for mode in _function_modes() if not isinstance(mode, default_device.DeviceContext)]
+    return [*functions, *_dispatch_modes()]
 
 
 def saved_tensors_hooks() -> Any:

@@ -18,6 +18,7 @@ import collections
 import collections.abc
 import contextvars
 import ctypes
+import decimal
 import dis
 import enum
 import functools
@@ -72,11 +73,8 @@ SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch
 NEVER_CHANGE = frozenset((*SCALARS, range, torch.Size, torch.memory_format, types.BuiltinFunctionType, types.CodeType))
 """Types whose objects never change; those of a class that is derived from one of them may."""
 
-HOLDERS = (types.MethodWrapperType, slice, super)
+HOLDERS = (types.MethodWrapperType, slice, super, operator.itemgetter, operator.attrgetter, operator.methodcaller)
 """Types whose objects are other objects' ways in."""
-
-OWN_LIFE = (threading.Thread,)
-"""Types whose objects change at every step, and of which a forward reads nothing."""
 
 MODULE_NAMES = words(
     "training _parameters _buffers _modules _forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks "
@@ -108,6 +106,8 @@ ASKED: Mapping[str, Callable[[Any], tuple[Any, ...]]] = {
     "backends": lambda _: tuple(
         getattr(of, name, None) for of in (cudnn, mkldnn) for name in ("enabled", "benchmark", "deterministic")
     ),
+    "Decimal": lambda _: (decimal.getcontext().prec, decimal.getcontext().rounding),
+    "geterr": lambda _: (*sys.modules["numpy"].geterr().values(),),
     "current_thread": lambda _: (threading.current_thread(),),
     "get_ident": lambda _: (threading.get_ident(),),
     "getpid": lambda _: (os.getpid(),),
@@ -261,6 +261,7 @@ class Reads:
         self._probed: list[tuple[Any, Callable[[Any], tuple[Any, ...]], Place]] = []
         self._content: list[tuple[Any, Callable[[Any], Any], Any, Place]] = []
         self._moving: list[tuple[Any, Callable[[Any], Any], Any, Place]] = []
+        self._weakly: list[tuple[Any, Place]] = []
         self._lines: list[type] = []  # classes, whose bases may be others
         for path, root in roots:
             if isinstance(root, Module):
@@ -270,6 +271,7 @@ class Reads:
                 self._queue.append((root, Place(path, path)))
         self._add_globals()
         own = set().union(*(code.co_names for code, _ in executed.own()))
+        self._may_ask_in_vain = self.reads_any_name or not own.isdisjoint(("hasattr", "AttributeError"))
         packages = {str(scope.get("__package__")) for _, scope in executed.own()} - {"", "None"}
         relative = {f"{package}.{name}" for package in packages for name in own} | packages
         for text in (self.names | relative) & sys.modules.keys():  # which importlib may have been asked for
@@ -281,6 +283,13 @@ class Reads:
         for hooks in _hooks_of_all_modules():
             self._add_whole(hooks, Place("", "the hooks of all modules"))
         self._follow()
+        self.has_weak = bool(self._weakly)
+        """Whether a referent that is gone lives on while this is kept."""
+
+        for referent, place in self._weakly:
+            if id(referent) not in self._seen:  # what nothing else holds
+                self.beyond = self.beyond or place.at(", a weak reference")
+        self._weakly = []
         self._finish()
 
     # Following
@@ -320,8 +329,11 @@ class Reads:
                 self._seen[id(thing)] = thing
                 self._visit_training(thing, place)
                 continue
-            if isinstance(thing, logging.Logger):
-                self._probe(thing, _level_of, place)
+            if isinstance(thing, logging.Logger | threading.Thread):
+                if isinstance(thing, logging.Logger):
+                    self._probe(thing, _level_of, place)
+                self._seen[id(thing)] = thing
+                self._add_dict(vars(thing), self.names.__contains__, place.at(".{}"))
                 continue
             if len(self._seen) >= LIMIT:
                 self.beyond = place
@@ -363,8 +375,8 @@ class Reads:
             referent = thing()
             if isinstance(referent, Module | Parameter | type | types.FunctionType | types.ModuleType | None):
                 self._later((referent, place))
-            else:  # which would live on for as long as the program does
-                self.beyond = self.beyond or place.at(", a weak reference")
+            else:
+                self._weakly.append((referent, place))
         elif isinstance(thing, threading.local):
             self._probe(thing, _of_this_thread, place)
             self._add_dict(vars(thing), _any_name, place.at(".{}"))
@@ -402,7 +414,7 @@ class Reads:
         self._tensor_places.append(place)
         if id(tensor) not in self._named:
             self.held[_free(_key(place), self.held)] = tensor
-        if vars(tensor):
+        if vars(tensor) or self._may_ask_in_vain:
             self._add_dict(vars(tensor), self.names.__contains__, place.at(".{}"))
 
     def _visit_class(self, cls: type, place: Place) -> None:
@@ -410,14 +422,11 @@ class Reads:
             if base is object or not base.__flags__ & _HEAP_TYPE:
                 continue
             at, is_own = Place("", f"{base.__qualname__}.{{}}"), not _is_trusted_name(base.__module__)
-            self._add_dict(vars(base), self._may_be_asked if is_own else self.names.__contains__, at, follow=is_own)
+            may_hold = functools.partial(_may_be_asked, self.names) if is_own else self.names.__contains__
+            self._add_dict(vars(base), may_hold, at, follow=is_own)
         self._lines.append(cls)
         if not _is_trusted_name(type(cls).__module__):
             self._later((type(cls), place))
-
-    def _may_be_asked(self, name: str) -> bool:
-        """Whether code may read this of a class: by its name, or by what operators and statements call."""
-        return name in self.names or (name.startswith("__") and name not in NO_PART)
 
     def _visit_function(self, function: Any, place: Place, ran: bool = False) -> None:
         if not isinstance(function, types.FunctionType):
@@ -430,6 +439,8 @@ class Reads:
             self.names.update(function.__code__.co_names)
             self._add_dict(function.__globals__, _globals_in(function.__code__).__contains__, place.at(": {}"))
         elif not self.executed.ran(function):
+            if function.__dict__:
+                self._later((function.__dict__, place))
             return
         self._probe(function, operator.attrgetter("__code__", "__defaults__", "__kwdefaults__"), place)
         self._later(*((cell, place) for cell in function.__closure__ or ()))
@@ -456,6 +467,10 @@ class Reads:
             self._later((thing.contents, place))
         if type(thing) in HOLDERS:
             self._later(*((item, place) for item in gc.get_referents(thing)))
+        if isinstance(thing, torch.Generator) and "initial_seed" in self.names:
+            self._probe(thing, _seed_of, place)
+        if isinstance(thing, torch.UntypedStorage):
+            self._content.append((thing, _stored, _stored(thing), place))
         moving = _state_of(thing)
         if moving is not None:
             self._moving.append((thing, moving, moving(thing), place))
@@ -712,11 +727,16 @@ def _has_own_life(thing: Any) -> bool:
     with."""
     if isinstance(thing, Module | Tensor | type | types.FunctionType | types.ModuleType):
         return False
-    return isinstance(thing, OWN_LIFE) or type(thing).__module__.startswith("torch_manualbp.")
+    return type(thing).__module__.startswith("torch_manualbp.")
 
 
 def _all_of(items: Any) -> tuple[Any, ...]:
     return (*items, *(items.values() if isinstance(items, dict) else ()))
+
+
+def _may_be_asked(names: set[str], name: str) -> bool:
+    """Whether code with these names may read this of a class: by its name, or by what operators and statements call."""
+    return name in names or (name.startswith("__") and name not in NO_PART)
 
 
 def _any_name(name: str) -> bool:
@@ -804,6 +824,15 @@ def _answers_itself(cls: type) -> bool:
 
 def _objects_in(array: Any) -> tuple[Any, ...]:
     return array.dtype, *array.shape, *_chain(array.tolist() if array.dtype.names else [array.flat])
+
+
+def _seed_of(generator: torch.Generator) -> tuple[Any, ...]:
+    return (generator.initial_seed(),)
+
+
+def _stored(storage: torch.UntypedStorage) -> bytes:
+    content: bytes = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).cpu().numpy().tobytes()
+    return content
 
 
 def _stream(stream: Any) -> Any:

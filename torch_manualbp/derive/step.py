@@ -22,7 +22,15 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from torch_manualbp._files import write_text
-from torch_manualbp._torch import default_device, is_autocast_enabled, pytree, saved_tensors_hooks
+from torch_manualbp._torch import (
+    default_device,
+    dispatch_modes,
+    function_modes,
+    is_autocast_enabled,
+    modes_around,
+    pytree,
+    saved_tensors_hooks,
+)
 from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.check import is_close, is_rounding, loss_by_autograd
 from torch_manualbp.derive.clipping import norm_of
@@ -115,7 +123,7 @@ class _Last:
         self._empty = *hooks_of(optimizer), *reads.empty
         self._now = [*map(dict_version, own), *reads.versions, *reads.addresses, type(optimizer), *reads.classes]
         self._now += reads.bases
-        self._around = is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE
+        self._around = _surroundings()
         self._are_such = are_unchanged((*leaves, *reads.tensors))
         self._together = _together(inputs, target, leaves)
         self._reduces = step._processes is None or step._processes.reduces()
@@ -138,7 +146,7 @@ class _Last:
                 and _together(inputs, target, leaves) == self._together
                 and self._are_such(*leaves, *tensors)
                 and not any(map(vars, leaves))
-                and (is_forked(), torch.get_default_dtype(), default_device.CURRENT_DEVICE) == self._around
+                and _surroundings() == self._around
                 and (processes is None or processes.reduces() == self._reduces)
                 and not is_autocast_enabled()
                 and saved_tensors_hooks() is None
@@ -146,6 +154,11 @@ class _Last:
             )
         except (AttributeError, RuntimeError):  # of tensors that have no memory any more
             return False
+
+
+def _surroundings() -> tuple[Any, ...]:
+    of_dtype = torch.get_default_dtype()
+    return is_forked(), of_dtype, default_device.CURRENT_DEVICE, function_modes(), dispatch_modes()
 
 
 def _always() -> bool:
@@ -446,11 +459,12 @@ class TrainStep:
                 entry = self._programs[-1] if self._programs else None
                 last = None if entry is None or not leaves else entry.last
                 if entry is None or last is None or not last.serves(self, inputs, target, leaves):
+                    entry = last = None  # which may hold what is gone
                     structure = self._structure()
                     if structure is None:
                         return self._through_gradients(inputs, target)
                     entry = self._find(inputs, target, structure)
-                    is_plain = bool(leaves) and not depends_on_state(self.optimizer)
+                    is_plain = bool(leaves) and not depends_on_state(self.optimizer) and not modes_around()
                     entry.last = _Last(self, entry, inputs, target, leaves) if is_plain else None
                 with Uninterrupted():
                     C = self._run(entry, inputs, target)
@@ -764,6 +778,7 @@ class TrainStep:
             torch.get_default_dtype(),
             default_device.CURRENT_DEVICE,
             saved_tensors_hooks(),
+            modes_around(),
             [list(map(id, group["params"])) for group in self.optimizer.param_groups],
             (id(self.model), id(self.loss), id(self.optimizer), self._scales()),
             (self.keep_deltas, self.keep_output, self.keep_layers, self.compile, self.skip_nonfinite),
@@ -776,6 +791,9 @@ class TrainStep:
                 if i != len(entries) - 1:
                     entries.append(entries.pop(i))
                 return self._with_memory(entry)
+        if any(entry.reads.has_weak for entry in entries):  # what is gone is not to be there for forward
+            self._programs = entries = [e for e in entries if not e.reads.has_weak or e.reads.hold()]
+            del entry
         fuse = self.fuse is True and not self._has_warned and processes is None
         if evaluates:
             how = How(False, compile=self.compile, fuse=fuse, keep_output=self.keep_output, evaluates=True)
