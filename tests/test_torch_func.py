@@ -382,5 +382,5 @@ def test_linearize_is_verified() -> None:
         return push(ones(x)) + out
 
     model = Net(inside)
-    report = verify_model(model, *batch(model), torch.nn.MSELoss())
+    report = verify_model(model, *batch(model), torch.nn.MSELoss(), budget_s=300)
     assert {row.check for row in report.failures} == {"whole model: finite differences"}

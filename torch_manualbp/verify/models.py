@@ -108,7 +108,9 @@ def verify_model(
         if layers is None:
             trial = Target(subject, options)
             notes.update(dict.fromkeys(trial.notes))
-            of_whole = [c for c in wanted if c.name.startswith("values") or c is WHOLE_LOSS]
+            # The slope of the loss sees what nothing else does, and is looked at first, while there is time.
+            of_whole = [c for c in wanted if c is WHOLE_LOSS]
+            of_whole += [c for c in wanted if c.name.startswith("values")]
             for row in run_checks(trial, of_whole):
                 yield replace(row, check=WHOLE + row.check, name=row.name.removeprefix("model."))
         of_layers = [c for c in wanted if c is not WHOLE_LOSS]
@@ -117,12 +119,17 @@ def verify_model(
 
     def verified(seen: Seen | None = None) -> Report:
         with undisturbed(model, loss), stopped_after(options.deadline):
-            rows = list_until_spent(found(), seen)
+            rows = sorted(list_until_spent(found(), seen), key=_place)
         if checks is not None:
             rows = [replace(row, compares=row.verdict == OK) for row in rows]
         return Report(name_of(model), tuple(rows), time.perf_counter() - start, tuple(notes), strict)
 
     return in_own_process(verified, name_of(model), budget_s) if own_process else verified()
+
+
+def _place(row: Row) -> int:
+    """The gradients of the whole, the slope of its loss, then the layers."""
+    return 1 if row.check == WHOLE + WHOLE_LOSS.name else 0 if row.check.startswith(WHOLE) else 2
 
 
 class ModelAndLoss(Module):
