@@ -266,7 +266,9 @@ class Assembled:
         made = {value for item in planned.once if isinstance(item, Call) for value in item.results}
         constants: dict[str, Value] = {}
         count = 0
-        for value in sorted(used - made - set(own.values()), key=lambda v: (v.name, str(v.tensor.dtype))):
+        numbers = program.numbers()  # in the order of the calls, which is the same at all sizes of data
+        others = used - made - set(own.values()) - set(numbers)
+        for value in (*sorted(others, key=lambda v: (v.name, str(v.tensor.dtype))), *(v for v in numbers if v in used)):
             if value.memory.origin not in (CONSTANT, HELD):
                 continue
             if value.number is None:

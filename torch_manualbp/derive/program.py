@@ -334,6 +334,10 @@ class Program:
             self._numbers[key] = value
         return self._numbers[key]
 
+    def numbers(self) -> list[Value]:
+        """The Python numbers that are tensors, in the order in which they came."""
+        return list(self._numbers.values())
+
     def alias(self, tensor: Tensor, of: Tensor) -> Value:
         """Make known a view of all of a tensor, which is a value of its own nevertheless."""
         known = self.value(of)
