@@ -94,11 +94,17 @@ class Signal:
         number = signal.SIGALRM if self.way == "alarm" else signal.SIGINT
         before = signal.signal(number, self._handle)
         presses = self.way in ("Ctrl-C", "three signals")
-        thread = threading.Thread(target=self._press, args=(delay,)) if presses else None
+        switch = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6 if presses else switch)  # so that the thread that presses has its turn in time
+        gate = threading.Lock()  # opened when the thread has started, whose own locks a signal may come between
+        thread = threading.Thread(target=self._press, args=(gate, delay)) if presses else None
+        if thread is not None:
+            gate.acquire()
+            thread.start()
         try:
             self.is_armed = True
             if thread is not None:
-                thread.start()
+                gate.release()
             elif self.way == "alarm":
                 signal.setitimer(signal.ITIMER_REAL, delay)
             else:
@@ -117,6 +123,7 @@ class Signal:
                 break
             except KeyboardInterrupt:  # the next of several
                 is_interrupted = True
+        sys.setswitchinterval(switch)
         if signal.getsignal(number) != self._handle:
             raise Interrupted(f"the handler of the signal is {signal.getsignal(number)} afterwards")
         signal.signal(number, before)
@@ -132,7 +139,8 @@ class Signal:
 
         return trace
 
-    def _press(self, delay: float) -> None:
+    def _press(self, gate: threading.Lock, delay: float) -> None:
+        gate.acquire()
         for _ in range(3 if self.way == "three signals" else 1):
             time.sleep(delay)
             if self.is_armed:
