@@ -504,3 +504,8 @@ def test_kinks_are_reported() -> None:
     assert "kink at -1.5: 0 | " in row.hint
     assert "kink at 0.75: " in row.hint
     assert "the inputs come no nearer to it than" in row.hint
+
+
+def test_dropout_that_draws_otherwise_under_a_transform_is_right() -> None:
+    report = verify(lambda z: torch.nn.functional.dropout(z.transpose(0, 1), 0.3), make(6, 30))
+    assert report.verdict == "correct", report
