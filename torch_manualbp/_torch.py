@@ -32,6 +32,7 @@ __all__ = [
     "AnyBatchNorm",
     "AnyConvolution",
     "AnyInstanceNorm",
+    "FunctionBase",
     "OpOverload",
     "OverloadPacket",
     "PlainFunction",
@@ -95,6 +96,9 @@ is_dynamo_compiling: Callable[[], bool] = torch.compiler.is_dynamo_compiling
 
 is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether a transform of torch.func is at work."""
+
+FunctionBase: Any = torch._C._FunctionBase
+"""What ``autograd.Function`` is derived from."""
 
 is_jit_tracing: Callable[[], Any] = torch._C._get_tracing_state
 """Whether torch.jit.trace is at work: its state, or None."""

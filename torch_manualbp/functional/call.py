@@ -15,6 +15,7 @@ import torch_manualbp.kernels  # noqa: F401 # which evaluates the formulas
 from torch_manualbp._torch import (
     is_autocast_enabled,
     is_dynamo_compiling,
+    is_jit_tracing,
     is_transformed,
     legacy_reduction_name,
 )
@@ -93,6 +94,7 @@ def is_unwatched() -> bool:
         or is_transformed()
         or forward_ad._current_level >= 0
         or recorder() is not None
+        or is_jit_tracing() is not None
     )
 
 

@@ -16,7 +16,7 @@ from torch.autograd import function as function_module
 from torch.autograd.function import BackwardCFunction
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
-from torch_manualbp._torch import OpOverload, OverloadPacket, PlainFunction
+from torch_manualbp._torch import FunctionBase, OpOverload, OverloadPacket, PlainFunction
 from torch_manualbp.rules.rule import RuleWithByproducts, output_of
 from torch_manualbp.verify.check import DoesNotApply
 
@@ -33,9 +33,7 @@ __all__ = [
     "run_forward",
 ]
 
-_FunctionBase: Any = torch._C._FunctionBase
-
-_IS_ENGINES = vars(Function)["apply"] is vars(_FunctionBase)["apply"]
+_IS_ENGINES = vars(Function)["apply"] is vars(FunctionBase)["apply"]
 """Whether ``Function.apply`` is the engine's, as it is since torch 2.14."""
 
 Handler = Callable[[type[Function], Sequence[Any]], Any]
