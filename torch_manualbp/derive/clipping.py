@@ -23,7 +23,7 @@ from torch_manualbp._torch import foreach_mul_, foreach_norm
 from torch_manualbp.derive.program import MADE, Call, Formula, Memory, Program, Text, Value
 from torch_manualbp.derive.textbook import define
 
-__all__ = ["BOUNDS", "NORM", "clip", "norm_function", "norm_of", "write_clipping"]
+__all__ = ["BOUNDS", "NORM", "clip", "norm_function", "write_clipping"]
 
 BOUNDS = ("clip_norm", "clip_value")
 """The bounds, as the step is given them."""
@@ -33,12 +33,6 @@ SECTION = "clipping"
 EPS = 1e-6
 SMALL = 1 << 16
 """Numbers up to which a gradient is scaled in one call with others."""
-
-
-def norm_of(gradients: Iterable[Tensor]) -> Tensor:
-    """‖g‖ of all gradients together."""
-    norms = [torch.linalg.vector_norm(g.detach()) for g in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 def clip(program: Program, gradients: Sequence[Value], how: Any) -> Value | None:

@@ -33,7 +33,6 @@ from torch_manualbp._torch import (
 )
 from torch_manualbp.derive.buffers import Kept
 from torch_manualbp.derive.check import is_close, is_rounding, loss_by_autograd
-from torch_manualbp.derive.clipping import norm_of
 from torch_manualbp.derive.derived import Derived, How, KeptLayer, OddStateError
 from torch_manualbp.derive.deriving import derived_program, holds_at
 from torch_manualbp.derive.draws import Draws, random_states
@@ -577,12 +576,11 @@ class TrainStep:
             scaler.unscale_(self.optimizer)
         if not is_clipped:
             learnt = [p for p in self._parameters() if p.grad is not None]
-            gradients = [p.grad for p in learnt if p.grad is not None]
             self._norm[0] = None
             if self.clip_norm is not None:
                 self._norm[0] = torch.nn.utils.clip_grad_norm_(learnt, self.clip_norm)
             elif self.keep_grad_norm:
-                self._norm[0] = norm_of(gradients)
+                self._norm[0] = torch.nn.utils.get_total_norm([p.grad for p in learnt if p.grad is not None])
             if self.clip_value is not None:
                 torch.nn.utils.clip_grad_value_(learnt, self.clip_value)
         if scaler is None:

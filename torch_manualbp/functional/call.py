@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
 import torch_manualbp.kernels  # noqa: F401 # which evaluates the formulas
 from torch_manualbp._torch import (
+    forward_mode_level,
     is_autocast_enabled,
     is_dynamo_compiling,
     is_jit_tracing,
@@ -92,7 +92,7 @@ def is_unwatched() -> bool:
         is_grad_enabled()
         or is_dynamo_compiling()
         or is_transformed()
-        or forward_ad._current_level >= 0
+        or forward_mode_level() >= 0
         or recorder() is not None
         or is_jit_tracing() is not None
     )

@@ -35,9 +35,7 @@ Named = Callable[[str, Tensor, str], Tensor]
 def opened(rule: type[Rule], args: tuple[Any, ...]) -> Callable[[Named], tuple[Tensor, ...]] | None:
     """What makes the outputs of a rule by smaller ones, or None where it is to stay as it is."""
     of_rule = OPENED.get(rule)
-    if of_rule is None or any(
-        isinstance(t, Tensor) and t.dtype not in (torch.float32, torch.float64) for t in args[:3]
-    ):
+    if of_rule is None or any(isinstance(t, Tensor) and t.dtype not in PLAIN for t in args[:3]):
         return None
     if _count(rule, args) > MOST_NUMBERS:
         return None
